@@ -1,0 +1,1 @@
+"""Models: what Hugging Face lacks, and thin adapters over what it has. May import `kernels`, never `engine`."""
