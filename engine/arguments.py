@@ -1,0 +1,75 @@
+"""Flags and YAML files -> dataclasses, by `trl.TrlParser`; whatever cannot be used is one line that says what was expected."""
+
+import argparse
+import difflib
+
+import yaml
+from transformers.hf_argparser import string_to_bool
+from trl import TrlParser
+
+from engine.errors import InputError
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The recipe's docstring as written; each flag under its first name, with its choices (few) and its default."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=34, width=120)
+
+    def _format_action_invocation(self, action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return ", ".join(action.option_strings[:2])
+        if action.choices and len(action.choices) <= 6:
+            value = "{" + ",".join(map(str, action.choices)) + "}"
+        else:
+            value = {int: "INT", float: "FLOAT", str: "STR", string_to_bool: "{true,false}"}.get(action.type, "VALUE")
+        return f"{action.option_strings[0]} {value}"
+
+
+def parse_arguments(dataclass_types, argv: list[str], *, recipe: str, description: str | None = None) -> tuple:
+    """One instance of each dataclass, filled from `argv`; `--config FILE.yaml` gives defaults, flags go on top.
+
+    Raises InputError for an unknown flag or setting (naming the nearest one), for a value that does not parse, and with the first
+    line of any ValueError a dataclass raises about its values.
+    """
+    usage = f"python -m recipes.{recipe} [--config FILE.yaml] [--flag value ...]"
+    parser = TrlParser(dataclass_types, usage=usage, description=description, allow_abbrev=False, formatter_class=_Help)
+    _group_by_class(parser)
+    argv = [part for flag in argv for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
+    if "--config" in argv and argv.index("--config") == len(argv) - 1:
+        raise InputError("--config: expected the name of a YAML file after it")
+    try:
+        *parsed, from_file, from_flags = parser.parse_args_and_config(
+            argv, return_remaining_strings=True, separate_remaining_strings=True
+        )
+    except OSError as error:
+        raise InputError(f"--config {error.filename}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"--config {argv[argv.index('--config') + 1]}: not YAML ({' '.join(str(error).split())})") from None
+    except ValueError as error:
+        raise InputError(str(error).strip().splitlines()[0]) from None
+    flags = [option for action in parser._actions for option in action.option_strings]
+    for unknown in from_flags[:1]:
+        raise InputError(f"unknown flag {unknown}{_nearest(unknown, flags)} (--help lists the flags)")
+    for unknown in from_file[:1]:
+        setting = unknown.removeprefix("--")
+        raise InputError(f"{argv[argv.index('--config') + 1]}: unknown setting '{setting}'{_nearest(unknown, flags)}")
+    return tuple(parsed)
+
+
+def _group_by_class(parser: TrlParser) -> None:
+    """In the help, list flags under the class that declares them, the recipe's own first."""
+    places = {}
+    for dataclass_type in parser.dataclass_types:
+        for owner in reversed(dataclass_type.__mro__):
+            places |= dict.fromkeys(owner.__dict__.get("__annotations__", ()), owner)
+    owners = list(dict.fromkeys(owner for kind in parser.dataclass_types for owner in kind.__mro__ if owner in places.values()))
+    groups = {owner: parser.add_argument_group(f"{owner.__name__} ({owner.__module__})") for owner in owners}
+    for action in [action for action in parser._optionals._group_actions if action.dest in places]:
+        parser._optionals._group_actions.remove(action)
+        groups[places[action.dest]]._group_actions.append(action)
+
+
+def _nearest(flag: str, flags: list[str]) -> str:
+    near = difflib.get_close_matches(flag.split("=")[0], flags, n=1)
+    return f", did you mean {near[0]}?" if near else ""
