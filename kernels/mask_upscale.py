@@ -8,7 +8,6 @@ Per token 2 C 4 C1 + 4 . 2 C1 4 C2 + 16 . 2 C2 M FLOPs; x is read once and 16 M 
 writes and reads [4N, C1] and [16N, C2] five times over and computes all four masks.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -1,0 +1,69 @@
+"""Masks of one image at a time: its embedding is computed once, then prompts in its own pixels give masks of its own size."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from models.sam.frame import Frame, as_pixels
+from models.sam.sam import Sam
+
+
+class Prediction(NamedTuple):
+    """P prompts, M masks of a prompt (1, or 3 for ambiguous prompts), [H, W] the image's own size."""
+
+    logits: Tensor  # [P, M, H, W]; the mask is where they are positive
+    iou: Tensor  # [P, M], predicted
+    low_res_masks: Tensor  # [P, M, 4h, 4w] logits over the model's input, a mask prompt for a next call
+
+    @property
+    def masks(self) -> Tensor:
+        return self.logits > 0
+
+
+class Predictor:
+    """Several calls of `predict` after one of `set_image`."""
+
+    def __init__(self, model: Sam):
+        self.model = model.eval()
+        self.device = next(model.parameters()).device
+        self.frame: Frame | None = None
+
+    @torch.inference_mode()
+    def set_image(self, image: Image.Image | np.ndarray) -> None:
+        """A PIL image, or [H, W] or [H, W, 3] pixels (RGB; uint8, or 16-bit and floating for min-max models)."""
+        pixels = as_pixels(image)
+        self.frame = Frame.fit(pixels.shape[:2], self.model.image_size, self.model.fit)
+        resized = self.model.normalise(self.frame.resize(pixels).to(self.device))
+        self._embedding = self.model.image_encoder(self.frame.pad(resized)[None])
+        self._image_pe = self.model.prompt_encoder.dense_pe()
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        points: Tensor | None = None,
+        labels: Tensor | None = None,
+        boxes: Tensor | None = None,
+        mask_input: Tensor | None = None,
+        *,
+        multimask_output: bool = False,
+    ) -> Prediction:
+        """Masks of P prompts in pixels of the image: points [P, K, 2] as (x, y) with labels [P, K] (1 inside, 0 outside,
+        -1 none), boxes [P, 4] as x1, y1, x2, y2, mask_input [P, 1, 4h, 4w] logits of an earlier prediction."""
+        if self.frame is None:
+            raise RuntimeError("set_image comes before predict")
+        prompts = {}
+        if points is not None:
+            prompts |= {"points": self.frame.points(self._batch(points)), "labels": self._batch(labels)}
+        if boxes is not None:
+            prompts["boxes"] = self.frame.points(self._batch(boxes).unflatten(-1, (2, 2))).flatten(-2)
+        if mask_input is not None:
+            prompts["masks"] = self._batch(mask_input)
+        sparse, dense = self.model.prompt_encoder(**prompts)
+        low_res, iou = self.model.mask_decoder(self._embedding, self._image_pe, sparse, dense, multimask_output)
+        return Prediction(self.frame.masks(low_res[0]), iou[0], low_res[0])
+
+    def _batch(self, prompt) -> Tensor:
+        return torch.as_tensor(prompt, dtype=torch.float32, device=self.device)[None]
