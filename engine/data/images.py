@@ -19,19 +19,27 @@ EXPECTED = "a whole PNG, JPEG, TIFF, BMP or DICOM file"
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 
 
+class ImageError(InputError):
+    """An image that cannot be used: `NAME: reason (expected ...)`; `.reason` alone is for callers that name the row."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f"{name}: {reason} (expected {EXPECTED})")
+        self.reason = reason
+
+
 def open_image(path: str | Path) -> Image.Image:
-    """The image file as PIL RGB. InputError, naming the file and the reason, if it is missing, truncated or of another kind."""
+    """The image file as PIL RGB. ImageError, naming the file and the reason, if it is missing, truncated or of another kind."""
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
-        raise InputError(f"{path}: no such image file") from None
+        raise ImageError(str(path), "no such image file") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
-        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise ImageError(str(path), f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
     return decode_image(data, str(path))
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """The bytes of an image file as PIL RGB; `name` is what an InputError calls it."""
+    """The bytes of an image file as PIL RGB; `name` is what an ImageError calls it."""
     try:
         if data[128:132] == b"DICM" or Path(name).suffix.lower() in (".dcm", ".dicom"):
             return Image.fromarray(_read_dicom(data))
@@ -39,7 +47,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
             image.load()
             return _to_rgb(image)
     except Exception as error:  # decoders meet hostile bytes with every kind of exception
-        raise InputError(f"{name}: {_reason(error, data)} (expected {EXPECTED})") from None
+        raise ImageError(name, _reason(error, data)) from None
 
 
 def _reason(error: Exception, data: bytes) -> str:
