@@ -2,9 +2,10 @@
 
 import argparse
 import difflib
+import importlib.util
 
 import yaml
-from transformers.hf_argparser import string_to_bool
+from transformers import TrainingArguments
 from trl import TrlParser
 
 from engine.errors import InputError
@@ -19,25 +20,34 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
     def _format_action_invocation(self, action) -> str:
         if not action.option_strings or action.nargs == 0:
             return ", ".join(action.option_strings[:2])
+        kind = getattr(action.type, "__name__", "")
         if action.choices and len(action.choices) <= 6:
             value = "{" + ",".join(map(str, action.choices)) + "}"
+        elif kind == "string_to_bool":
+            value = "{true,false}"
         else:
-            value = {int: "INT", float: "FLOAT", str: "STR", string_to_bool: "{true,false}"}.get(action.type, "VALUE")
+            value = kind.upper() if kind in ("int", "float", "str") else "VALUE"
         return f"{action.option_strings[0]} {value}"
 
 
-def parse_arguments(dataclass_types, argv: list[str], *, recipe: str, description: str | None = None) -> tuple:
+def parse_arguments(
+    dataclass_types, argv: list[str], *, recipe: str, description: str | None = None, starter: dict | None = None
+) -> tuple:
     """One instance of each dataclass, filled from `argv`; `--config FILE.yaml` gives defaults, flags go on top.
 
+    `starter`: defaults of the run that needs no flags, beneath the config file's; they hold while no model or data set is named.
     Raises InputError for an unknown flag or setting (naming the nearest one), for a value that does not parse, and with the first
     line of any ValueError a dataclass raises about its values.
     """
     usage = f"python -m recipes.{recipe} [--config FILE.yaml] [--flag value ...]"
     parser = TrlParser(dataclass_types, usage=usage, description=description, allow_abbrev=False, formatter_class=_Help)
-    _group_by_class(parser)
+    parser.add_argument("--help_all", action="help", help="show every flag of transformers.TrainingArguments too")
+    _group_by_class(parser, everything="--help_all" in argv)
     argv = [part for flag in argv for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
     if "--config" in argv and argv.index("--config") == len(argv) - 1:
         raise InputError("--config: expected the name of a YAML file after it")
+    if starter and not {"--model_name_or_path", "--dataset_name", "--config"} & {flag.split("=")[0] for flag in argv}:
+        parser.set_defaults_with_config(**starter)
     try:
         *parsed, from_file, from_flags = parser.parse_args_and_config(
             argv, return_remaining_strings=True, separate_remaining_strings=True
@@ -54,11 +64,14 @@ def parse_arguments(dataclass_types, argv: list[str], *, recipe: str, descriptio
     for unknown in from_file[:1]:
         setting = unknown.removeprefix("--")
         raise InputError(f"{argv[argv.index('--config') + 1]}: unknown setting '{setting}'{_nearest(unknown, flags)}")
+    for tracker in {tracker for args in parsed for tracker in getattr(args, "report_to", [])} & set(TRACKERS):
+        if importlib.util.find_spec(tracker) is None:
+            raise InputError(f"--report_to {tracker}: {tracker} is not installed (pip install 'vesalius[tracking]')")
     return tuple(parsed)
 
 
-def _group_by_class(parser: TrlParser) -> None:
-    """In the help, list flags under the class that declares them, the recipe's own first."""
+def _group_by_class(parser: TrlParser, *, everything: bool) -> None:
+    """In the help, list flags under the class that declares them, the recipe's own first, the Trainer's rarer ones not at all."""
     places = {}
     for dataclass_type in parser.dataclass_types:
         for owner in reversed(dataclass_type.__mro__):
@@ -67,7 +80,10 @@ def _group_by_class(parser: TrlParser) -> None:
     groups = {owner: parser.add_argument_group(f"{owner.__name__} ({owner.__module__})") for owner in owners}
     for action in [action for action in parser._optionals._group_actions if action.dest in places]:
         parser._optionals._group_actions.remove(action)
-        groups[places[action.dest]]._group_actions.append(action)
+        owner = places[action.dest]
+        groups[owner]._group_actions.append(action)
+        if owner is TrainingArguments and action.dest not in COMMON and not everything:
+            action.help = argparse.SUPPRESS
 
 
 def _nearest(flag: str, flags: list[str]) -> str:
