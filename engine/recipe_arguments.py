@@ -1,0 +1,66 @@
+"""Flags that recipes share: which model is trained and what of it, and which questions it learns from and is tested on."""
+
+import importlib.util
+import logging
+from dataclasses import dataclass, field
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+def setting(default, help: str, **metadata):
+    """A dataclass field with a default and the help text of its flag."""
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass
+class ModelArguments:
+    """Which model, and what of it is trained."""
+
+    model_name_or_path: str | None = setting(None, "Checkpoint folder or hub name. None: the starter policy.")
+    model_revision: str = setting("main", "Branch, tag or commit of a hub checkpoint.")
+    dtype: str | None = setting(
+        None,
+        "Type of the weights. None: float32, so that small updates are not rounded away (bfloat16 for the frozen base under LoRA on CUDA).",
+        aliases=["--torch_dtype"],
+        choices=["float32", "bfloat16", "float16", "auto"],
+    )
+    attn_implementation: str = setting("sdpa", "Attention of the vision tower; the language model uses the engine's own.")
+    min_pixels: int | None = setting(None, "Smallest image area in pixels. None: the checkpoint's.")
+    max_pixels: int | None = setting(None, "Largest image area in pixels (Med-R1: 401408). None: the checkpoint's.")
+    freeze_vision_modules: bool = setting(False, "Keep the vision tower as it is; features are then computed once per image.")
+    use_peft: bool = setting(False, "Train LoRA adapters instead of all weights.")
+    lora_r: int = setting(16, "LoRA rank.")
+    lora_alpha: int = setting(32, "LoRA scale: updates are multiplied by lora_alpha / lora_r.")
+    lora_dropout: float = setting(0.0, "Dropout on the input of the adapters.")
+    lora_target_modules: list[str] | None = setting(None, "Adapted layers. None: every linear layer of the language model.")
+
+    def weights_dtype(self, bf16: bool) -> torch.dtype:
+        """The type to load the weights in, `bf16` being the run's mixed precision."""
+        if self.dtype in (None, "auto"):
+            frozen_base = self.use_peft and bf16 and torch.cuda.is_available()
+            return torch.bfloat16 if frozen_base else torch.float32
+        return getattr(torch, self.dtype)
+
+    def attention(self) -> str:
+        """The attention to load with; flash attention without its package gives way to SDPA, and says so."""
+        if self.attn_implementation.startswith("flash_attention") and importlib.util.find_spec("flash_attn") is None:
+            logger.warning("--attn_implementation %s: flash-attn is not installed; using sdpa", self.attn_implementation)
+            return "sdpa"
+        return self.attn_implementation
+
+
+@dataclass
+class DataArguments:
+    """Which questions to learn from and to be tested on."""
+
+    dataset_name: list[str] | None = setting(
+        None, "JSON, JSONL or save_to_disk folder with image, problem and solution. None: the starter data."
+    )
+    dataset_train_split: str = setting("train", "Split of a save_to_disk folder or of a prepared folder.")
+    dataset_test_split: str = setting("test", "Split to evaluate on before and after training, where dataset_name has it.")
+    eval_dataset_name: list[str] | None = setting(None, "Questions to evaluate on instead. None: the test split, if any.")
+    eval_limit: int = setting(500, "Evaluate on at most so many questions; 0: do not evaluate.")
+    image_root: str | None = setting(None, "Folder that relative image paths start from. None: that of the file.")
+    on_bad_row: str = setting("error", "A bad row ends the run, or is skipped, counted and listed.", choices=["error", "skip"])
