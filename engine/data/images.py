@@ -20,11 +20,16 @@ BIT_DEPTHS = (8, 10, 12, 14, 16)
 
 
 class ImageError(InputError):
-    """An image that cannot be used: `NAME: reason (expected ...)`; `.reason` alone is for callers that name the row."""
+    """An image that cannot be used. `.reason` is the middle of the message, for callers that name the row instead."""
 
-    def __init__(self, name: str, reason: str):
-        super().__init__(f"{name}: {reason} (expected {EXPECTED})")
-        self.reason = reason
+    reason = ""
+
+
+def image_error(name: str, reason: str) -> ImageError:
+    """`NAME: reason (expected ...)`. (Not a constructor: a data loader's worker hands errors on by their message alone.)"""
+    error = ImageError(f"{name}: {reason} (expected {EXPECTED})")
+    error.reason = reason
+    return error
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -32,9 +37,9 @@ def open_image(path: str | Path) -> Image.Image:
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
-        raise ImageError(str(path), "no such image file") from None
+        raise image_error(str(path), "no such image file") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
-        raise ImageError(str(path), f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise image_error(str(path), f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
     return decode_image(data, str(path))
 
 
@@ -47,7 +52,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
             image.load()
             return _to_rgb(image)
     except Exception as error:  # decoders meet hostile bytes with every kind of exception
-        raise ImageError(name, _reason(error, data)) from None
+        raise image_error(name, _reason(error, data)) from None
 
 
 def _reason(error: Exception, data: bytes) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from engine.data.images import ImageError, decode_image, open_image
+from engine.data.images import decode_image, image_error, open_image
 from engine.data.omnimedvqa import name_of_split
 from engine.errors import InputError
 
@@ -57,7 +57,7 @@ class StoredImage:
     def open(self) -> Image.Image:
         cell = self.dataset[self.row]["image"][0].as_py()  # the data set gives Arrow tables: no decoding but ours
         if not cell or not cell.get("bytes"):
-            raise ImageError(self.key, "no image is stored here")
+            raise image_error(self.key, "no image is stored here")
         return decode_image(cell["bytes"], cell.get("path") or self.key)
 
 

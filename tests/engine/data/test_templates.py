@@ -1,0 +1,27 @@
+"""Prompts are the published ones, letter for letter."""
+
+import pytest
+
+from engine.data.templates import TEMPLATES, build_prompt
+from engine.errors import InputError
+
+
+def test_the_training_prompt_is_med_r1s():
+    message = build_prompt("medr1_train_think", {"problem": "What {is} it? A)CT, B)MRI", "images": ["one", "two"]})
+    text = (
+        "What {is} it? A)CT, B)MRI Your task: 1. Think through the question step by step, enclose your reasoning process in "
+        "<think>...</think> tags. 2. Then provide the correct single-letter choice (A, B, C, D,...) inside <answer>...</answer> "
+        "tags. 3. No extra information or text outside of these tags."
+    )
+    content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": text}]
+    assert message == [{"role": "user", "content": content}]
+
+
+def test_every_template_holds_the_question_once():
+    assert all(text.startswith("{Question} ") and text.count("{Question}") == 1 for text in TEMPLATES.values())
+    assert all(("<think>" in text) == name.endswith("_think") for name, text in TEMPLATES.items())
+
+
+def test_an_unknown_template_is_an_error():
+    with pytest.raises(InputError, match="unknown template 'think' .expected one of medr1_train_think, "):
+        build_prompt("think", {"problem": "?", "images": []})
