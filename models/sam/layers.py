@@ -1,5 +1,8 @@
 """Layers that several parts of the SAM family share. Shape letters: B batch, C channels, H W height and width."""
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,6 +39,24 @@ def neck(in_channels: int, channels: int = 256) -> nn.Sequential:
         nn.Conv2d(channels, channels, 3, padding=1, bias=False),
         LayerNorm2d(channels),
     )
+
+
+def in_bands(function: Callable[[Tensor], Tensor], x: Tensor, dim: int, halo: int = 0, rows: int = 16) -> Tensor:
+    """`function(x)` for a function of which output row i depends on rows i - halo to i + halo of dimension `dim` only.
+
+    On a CPU it is computed in bands of rows, so that its intermediate tensors stay in the cache and clear of page faults
+    (TinyViT's first MBConv at 256 x 256: 190 ms whole, 80 ms in bands, one thread of a Xeon). Elsewhere, whole.
+    """
+    height = x.shape[dim]
+    if x.device.type != "cpu" or height <= rows:
+        return function(x)
+    bands = []
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        low, high = max(top - halo, 0), min(bottom + halo, height)
+        band = function(x.narrow(dim, low, high - low))
+        bands.append(band.narrow(dim, top - low, bottom - top))
+    return torch.cat(bands, dim)
 
 
 def partition_windows(x: Tensor, window: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.sam.layers import merge_windows, neck, partition_windows
+from models.sam.layers import in_bands, merge_windows, neck, partition_windows
 
 
 class ConvBN(nn.Module):
@@ -57,6 +57,9 @@ class MBConv(nn.Module):
         self.conv3 = ConvBN(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._whole(x) if self.training else in_bands(self._whole, x, dim=2, halo=1)
+
+    def _whole(self, x: Tensor) -> Tensor:
         y = F.gelu(self.conv2(F.gelu(self.conv1(x))))
         return F.gelu(self.conv3(y) + x)
 
@@ -88,7 +91,7 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm(x)).unflatten(-1, (self.num_heads, 3, -1)).transpose(1, 2).unbind(3)  # [.., heads, N, d]
-        bias = self.attention_biases[:, self.attention_bias_idxs]
+        bias = self.attention_biases[None, :, self.attention_bias_idxs]  # four dimensions: flash attention on CPUs wants them
         return self.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2))
 
 
@@ -124,10 +127,12 @@ class TinyViTBlock(nn.Module):
         self.mlp = FeedForward(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        H, W = x.shape[1:3]
-        x = x + merge_windows(self.attn(partition_windows(x, self.window)), self.window, H, W)
+        x = x + in_bands(self._attend, x, dim=1, rows=14)  # a multiple of both window sizes
         x = self.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return x + self.mlp(x)
+        return x + in_bands(self.mlp, x, dim=1)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        return merge_windows(self.attn(partition_windows(x, self.window)), self.window, *x.shape[1:3])
 
 
 class ConvStage(nn.Module):
