@@ -101,6 +101,8 @@ class GRPOTrainer(WholeCheckpoints, Trainer):
         self.reference = policy.reference() if args.beta > 0 else None
         if self.reference is not None and self.reference.model is not policy.model:
             self.reference.model.to(args.device)
+        if args.sync_ref_model and self.reference.model is policy.model:
+            raise InputError("--sync_ref_model cannot move a reference that is the base model of an adapter; leave out --use_peft")
         self.sampler = GroupSampler(policy, reward_funcs, prompt_of, args)
         self.step_log = StepLog(args, self.sampler.names)
         # dapo and cispo divide by the tokens of the whole step; the Trainer averages the others over its micro-batches.
@@ -126,6 +128,8 @@ class GRPOTrainer(WholeCheckpoints, Trainer):
         if not batches:
             return [], None
         self.step_log.start_step()
+        if self.args.sync_ref_model and self.state.global_step and self.state.global_step % self.args.ref_model_sync_steps == 0:
+            self.sync_reference()
         if self.state.global_step % self.args.num_iterations == 0:
             self.micro_batches = self._sample_step(batches)
         elif not self.micro_batches:  # resumed between two steps on the same answers
