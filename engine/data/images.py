@@ -15,6 +15,7 @@ from PIL import Image
 from engine.errors import InputError
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # what PIL may try: never the formats that start other programs
+SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")
 EXPECTED = "a whole PNG, JPEG, TIFF, BMP or DICOM file"
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 
@@ -60,7 +61,7 @@ def _reason(error: Exception, data: bytes) -> str:
     if not data:
         return "the file is empty"
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image of a known kind"
+        return "truncated or damaged image: no whole header" if data.startswith(SIGNATURES) else "not an image of a known kind"
     text = (" ".join(str(error).split()) or type(error).__name__)[:160]
     return text if isinstance(error, InputError) else f"truncated or damaged image: {text}"
 

@@ -109,12 +109,12 @@ def test_dicom_is_known_by_its_preamble(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP"])
-@pytest.mark.parametrize("kept", [0.5, 0.95])
+@pytest.mark.parametrize("kept", [0.001, 0.5, 0.95])
 def test_truncated_files_are_errors(tmp_path, kind, kept):
     whole = io.BytesIO()
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(whole, kind)
     (tmp_path / "cut").write_bytes(whole.getvalue()[: int(kept * len(whole.getvalue()))])
-    with pytest.raises(ImageError, match="cut: (truncated or damaged image: |not an image of a known kind)") as error:
+    with pytest.raises(ImageError, match="cut: truncated or damaged image: ") as error:
         open_image(tmp_path / "cut")
     assert "\n" not in str(error.value) and not ImageFile.LOAD_TRUNCATED_IMAGES
 
