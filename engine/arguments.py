@@ -30,12 +30,21 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
         return f"{action.option_strings[0]} {value}"
 
 
+# What a newcomer sets of the Trainer's hundred flags; `--help_all` shows the rest.
+COMMON = frozenset(
+    "output_dir run_name seed per_device_train_batch_size gradient_accumulation_steps num_train_epochs max_steps learning_rate "
+    "lr_scheduler_type warmup_steps max_grad_norm bf16 gradient_checkpointing logging_steps report_to save_strategy save_steps "
+    "save_total_limit save_only_model resume_from_checkpoint deepspeed dataloader_num_workers".split()
+)
+TRACKERS = ("wandb", "tensorboard")
+
+
 def parse_arguments(
     dataclass_types, argv: list[str], *, recipe: str, description: str | None = None, starter: dict | None = None
 ) -> tuple:
     """One instance of each dataclass, filled from `argv`; `--config FILE.yaml` gives defaults, flags go on top.
 
-    `starter`: defaults of the run that needs no flags, beneath the config file's; they hold while no model or data set is named.
+    `starter`: other defaults for a run whose flags name no model, no data set and no config file.
     Raises InputError for an unknown flag or setting (naming the nearest one), for a value that does not parse, and with the first
     line of any ValueError a dataclass raises about its values.
     """

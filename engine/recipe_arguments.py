@@ -22,7 +22,7 @@ class ModelArguments:
     model_revision: str = setting("main", "Branch, tag or commit of a hub checkpoint.")
     dtype: str | None = setting(
         None,
-        "Type of the weights. None: float32, so that small updates are not rounded away (bfloat16 for the frozen base under LoRA on CUDA).",
+        "Type of the weights. None: float32, which keeps small updates (bfloat16 for the frozen base under LoRA on CUDA).",
         aliases=["--torch_dtype"],
         choices=["float32", "bfloat16", "float16", "auto"],
     )
@@ -36,19 +36,33 @@ class ModelArguments:
     lora_dropout: float = setting(0.0, "Dropout on the input of the adapters.")
     lora_target_modules: list[str] | None = setting(None, "Adapted layers. None: every linear layer of the language model.")
 
-    def weights_dtype(self, bf16: bool) -> torch.dtype:
-        """The type to load the weights in, `bf16` being the run's mixed precision."""
-        if self.dtype in (None, "auto"):
-            frozen_base = self.use_peft and bf16 and torch.cuda.is_available()
-            return torch.bfloat16 if frozen_base else torch.float32
-        return getattr(torch, self.dtype)
+    def load_options(self, bf16: bool) -> dict:
+        """Keyword arguments of `models.loading.load_policy`; `bf16` is the run's mixed precision.
 
-    def attention(self) -> str:
-        """The attention to load with; flash attention without its package gives way to SDPA, and says so."""
-        if self.attn_implementation.startswith("flash_attention") and importlib.util.find_spec("flash_attn") is None:
-            logger.warning("--attn_implementation %s: flash-attn is not installed; using sdpa", self.attn_implementation)
-            return "sdpa"
-        return self.attn_implementation
+        Flash attention without its package gives way to SDPA, and says so.
+        """
+        dtype = self.dtype
+        if dtype in (None, "auto"):
+            dtype = "bfloat16" if self.use_peft and bf16 and torch.cuda.is_available() else "float32"
+        attention = self.attn_implementation
+        if attention.startswith("flash_attention") and importlib.util.find_spec("flash_attn") is None:
+            logger.warning("--attn_implementation %s: flash-attn is not installed; using sdpa", attention)
+            attention = "sdpa"
+        lora = {
+            "r": self.lora_r,
+            "alpha": self.lora_alpha,
+            "dropout": self.lora_dropout,
+            "target_modules": self.lora_target_modules,
+        }
+        return {
+            "dtype": getattr(torch, dtype),
+            "attn_implementation": attention,
+            "min_pixels": self.min_pixels,
+            "max_pixels": self.max_pixels,
+            "revision": self.model_revision,
+            "freeze_vision": self.freeze_vision_modules,
+            "lora": lora if self.use_peft else None,
+        }
 
 
 @dataclass

@@ -37,10 +37,17 @@ class QwenProcessor:
             raise ValueError(f"{path}: the tokenizer has no chat template; an instruction-tuned checkpoint is needed")
         return cls(tokenizer, image_processor, model_type)
 
-    def image_tokens(self, height: int, width: int) -> int:
-        """How many tokens an image of this size in pixels becomes."""
-        patches = self.image_processor.get_number_of_image_patches(height, width)
-        return patches // self.image_processor.merge_size**2
+    def prompt_length(self, prompt: list[dict], sizes: list[tuple[int, int] | None]) -> int:
+        """Tokens of a prompt with images of these (height, width) in pixels; None stands for the largest an image can become."""
+        text = self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        side = self.image_processor.patch_size * self.image_processor.merge_size
+        length = len(self.tokenizer(text, add_special_tokens=False).input_ids) - len(sizes)
+        for size in sizes:
+            if size is None:
+                length += self.image_processor.size["longest_edge"] // side**2
+            else:
+                length += self.image_processor.get_number_of_image_patches(*size) // self.image_processor.merge_size**2
+        return length
 
     def __call__(self, prompts: list[list[dict]], images: list[list]) -> dict[str, torch.Tensor]:
         """Chat messages and their PIL images -> input_ids, attention_mask, mm_token_type_ids (B, P), left-padded; and
@@ -66,7 +73,7 @@ class QwenProcessor:
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def save_pretrained(self, folder: str, **kwargs) -> None:
-        """The files of Qwen's repositories: tokenizer (with vocab.json and merges.txt), preprocessor_config.json, chat_template.json."""
+        """The files of Qwen's repositories: the tokenizer's, vocab.json, merges.txt, preprocessor_config.json, chat_template.json."""
         folder = Path(folder)
         self.tokenizer.save_pretrained(folder)
         self.tokenizer.backend_tokenizer.model.save(str(folder))

@@ -17,7 +17,10 @@ from tests.tiny_qwen import noise_image
 
 def questions(num: int = 12) -> list[dict]:
     words = ["organ", "imaging technique", "answer", "X-Ray or CT"]
-    return [{"images": [noise_image(i)], "image_id": str(i), "problem": f"What {words[i % 4]} is {i}?", "solution": "a"} for i in range(num)]
+    return [
+        {"images": [noise_image(i)], "image_id": str(i), "problem": f"What {words[i % 4]} is {i}?", "solution": "a"}
+        for i in range(num)
+    ]
 
 
 def variety(prompts, completions, **columns):
@@ -32,7 +35,9 @@ def prompt_of(row):
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row["problem"]}]}]
 
 
-def make_trainer(model: str, output_dir, *, reward_funcs=(variety, letters), rows=None, callbacks=(), policy=None, **settings) -> GRPOTrainer:
+def make_trainer(
+    model: str, output_dir, *, reward_funcs=(variety, letters), rows=None, callbacks=(), policy=None, **settings
+) -> GRPOTrainer:
     """Two prompts a micro-batch, two micro-batches a step, four answers of 10 tokens, learning fast."""
     defaults = {
         "learning_rate": 1e-3,
@@ -44,7 +49,9 @@ def make_trainer(model: str, output_dir, *, reward_funcs=(variety, letters), row
         "report_to": "none",
     }
     args = GRPOConfig(output_dir=str(output_dir), **(defaults | settings))
-    return GRPOTrainer(policy or load_qwen_vl(model), list(reward_funcs), prompt_of, args, rows or questions(), callbacks=list(callbacks))
+    return GRPOTrainer(
+        policy or load_qwen_vl(model), list(reward_funcs), prompt_of, args, rows or questions(), callbacks=list(callbacks)
+    )
 
 
 def checksum(module) -> float:

@@ -99,7 +99,13 @@ def test_dynamic_sampling_replaces_flat_groups(model, tmp_path):
     fractions = {}
     for rounds in (0, 8):
         trainer = make_trainer(
-            model, tmp_path, reward_funcs=[uneven], rows=rows, beta=0.0, dynamic_sampling=rounds > 0, dynamic_sampling_max_rounds=rounds
+            model,
+            tmp_path,
+            reward_funcs=[uneven],
+            rows=rows,
+            beta=0.0,
+            dynamic_sampling=rounds > 0,
+            dynamic_sampling_max_rounds=rounds,
         )
         trainer.train()
         fractions[rounds] = [row["frac_reward_zero_std"] for row in trainer.state.log_history if "reward" in row]

@@ -1,0 +1,118 @@
+"""A GRPO run from start to end: evaluate, train, evaluate again, report. Recipes bring the model, the data and the rewards."""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from engine.checkpoints import StopOnSignal, find_checkpoint, newest_checkpoint
+from engine.errors import Interrupted
+from engine.evaluate import Evaluation, evaluate, write_evaluation
+from engine.grpo import GRPOTrainer
+from engine.grpo_config import GRPOConfig
+from engine.policy import Policy
+from engine.progress import RunLog
+from engine.report import write_curves, write_report
+from engine.rollout import greedy_texts
+from engine.run import RunFolder, describe_device
+
+EVALUATION_BATCH = 32
+logger = logging.getLogger(__name__)
+
+
+def run_grpo(
+    policy: Policy,
+    reward_funcs: list[Callable],
+    prompt_of: Callable[[dict], list[dict]],
+    args: GRPOConfig,
+    train,
+    test,
+    run: RunFolder,
+    *,
+    title: str,
+    settings: dict,
+    compat: str = "default",
+) -> dict:
+    """Train `policy` on a question set and write the run folder; `test` None: no evaluation. Returns the headline numbers.
+
+    Raises Interrupted after saving, where a signal asked to stop.
+    """
+    started = time.perf_counter()
+    resume = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+    if args.resume_from_checkpoint in ("true", "True") and resume is None:
+        logger.warning("--resume_from_checkpoint true: no checkpoint in %s; starting afresh", args.output_dir)
+    run.write_json("config.json", settings)
+    stop = StopOnSignal()
+    trainer = GRPOTrainer(policy, reward_funcs, prompt_of, args, train, callbacks=[stop, RunLog(run)])
+    for callback in (PrinterCallback, ProgressCallback):  # they write to standard output; RunLog takes their place
+        trainer.remove_callback(callback)
+    logger.info("%s: %d training questions, on %s, output in %s", title, len(train), describe_device(), run.path)
+
+    before = test and _test(trainer, prompt_of, test, run, "before", compat, reuse=resume is not None)
+    if resume is not None:
+        step = json.loads((resume / "trainer_state.json").read_text())["global_step"]
+        logger.info("resuming after step %d from %s", step, resume)
+        run.truncate_metrics(step + 1)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    checkpoint = newest_checkpoint(args.output_dir)
+    if stop.received:
+        raise Interrupted(f"stopped by a signal after step {trainer.state.global_step}; resume from {checkpoint}")
+    after = test and _test(trainer, prompt_of, test, run, "after", compat)
+
+    rows = run.read_metrics()
+    headline = {f"accuracy_{when}": e.overall.accuracy for when, e in [("before", before), ("after", after)] if e}
+    headline |= _first_and_last_reward(rows) | {"seconds": time.perf_counter() - started, "checkpoint": checkpoint}
+    if run.writes:
+        evaluations = {when: e for when, e in [("before training", before), ("after training", after)] if e}
+        samples = trainer.step_log.samples
+        write_curves(run.path / "curves.png", rows)
+        report = run.path / "report.html"
+        write_report(
+            report,
+            title=title,
+            headline=headline,
+            settings=settings,
+            rows=rows,
+            samples=samples,
+            evaluations=evaluations,
+            skipped=train.skipped,
+        )
+    return headline
+
+
+def _test(
+    trainer: GRPOTrainer, prompt_of: Callable, test, run: RunFolder, when: str, compat: str, reuse: bool = False
+) -> Evaluation:
+    """Greedy accuracy on held-out questions, kept as evaluation_<when>.json; a resumed run reuses what it knew before."""
+    kept = run.path / f"evaluation_{when}.json"
+    if reuse and kept.is_file():
+        return Evaluation(json.loads(kept.read_text())["results"], prompt_of.__name__, compat)
+    trainer.model.eval()
+    answer = partial(
+        greedy_texts, trainer.policy, max_new_tokens=trainer.args.max_completion_length, batch_size=EVALUATION_BATCH, progress=False
+    )
+    with trainer.accelerator.autocast():
+        result = evaluate(answer, test, template=prompt_of, batch_size=EVALUATION_BATCH, compat=compat, progress=run.writes)
+    if run.writes:
+        write_evaluation(run.path, result, suffix=f"_{when}")
+    low, high = result.overall.interval
+    logger.info(
+        "accuracy %s training: %.1f %% (95 %% interval %.1f-%.1f, %d questions)", when, *_percent(result, low, high), len(test)
+    )
+    return result
+
+
+def _percent(result: Evaluation, low: float, high: float) -> list[float]:
+    return [100 * x for x in (result.overall.accuracy, low, high)]
+
+
+def _first_and_last_reward(rows: list[dict]) -> dict:
+    """Mean reward over the first and the last tenth of the logged steps: a single step's is mostly noise."""
+    rewards = [row["reward"] for row in rows if row.get("reward") is not None]
+    tenth = max(1, len(rewards) // 10)
+    if not rewards:
+        return {"reward_first": None, "reward_last": None}
+    return {"reward_first": sum(rewards[:tenth]) / tenth, "reward_last": sum(rewards[-tenth:]) / tenth}
