@@ -39,6 +39,14 @@ def describe_device() -> str:
     return f"cuda:{index} {device.name} ({device.total_memory / 2**30:.0f} GiB)"
 
 
+def local_device() -> torch.device:
+    """The device of this process: its own GPU among those of `torchrun`, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 class RunFolder:
     """The folder of one run. Every process knows `path`; only the first one writes."""
 
@@ -76,7 +84,7 @@ class RunFolder:
 
 def open_run(recipe: str, output_dir: str | Path | None = None) -> RunFolder:
     """Make the run folder: `output_dir`, or else a new `runs/<recipe>/<YYYYmmdd-HHMMSS>`, the same one in every process."""
-    path = Path(output_dir) if output_dir else Path(_first_rank_says(_new_folder, Path("runs") / recipe))
+    path = Path(output_dir or _first_rank_says(_new_folder, Path("runs") / recipe))
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
