@@ -8,6 +8,7 @@ think takes the word in the first `<answer>`; no-think that one where the text m
 takes the text itself. There the word must equal the letter exactly.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -95,8 +96,8 @@ def evaluate(
     prompt's images. `template` is a name in `engine.data.templates.TEMPLATES` or a function from a row to its messages.
     Where processes were started together the questions are divided among them, and every process returns the whole.
     """
-    prompt_of = template if callable(template) else partial(build_prompt, template)
-    name = template if isinstance(template, str) else getattr(template, "__name__", "own")
+    prompt_of = partial(build_prompt, template) if isinstance(template, str) else template
+    name = _name_of(prompt_of)
     records = [questions.record(i) for i in range(len(questions))]
     # Questions about one image lie together, and beside those of its folder, whose images are mostly of one size.
     order = sorted(range(len(questions)), key=lambda i: records[i]["image_id"])
@@ -116,6 +117,13 @@ def evaluate(
         torch.distributed.all_gather_object(parts, texts)
         texts = {i: text for part in parts for i, text in part.items()}
     return Evaluation([_result(record, texts[i], name, compat) for i, record in enumerate(records)], name, compat)
+
+
+def _name_of(prompt_of: Callable) -> str:
+    """The published template's name, or that of the function."""
+    if isinstance(prompt_of, partial) and prompt_of.func is build_prompt:
+        return prompt_of.args[0]
+    return getattr(prompt_of, "__name__", "own")
 
 
 def _result(record: dict, text: str, template: str, compat: str) -> dict:
@@ -140,6 +148,12 @@ def read_answer(text: str, options: dict[str, str], template: str, compat: str =
     if zero_shot or template.endswith("nothink") and "answer" not in text:
         return text
     return extract_reference(text)
+
+
+def read_evaluation(path: str | Path) -> Evaluation:
+    """What `write_evaluation` wrote."""
+    document = json.loads(Path(path).read_text(encoding="utf-8"))
+    return Evaluation(document["results"], document["template"], document["compat"])
 
 
 def write_evaluation(folder: str | Path, evaluation: Evaluation, suffix: str = "") -> None:

@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from engine.data.templates import TEMPLATES
-from engine.evaluate import Score, evaluate, read_answer, write_evaluation
+from engine.data.templates import TEMPLATES, build_prompt
+from engine.evaluate import Score, evaluate, read_answer, read_evaluation, write_evaluation
 
 OPTIONS = {"A": "Mammogram", "B": "Positron emission tomography (PET)", "C": "CT", "D": "Fluoroscopy"}
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +73,13 @@ def test_the_prompt_is_the_published_one_and_images_carry_their_key():
     assert seen[0] == ([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}], "0.png")
 
 
+def test_a_filled_in_template_keeps_its_name():
+    evaluation = evaluate(
+        always_c, Questions(), template=partial(build_prompt, "medr1_train_nothink"), batch_size=9, progress=False
+    )
+    assert evaluation.template == "medr1_train_nothink"
+
+
 def test_scores_by_group_and_unanswered():
     def answer(prompts, images, image_keys):
         return always_c(prompts, images, image_keys)[:-1] + ["I cannot say."]
@@ -129,6 +137,7 @@ def test_the_file_holds_med_r1s_keys_and_ours(tmp_path):
     evaluation = evaluate(always_c, Questions(), template="medr1_eval_think", batch_size=4, progress=False)
     write_evaluation(tmp_path, evaluation, "_before")
     written = json.loads((tmp_path / "evaluation_before.json").read_text())
+    assert read_evaluation(tmp_path / "evaluation_before.json") == evaluation
     assert written["accuracy"] == 20.0 and len(written["results"]) == 10
     row = Questions().record(2)
     assert written["results"][2] == {
