@@ -14,13 +14,23 @@ B rows (completions), T tokens. 4 bytes a tensor and token: 0.7 MB for [32, 1024
 TRL's eager loss (dozens of launches) and on Liger's, which starts from materialised logits.
 """
 
-from typing import NamedTuple
-
 import torch
+import triton
+import triton.language as tl
 from torch.library import triton_op
 
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")
-IMPORTANCE_LEVELS = ("token", "sequence")
+from kernels.grpo_terms import (
+    IMPORTANCE_LEVELS,
+    LossSettings,
+    check_tokens,
+    item_count,
+    kl_kind,
+    loss_gradient,
+    loss_settings,
+    row_weights,
+    token_terms_kernel,
+)
+from kernels.launch import LaunchConfig, launch, runs_triton
 
 
 def grpo_loss_reference(
@@ -68,107 +78,6 @@ def grpo_loss_reference(
     return (loss * mask).sum() / (mask.sum().clamp(min=1) if num_items is None else num_items)
 
 
-class LossSettings(NamedTuple):
-    """The loss as the ops take it: the flags and numbers that remain once the loss type is resolved."""
-
-    low_edge: float
-    high_edge: float
-    delta: float
-    beta: float
-    denominator: float
-    cispo: bool
-    sequence_level: bool
-    by_length: bool
-    bias_correction: bool
-
-
-def loss_settings(
-    num_rows,
-    loss_type,
-    epsilon,
-    epsilon_high,
-    delta,
-    beta,
-    importance_sampling_level,
-    use_bias_correction_kl,
-    max_completion_length,
-) -> LossSettings:
-    """Check the settings of `grpo_loss` and resolve them: edges of the ratio, and what divides the sum beside `num_items`."""
-    if loss_type not in LOSS_TYPES:
-        raise ValueError(f"loss_type must be one of {', '.join(LOSS_TYPES)}, not {loss_type!r}")
-    if importance_sampling_level not in IMPORTANCE_LEVELS:
-        raise ValueError(
-            f"importance_sampling_level must be one of {', '.join(IMPORTANCE_LEVELS)}, not {importance_sampling_level!r}"
-        )
-    if loss_type == "dr_grpo" and not max_completion_length:
-        raise ValueError("max_completion_length must be given for loss_type 'dr_grpo', which divides by it")
-    cispo = loss_type == "cispo"
-    high = epsilon if epsilon_high is None else epsilon_high
-    return LossSettings(
-        low_edge=0.0 if cispo else 1.0 - epsilon,
-        high_edge=high if cispo else 1.0 + high,
-        delta=float("inf") if cispo or delta is None else delta,
-        beta=beta,
-        denominator={"grpo": num_rows, "dr_grpo": num_rows * (max_completion_length or 0)}.get(loss_type, 1.0),
-        cispo=cispo,
-        sequence_level=importance_sampling_level == "sequence",
-        by_length=loss_type == "grpo",
-        bias_correction=use_bias_correction_kl,
-    )
-
-
-def row_weights(mask, num_items, settings: LossSettings, dtype):
-    """w_b of the loss, (B,): what one token of each row weighs."""
-    weights = torch.full((mask.shape[0],), 1.0 / settings.denominator, dtype=dtype, device=mask.device)
-    if settings.by_length:
-        weights = weights / (mask != 0).sum(-1).clamp(min=1)
-    return weights if num_items is None else weights / num_items
-
-
-def token_terms(logprobs, log_ratio, advantages, ref_logprobs, policy_mask, settings: LossSettings):
-    """Per token: the loss, its derivatives by logp at fixed ratio and by log r, the KL term and the ratio."""
-    ratio = log_ratio.exp()
-    if settings.cispo:
-        direct = -ratio.clamp(max=settings.high_edge) * advantages
-        loss, through = direct * logprobs, torch.zeros_like(direct)
-    else:
-        unclipped = ratio.clamp(max=settings.delta) * advantages
-        clipped = ratio.clamp(settings.low_edge, settings.high_edge) * advantages
-        loss = -torch.minimum(unclipped, clipped)
-        inside = (ratio >= settings.low_edge) & (ratio <= settings.high_edge)
-        through = torch.where(torch.where(unclipped <= clipped, ratio <= settings.delta, inside), -ratio * advantages, 0.0)
-        direct = torch.zeros_like(through)
-    if policy_mask is not None:
-        loss, direct, through = loss * policy_mask, direct * policy_mask, through * policy_mask
-    kl = None
-    if settings.beta:
-        drift = ref_logprobs - logprobs
-        kl, slope = drift.expm1() - drift, -drift.expm1()
-        if settings.bias_correction:
-            kl, slope = kl * ratio, slope * ratio
-            through = through + settings.beta * kl
-        loss, direct = loss + settings.beta * kl, direct + settings.beta * slope
-    return loss, direct, through, kl, ratio
-
-
-def loss_gradient(logprobs, advantages, mask, weights, old_logprobs, ref_logprobs, policy_mask, settings: LossSettings):
-    """Eager forward of the op, (B, T): weighted token losses, dloss/dlogp, the KL terms and the ratios ((B, 1) sequence level)."""
-    keep = mask != 0
-    masked = [x if x is None else torch.where(keep, x, 0.0) for x in (logprobs, old_logprobs, ref_logprobs, policy_mask)]
-    logprobs, old_logprobs, ref_logprobs, policy_mask = masked
-    lengths = keep.sum(-1, keepdim=True).clamp(min=1)
-    log_ratio = torch.zeros_like(logprobs) if old_logprobs is None else logprobs - old_logprobs
-    if settings.sequence_level:
-        log_ratio = log_ratio.sum(-1, keepdim=True) / lengths
-    terms = token_terms(logprobs, log_ratio, advantages[:, None], ref_logprobs, policy_mask, settings)
-    loss, direct, through, kl, ratio = terms
-    weight = keep * weights[:, None]
-    through = through * weight
-    if settings.sequence_level:
-        through = keep * (through.sum(-1, keepdim=True) / lengths)
-    return loss * weight, direct * weight + through, kl, ratio
-
-
 # The metrics of one call, in the order of the op's `stats`; cispo reports its share of capped ratios as high_mean.
 STATS = ("kl", "entropy", "low_mean", "high_mean", "region_mean", "low_min", "high_max")
 
@@ -184,11 +93,11 @@ def _stats(mask, advantages, kl, ratio, entropies, settings: LossSettings):
     else:
         low, high = (clipped * keep).sum((1, 2)) / count
         by_row = (clipped * keep).sum(-1) / keep.sum(-1)
-    nan = torch.full_like(count, float("nan"))
+    nan, zero = torch.full_like(count, torch.nan), torch.zeros_like(count)
     low_min = torch.where(by_row[0].isnan(), torch.inf, by_row[0]).amin()
     high_max = torch.where(by_row[1].isnan(), -torch.inf, by_row[1]).amax()
-    mean_kl = nan if kl is None else (kl * keep).sum() / count
-    entropy = nan if entropies is None else (entropies * keep).sum() / count
+    mean_kl = zero if kl is None else (kl * keep).sum() / count
+    entropy = zero if entropies is None else (entropies * keep).sum() / count
     low_min, high_max = (torch.where(x.isinf(), nan, x) for x in (low_min, high_max))
     return torch.stack([mean_kl, entropy, low, high, low + high, low_min, high_max])
 
@@ -202,6 +111,152 @@ def metrics_of(stats, settings: LossSettings, entropy: bool) -> dict[str, torch.
     if settings.cispo:
         return metrics | {"cispo_clip_ratio": values["high_mean"]}
     return metrics | {f"clip_ratio/{name}": values[name] for name in STATS[2:]}
+
+
+@triton.jit
+def _load(pointer, offsets, keep, default):
+    """What `pointer` holds where `keep`, and `default` elsewhere or where there is no tensor."""
+    if pointer is None:
+        return tl.where(keep, default, default)
+    return tl.where(keep, tl.load(pointer + offsets, mask=keep, other=0.0).to(tl.float32), default)
+
+
+# Columns of the partial sums that a program leaves for the last one: loss, KL, entropy, clipped low and high, tokens, what the
+# clipped ones are counted among, and the row's shares of clipped ones (infinite for an empty row).
+PARTIALS = 16
+
+
+@triton.jit
+def _loss_kernel(
+    logprobs, advantages, mask, old_logprobs, ref_logprobs, policy_mask, entropies, num_items,
+    gradient, partials, counter, loss, stats,
+    num_rows, num_tokens, low_edge, high_edge, delta, beta, denominator, by_length,
+    CISPO: tl.constexpr, SEQUENCE: tl.constexpr, KL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    first = row.to(tl.int64) * num_tokens
+    advantage = tl.load(advantages + row).to(tl.float32)
+    lowered, raised = (advantage < 0).to(tl.float32), (advantage > 0).to(tl.float32)
+    columns = tl.arange(0, BLOCK)
+    zeros = tl.zeros([BLOCK], tl.float32)
+
+    # length of the row and its mean log-ratio
+    lengths, log_ratios = zeros, zeros
+    for start in range(0, num_tokens, BLOCK):
+        inside = start + columns < num_tokens
+        keep = tl.load(mask + first + start + columns, mask=inside, other=0) != 0
+        lengths += keep.to(tl.float32)
+        if SEQUENCE and old_logprobs is not None:
+            offsets = first + start + columns
+            log_ratios += _load(logprobs, offsets, keep, 0.0) - _load(old_logprobs, offsets, keep, 0.0)
+    length = tl.sum(lengths, 0)
+    mean_log_ratio = tl.sum(log_ratios, 0) / tl.maximum(length, 1.0)
+    weight = 1.0 / denominator
+    if by_length:
+        weight = weight / tl.maximum(length, 1.0)
+    if num_items is not None:
+        weight = weight / tl.load(num_items).to(tl.float32)
+
+    # per token terms; the gradient is final at token level, and lacks the sequence's ratio at sequence level
+    losses, kls, entropy_sums, lows, highs, throughs = zeros, zeros, zeros, zeros, zeros, zeros
+    for start in range(0, num_tokens, BLOCK):
+        offsets = first + start + columns
+        inside = start + columns < num_tokens
+        keep = tl.load(mask + offsets, mask=inside, other=0) != 0
+        logprob = _load(logprobs, offsets, keep, 0.0)
+        log_ratio = zeros
+        if SEQUENCE:
+            log_ratio = zeros + mean_log_ratio
+        elif old_logprobs is not None:
+            log_ratio = logprob - _load(old_logprobs, offsets, keep, 0.0)
+        ref = _load(ref_logprobs, offsets, keep, 0.0)
+        policy = _load(policy_mask, offsets, keep, 1.0)
+        token, direct, through, kl, ratio = token_terms_kernel(
+            logprob, log_ratio, advantage, ref, policy, low_edge, high_edge, delta, beta, CISPO, KL
+        )
+        ratio = tl.minimum(ratio, delta)
+        losses += tl.where(keep, token, 0.0)
+        kls += tl.where(keep, kl, 0.0)
+        entropy_sums += _load(entropies, offsets, keep, 0.0)
+        lows += tl.where(keep & (ratio < low_edge), lowered, 0.0)
+        highs += tl.where(keep & (ratio > high_edge), raised, 0.0)
+        throughs += tl.where(keep, through, 0.0)
+        slope = direct if SEQUENCE else direct + through
+        tl.store(gradient + offsets, tl.where(keep, weight * slope, 0.0), mask=inside)
+    if SEQUENCE:
+        shared = weight * tl.sum(throughs, 0) / tl.maximum(length, 1.0)
+        for start in range(0, num_tokens, BLOCK):
+            offsets = first + start + columns
+            keep = tl.load(mask + offsets, mask=start + columns < num_tokens, other=0) != 0
+            tl.store(gradient + offsets, tl.load(gradient + offsets, mask=keep, other=0.0) + shared, mask=keep)
+
+    low, high, among = tl.sum(lows, 0), tl.sum(highs, 0), length
+    if SEQUENCE:
+        # one ratio a sequence, also where every token is masked
+        ratio = tl.minimum(tl.exp(mean_log_ratio), delta)
+        low = tl.where(ratio < low_edge, lowered, 0.0)
+        high = tl.where(ratio > high_edge, raised, 0.0)
+        among = length * 0.0 + 1.0
+    mine = partials + row * PARTIALS
+    tl.store(mine, weight * tl.sum(losses, 0))
+    tl.store(mine + 1, tl.sum(kls, 0))
+    tl.store(mine + 2, tl.sum(entropy_sums, 0))
+    tl.store(mine + 3, low)
+    tl.store(mine + 4, high)
+    tl.store(mine + 5, length)
+    tl.store(mine + 6, among)
+    tl.store(mine + 7, tl.where(among > 0, low / among, float("inf")))
+    tl.store(mine + 8, tl.where(among > 0, high / among, float("-inf")))
+
+    # the program that finishes last adds up all rows in their order: same inputs, same bits
+    tl.debug_barrier()
+    if tl.atomic_add(counter, 1) == num_rows - 1:
+        s0, s1, s2, s3, s4, s5, s6 = zeros, zeros, zeros, zeros, zeros, zeros, zeros
+        low_min, high_max = zeros + float("inf"), zeros - float("inf")
+        for start in range(0, num_rows, BLOCK):
+            inside = start + columns < num_rows
+            part = partials + (start + columns) * PARTIALS
+            s0 += tl.load(part, mask=inside, other=0.0, cache_modifier=".cg")
+            s1 += tl.load(part + 1, mask=inside, other=0.0, cache_modifier=".cg")
+            s2 += tl.load(part + 2, mask=inside, other=0.0, cache_modifier=".cg")
+            s3 += tl.load(part + 3, mask=inside, other=0.0, cache_modifier=".cg")
+            s4 += tl.load(part + 4, mask=inside, other=0.0, cache_modifier=".cg")
+            s5 += tl.load(part + 5, mask=inside, other=0.0, cache_modifier=".cg")
+            s6 += tl.load(part + 6, mask=inside, other=0.0, cache_modifier=".cg")
+            low_min = tl.minimum(low_min, tl.load(part + 7, mask=inside, other=float("inf"), cache_modifier=".cg"))
+            high_max = tl.maximum(high_max, tl.load(part + 8, mask=inside, other=float("-inf"), cache_modifier=".cg"))
+        tokens, among = tl.maximum(tl.sum(s5, 0), 1.0), tl.maximum(tl.sum(s6, 0), 1.0)
+        low, high = tl.sum(s3, 0) / among, tl.sum(s4, 0) / among
+        low_min, high_max = tl.min(low_min, 0), tl.max(high_max, 0)
+        tl.store(loss, tl.sum(s0, 0))
+        tl.store(stats, tl.sum(s1, 0) / tokens)
+        tl.store(stats + 1, tl.sum(s2, 0) / tokens)
+        tl.store(stats + 2, low)
+        tl.store(stats + 3, high)
+        tl.store(stats + 4, low + high)
+        tl.store(stats + 5, tl.where(low_min == float("inf"), float("nan"), low_min))
+        tl.store(stats + 6, tl.where(high_max == float("-inf"), float("nan"), high_max))
+
+
+def _constants(num_tokens: int, settings: LossSettings) -> dict:
+    block = min(1024, max(128, triton.next_power_of_2(num_tokens)))
+    flags = {"CISPO": settings.cispo, "SEQUENCE": settings.sequence_level, "KL": kl_kind(settings)}
+    return flags | {"BLOCK": block, "num_warps": max(1, block // 256)}
+
+
+def launch_configs():
+    """[32, 1024] with everything on, at token and at sequence level; a short on-policy batch without KL."""
+    vector, count = torch.empty(0, device="meta"), torch.empty(0, dtype=torch.int32, device="meta")
+    outputs = (vector, vector, count, vector, vector)
+    for level in IMPORTANCE_LEVELS:
+        settings = loss_settings(32, "grpo", 0.2, 0.28, 4.0, 0.04, level, True, None)
+        inputs = (vector, vector, count, vector, vector, vector, vector, None)
+        numbers = (32, 1024, *settings[:5], int(settings.by_length))
+        yield LaunchConfig(f"grpo loss {level}", _loss_kernel, (*inputs, *outputs, *numbers), _constants(1024, settings))
+    settings = loss_settings(32, "dapo", 0.2, None, None, 0.0, "token", True, None)
+    inputs = (vector, vector, count, None, None, None, None, vector)
+    numbers = (32, 200, *settings[:5], int(settings.by_length))
+    yield LaunchConfig("grpo loss on-policy", _loss_kernel, (*inputs, *outputs, *numbers), _constants(200, settings))
 
 
 @triton_op("vesalius::grpo_loss", mutates_args=())
@@ -225,6 +280,16 @@ def grpo_loss_forward(
     bias_correction: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     settings = LossSettings(low_edge, high_edge, delta, beta, denominator, cispo, sequence_level, by_length, bias_correction)
+    if runs_triton(logprobs):
+        num_rows, num_tokens = logprobs.shape
+        inputs = (logprobs, advantages, mask, old_logprobs, ref_logprobs, policy_mask, entropies, num_items)
+        gradient, partials = torch.empty_like(logprobs), logprobs.new_empty((num_rows, PARTIALS))
+        loss, stats = logprobs.new_empty(()), logprobs.new_empty(len(STATS))
+        counter = torch.zeros((), dtype=torch.int32, device=logprobs.device)
+        outputs = (gradient, partials, counter, loss, stats)
+        numbers = (num_rows, num_tokens, *settings[:5], int(by_length))
+        launch(_loss_kernel, (num_rows,), *inputs, *outputs, *numbers, **_constants(num_tokens, settings))
+        return loss, gradient, stats
     weights = row_weights(mask, num_items, settings, logprobs.dtype)
     loss, gradient, kl, ratio = loss_gradient(
         logprobs, advantages, mask, weights, old_logprobs, ref_logprobs, policy_mask, settings
@@ -244,20 +309,6 @@ def _backward(ctx, grad_loss, _grad_gradient, _grad_stats):
 
 
 grpo_loss_forward.register_autograd(_backward, setup_context=_setup)
-
-
-def check_tokens(shape, **tensors):
-    """Raise ValueError naming the first tensor that is given and not of `shape`."""
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name} must be {tuple(shape)}, not {tuple(tensor.shape)}")
-
-
-def item_count(mask, num_items, loss_type):
-    """`num_items` as the ops take it: a 0-dim tensor where the loss type divides by a token count, else None."""
-    if loss_type in ("grpo", "dr_grpo"):
-        return None
-    return mask.sum().clamp(min=1) if num_items is None else torch.as_tensor(num_items, device=mask.device)
 
 
 def grpo_loss(

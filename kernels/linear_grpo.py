@@ -3,7 +3,7 @@
 The gradient of a row's logits depends on that row alone once its log-sum-exp is known (grpo_loss.py gives g = dloss/dlogp):
 
     z = hidden weight^T / temperature                    GEMM 1, a chunk of C rows
-    logp, entropy -> g -> dz_v = g (1[v = y] - p_v)      one pass over the chunk, in place
+    logp, entropy -> g -> dz_v = g (1[v = y] - p_v)      one pass over the chunk, in place: one Triton launch
     dhidden = dz weight / temperature                    GEMM 2
     dweight += dz^T hidden / temperature                 GEMM 3, accumulated in fp32; left out for a frozen head
 
@@ -14,27 +14,34 @@ recompute the logits in backward (four GEMMs), Liger's in fp32.
 """
 
 import torch
+import triton
+import triton.language as tl
 from torch.library import custom_op
 
-from kernels.grpo_loss import (
+from kernels.grpo_loss import grpo_loss_forward, grpo_loss_reference, metrics_of
+from kernels.grpo_terms import (
     LossSettings,
     check_tokens,
-    grpo_loss_forward,
-    grpo_loss_reference,
     item_count,
+    kl_kind,
     loss_gradient,
     loss_settings,
-    metrics_of,
     row_weights,
+    token_terms_kernel,
 )
+from kernels.launch import LaunchConfig, runs_triton
 from kernels.linear_logprob import (
+    LOG2E,
     accumulate_dtype,
     add_outer_,
     chunk_size,
     head_operands,
+    in_chunks,
     linear_logprob_reference,
     logit_gradient_,
+    online_stats,
     row_stats,
+    write_gradient,
 )
 
 
@@ -44,19 +51,75 @@ def linear_grpo_loss_reference(hidden, weight, target_ids, advantages, mask, *, 
     return grpo_loss_reference(logprobs.view(mask.shape), advantages, mask, **settings)
 
 
+# One program a row and, with these registers, one a multiprocessor: 132 rows of 304 KB fit the L2 cache of an H100 (50 MB), so
+# the second sweep finds most of the row there.
+ROW_CONSTANTS = {"BLOCK": 4096, "num_warps": 16}
+
+
+@triton.jit
+def _row_kernel(
+    logits, stride, tokens, target_ids, advantages, weights, old_logprobs, ref_logprobs, policy_mask, logprobs, entropies,
+    num_columns, num_tokens, scale, low_edge, high_edge, delta, beta,
+    GRADIENT: tl.constexpr, CISPO: tl.constexpr, KL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    # A row of the chunk is token `token` of the flattened (B, T): statistics, loss gradient, and dlogits over the logits
+    index = tl.program_id(0)
+    row = logits + index.to(tl.int64) * stride
+    token = tl.load(tokens + index)
+    sequence = token // num_tokens
+    target = tl.load(target_ids + token)
+    chosen = tl.load(row + target).to(tl.float32)
+    top, total, moment = online_stats(row, num_columns, scale, BLOCK)
+    log_total = tl.log(total)
+    logprob = (chosen - top) * scale / LOG2E - log_total
+    tl.store(logprobs + token, logprob)
+    tl.store(entropies + token, log_total - moment / total)
+    if GRADIENT:
+        log_ratio, ref, policy = logprob * 0.0, logprob, 1.0
+        if old_logprobs is not None:
+            log_ratio = logprob - tl.load(old_logprobs + token).to(tl.float32)
+        if ref_logprobs is not None:
+            ref = tl.load(ref_logprobs + token).to(tl.float32)
+        if policy_mask is not None:
+            policy = tl.load(policy_mask + token).to(tl.float32)
+        advantage = tl.load(advantages + sequence).to(tl.float32)
+        _, direct, through, _, _ = token_terms_kernel(
+            logprob, log_ratio, advantage, ref, policy, low_edge, high_edge, delta, beta, CISPO, KL
+        )
+        gain = tl.load(weights + sequence) * (direct + through) * (scale / LOG2E)
+        write_gradient(row, num_columns, target, scale, top, total, 0.0, gain, 0.0, False, BLOCK)
+
+
+def launch_configs():
+    """Rows of V = 151936 in bf16: on-policy, off-policy with KL, cispo, and fp32 rows of an odd vocabulary."""
+    ids = torch.empty(0, dtype=torch.int64, device="meta")
+    vector = torch.empty(0, device="meta")
+    numbers = (200, 1.4427, 0.8, 1.2, float("inf"), 0.04)
+    for name, dtype, columns, old, flags in (
+        ("on-policy", torch.bfloat16, 151936, None, {"CISPO": False, "KL": "none"}),
+        ("without gradient", torch.bfloat16, 151936, None, {"GRADIENT": False, "CISPO": False, "KL": "none"}),
+        ("off-policy with KL", torch.bfloat16, 151936, vector, {"CISPO": False, "KL": "ratio"}),
+        ("cispo", torch.bfloat16, 151936, vector, {"CISPO": True, "KL": "none"}),
+        ("fp32, odd vocabulary", torch.float32, 50257, vector, {"CISPO": False, "KL": "plain"}),
+    ):
+        ref = None if flags["KL"] == "none" else vector
+        logits = torch.empty(0, dtype=dtype, device="meta")
+        arguments = (logits, columns, ids, ids, vector, vector, old, ref, None, vector, vector, columns, *numbers)
+        yield LaunchConfig(f"grpo row {name}", _row_kernel, arguments, {"GRADIENT": True} | flags | ROW_CONSTANTS)
+
+
 def _chunks_of_tokens(mask, size, whole_rows):
-    """Indices into the flattened (B, T) of the tokens that count, in chunks of `size`, or of whole rows of about that size."""
+    """Chunks of the tokens that count: indices into the flattened (B, T), and the rows they fill where those are kept whole."""
     tokens = mask.flatten().nonzero()[:, 0]
     if not whole_rows:
-        return tokens.split(size)
-    lengths, packed = [], size
-    for length in (mask != 0).sum(-1).tolist():
-        if packed + length > size:
-            lengths.append(0)
-            packed = 0
-        lengths[-1] += length
-        packed += length
-    return tokens.split(lengths)
+        return [(chunk, None) for chunk in in_chunks(tokens, size)]
+    chunks, begin, first, count = [], 0, 0, 0
+    for row, length in enumerate([*(mask != 0).sum(-1).tolist(), size + 1]):  # the last one closes the last chunk
+        if count and count + length > size:
+            chunks.append((tokens[begin : begin + count], slice(first, row)))
+            begin, first, count = begin + count, row, 0
+        count += length
+    return chunks
 
 
 @custom_op("vesalius::linear_grpo", mutates_args=())
@@ -86,42 +149,47 @@ def linear_grpo_forward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(loss, stats, logprobs, dhidden, dweight); the gradients are empty where not needed."""
     settings = LossSettings(low_edge, high_edge, delta, beta, denominator, cispo, sequence_level, by_length, bias_correction)
-    num_tokens = mask.shape[1]
+    num_tokens, need_gradient = mask.shape[1], need_hidden or need_weight
     logprobs, entropies = hidden.new_zeros((2, *mask.shape), dtype=accumulate_dtype(hidden.dtype)).unbind()
-    per_token = [x if x is None else x.flatten() for x in (old_logprobs, ref_logprobs, policy_mask)]
-    weights = row_weights(mask, num_items, settings, logprobs.dtype)
+    of_tokens = (old_logprobs, ref_logprobs, policy_mask)
+    flat = [x if x is None else x.flatten() for x in of_tokens]
     flat_hidden, flat_ids = hidden.flatten(0, 1), target_ids.flatten()
+    weights = row_weights(mask, num_items, settings, logprobs.dtype)
+    chunks = _chunks_of_tokens(mask, chunk_rows or chunk_size(hidden, weight), sequence_level)
+    buffer = hidden.new_empty((max([len(tokens) for tokens, _ in chunks], default=0), len(weight)))
     grad_hidden = torch.zeros_like(flat_hidden) if need_hidden else hidden.new_empty(0)
-    total = weight.new_zeros(weight.shape if need_weight else 0, dtype=accumulate_dtype(weight.dtype))
-    size = chunk_rows or chunk_size(hidden, weight)
-    buffer = None
-    for tokens in _chunks_of_tokens(mask, size, sequence_level):
-        if buffer is None or len(buffer) < len(tokens):
-            buffer = hidden.new_empty((len(tokens), len(weight)))
-        x, ids = flat_hidden[tokens], flat_ids[tokens]
+    # dweight is summed in fp32 over chunks; a single chunk is summed by its GEMM
+    dtype = weight.dtype if len(chunks) == 1 else accumulate_dtype(weight.dtype)
+    grad_weight = weight.new_zeros(weight.shape if need_weight else 0, dtype=dtype)
+
+    for tokens, rows in chunks:
+        x = flat_hidden[tokens]
         logits = torch.mm(x, weight.T, out=buffer[: len(tokens)])
-        stats = row_stats(logits, ids, 1 / temperature)
-        logprobs.view(-1)[tokens], entropies.view(-1)[tokens] = stats[:2]
-        if not (need_hidden or need_weight):
-            continue
-        if sequence_level:
-            rows = slice(int(tokens[0]) // num_tokens, int(tokens[-1]) // num_tokens + 1)
-            grid = [x if x is None else x[rows] for x in (old_logprobs, ref_logprobs, policy_mask)]
-            gradient = loss_gradient(logprobs[rows], advantages[rows], mask[rows], weights[rows], *grid, settings)[1]
-            gradient = gradient.flatten()[tokens - rows.start * num_tokens]
+        if rows is None and runs_triton(logits):
+            per_token = (tokens, flat_ids, advantages, weights, *flat, logprobs, entropies)
+            numbers = (len(weight), num_tokens, LOG2E.value / temperature, *settings[:4])
+            flags = {"GRADIENT": need_gradient, "CISPO": cispo, "KL": kl_kind(settings)}
+            _row_kernel[(len(tokens),)](logits, logits.stride(0), *per_token, *numbers, **flags, **ROW_CONSTANTS)
         else:
-            rows = tokens // num_tokens
-            column = [x if x is None else x[tokens, None] for x in (mask.flatten(), *per_token)]
-            gradient = loss_gradient(stats[0][:, None], advantages[rows], column[0], weights[rows], *column[1:], settings)[1][:, 0]
-        logit_gradient_(logits, ids, 1 / temperature, stats, gradient)
+            stats = row_stats(logits, flat_ids[tokens], 1 / temperature)
+            logprobs.view(-1)[tokens], entropies.view(-1)[tokens] = stats[:2]
+            if need_gradient and rows is None:
+                sequences, column = tokens // num_tokens, [x if x is None else x[tokens, None] for x in flat]
+                ones = torch.ones_like(stats[0][:, None])
+                gain = loss_gradient(stats[0][:, None], advantages[sequences], ones, weights[sequences], *column, settings)[1]
+                logit_gradient_(logits, flat_ids[tokens], 1 / temperature, stats, gain[:, 0])
+            elif need_gradient:
+                part = [x if x is None else x[rows] for x in of_tokens]
+                _, gain, _ = grpo_loss_forward(logprobs[rows], advantages[rows], mask[rows], *part, None, num_items, *settings)
+                gain = gain.flatten()[tokens - rows.start * num_tokens]
+                logit_gradient_(logits, flat_ids[tokens], 1 / temperature, stats, gain)
         if need_hidden:
             grad_hidden[tokens] = logits @ weight
         if need_weight:
-            add_outer_(total, logits, x, first=False)
-    loss, _, stats = grpo_loss_forward(
-        logprobs, advantages, mask, old_logprobs, ref_logprobs, policy_mask, entropies, num_items, *settings
-    )
-    return loss, stats, logprobs, grad_hidden.view_as(hidden) if need_hidden else grad_hidden, total.to(weight.dtype)
+            add_outer_(grad_weight, logits, x)
+
+    loss, _, stats = grpo_loss_forward(logprobs, advantages, mask, *of_tokens, entropies, num_items, *settings)
+    return loss, stats, logprobs, grad_hidden.view_as(hidden) if need_hidden else grad_hidden, grad_weight.to(weight.dtype)
 
 
 @linear_grpo_forward.register_fake

@@ -7,17 +7,25 @@
 
 N rows (tokens), H hidden, V vocabulary. Rows are taken in chunks of C: one GEMM for the logits, then one pass over the chunk; the
 backward recomputes the logits (4 GEMMs of 2 N H V FLOP in all). linear_grpo.py, which knows its loss, needs three.
-Working memory: C V logits in the dtype of `hidden`, and dweight in fp32. Improves on TRL's chunked log-probs by skipping rows
-and by passes over rows that stay in cache.
+On CUDA the forward goes by tiles of [2048, 4096] logits that stay in the L2 cache: 16.8 MB of workspace. Elsewhere, and in the
+backward, C V logits in the dtype of `hidden`; dweight is summed in fp32. Improves on TRL's chunked log-probs by skipping rows
+and by passes over logits that stay in cache.
+
+The ops are opaque to torch.compile: a loop of GEMMs over one reused buffer has nothing to fuse, and tracing it would undo the
+reuse. Their Triton kernels compile and run alone.
 """
 
 import torch
+import triton
+import triton.language as tl
 from torch.library import custom_op
+
+from kernels.launch import LaunchConfig, runs_triton
 
 SKIP = -100
 # What a chunk of logits may take on a CPU, and a block of rows that the elementwise passes keep in its L2 cache.
 CPU_CHUNK_BYTES = 32 << 20
-CPU_BLOCK_BYTES = 1 << 20
+CPU_BLOCK_BYTES = 1 << 19
 
 
 def linear_logprob_reference(hidden, weight, target_ids, *, temperature=1.0):
@@ -30,29 +38,168 @@ def linear_logprob_reference(hidden, weight, target_ids, *, temperature=1.0):
     return chosen.where(keep, 0.0), entropy.where(keep, 0.0)
 
 
+# Columns a program takes at a time, each thread eight neighbours (16 bytes of bf16) at least.
+STATS_CONSTANTS = {"BLOCK": 4096, "num_warps": 8}
+GRADIENT_CONSTANTS = {"BLOCK": 4096, "num_warps": 8}
+# Rows and columns of the tile of logits that the CUDA forward keeps in L2.
+TILE_ROWS, TILE_COLUMNS = 2048, 4096
+LOG2E = tl.constexpr(1.4426950408889634)
+LOWEST = tl.constexpr(-3.4028234663852886e38)
+
+
+@triton.jit
+def online_stats(row, num_columns, scale, BLOCK: tl.constexpr):
+    """m, s and zbar s of one row of logits, z = logits scale / log2(e), in one sweep.
+
+    Each of the BLOCK lanes keeps its own running maximum, so no step waits for a reduction, and one exp2 serves either case:
+    what was there is scaled down, or what arrives is. The bounds keep infinite logits out of 0 * inf; a NaN passes them.
+    """
+    columns = tl.arange(0, BLOCK)
+    maximum = tl.full([BLOCK], LOWEST, tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    moment = tl.zeros([BLOCK], tl.float32)
+    for start in tl.range(0, num_columns, BLOCK):
+        inside = start + columns < num_columns
+        x = tl.load(row + start + columns, mask=inside, other=float("-inf")).to(tl.float32)
+        d = (x - maximum) * scale
+        d = tl.where(d < -1000.0, -1000.0, d)
+        d = tl.where(d > 1000.0, 1000.0, d)
+        e = tl.exp2(-tl.abs(d))
+        larger = d > 0
+        moment = tl.where(larger, e * (moment - d * total), moment + e * d)
+        total = tl.where(larger, e * total + 1.0, total + e)
+        maximum = tl.where(larger, x, maximum)
+    top = tl.max(maximum, 0)
+    d = (maximum - top) * scale
+    d = tl.where(d < -1000.0, -1000.0, d)
+    e = tl.exp2(d)
+    return top, tl.sum(e * total, 0), tl.sum(e * (moment + d * total), 0) / LOG2E
+
+
+@triton.jit
+def write_gradient(row, num_columns, target, scale, top, total, mean, gain, slope, ENTROPY: tl.constexpr, BLOCK: tl.constexpr):
+    """Overwrite a row of logits by gain (1[v = target] - p_v) - slope p_v (z_v - m - zbar), last column first.
+
+    In that order the sweep meets what `online_stats` left in L2.
+    """
+    columns = tl.arange(0, BLOCK)
+    blocks = tl.cdiv(num_columns, BLOCK)
+    for step in tl.range(0, blocks):
+        offsets = (blocks - 1 - step) * BLOCK + columns
+        inside = offsets < num_columns
+        x = tl.load(row + offsets, mask=inside, other=0.0).to(tl.float32)
+        d = (x - top) * scale
+        p = tl.exp2(d) / total
+        dz = tl.where(offsets == target, gain, 0.0) - gain * p
+        if ENTROPY:
+            d = tl.where(d < -1000.0, -1000.0, d)
+            dz -= slope * p * (d / LOG2E - mean)
+        tl.store(row + offsets, dz.to(row.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _stats_kernel(logits, stride, target_ids, stats, num_rows, first_column, num_columns, scale, BLOCK: tl.constexpr):
+    # One row: fold the logits of columns [first_column, first_column + num_columns) into its stats, those of `row_stats` but with
+    # the sum (not mean) of e z, and the target's logit in the place of logp
+    index = tl.program_id(0)
+    row = logits + index.to(tl.int64) * stride
+    top, total, moment = online_stats(row, num_columns, scale, BLOCK)
+    target = tl.load(target_ids + index) - first_column
+    mine = stats + index
+    here = (target >= 0) & (target < num_columns)
+    chosen = tl.load(row + tl.where(here, target, 0), mask=here, other=0.0).to(tl.float32)
+    if first_column > 0:
+        chosen = tl.where(here, chosen, tl.load(mine))
+        before = tl.load(mine + 2 * num_rows)
+        largest = tl.maximum(top, before)
+        old, new = tl.maximum((before - largest) * scale, -1000.0), tl.maximum((top - largest) * scale, -1000.0)
+        past_total, past_moment = tl.load(mine + 3 * num_rows), tl.load(mine + 4 * num_rows)
+        moment = tl.exp2(new) * (moment + new / LOG2E * total) + tl.exp2(old) * (past_moment + old / LOG2E * past_total)
+        total = tl.exp2(new) * total + tl.exp2(old) * past_total
+        top = largest
+    tl.store(mine, chosen)
+    tl.store(mine + 2 * num_rows, top)
+    tl.store(mine + 3 * num_rows, total)
+    tl.store(mine + 4 * num_rows, moment)
+
+
+@triton.jit
+def _gradient_kernel(
+    logits, stride, target_ids, maxima, sums, means, grad_logprobs, grad_entropy, num_columns, scale,
+    ENTROPY: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    index = tl.program_id(0)
+    row = logits + index.to(tl.int64) * stride
+    top, total, mean = tl.load(maxima + index), tl.load(sums + index), tl.load(means + index)
+    inverse_temperature = scale / LOG2E
+    gain = tl.load(grad_logprobs + index) * inverse_temperature
+    slope = 0.0
+    if ENTROPY:
+        slope = tl.load(grad_entropy + index) * inverse_temperature
+    write_gradient(row, num_columns, tl.load(target_ids + index), scale, top, total, mean, gain, slope, ENTROPY, BLOCK)
+
+
+def launch_configs():
+    """Statistics of a tile and of whole rows, and the gradient with and without an entropy term, at V = 151936 in bf16."""
+    logits, ids = torch.empty(0, dtype=torch.bfloat16, device="meta"), torch.empty(0, dtype=torch.int64, device="meta")
+    vector = torch.empty(0, device="meta")
+    for name, stride, first in (("tile", 4096, 8192), ("rows", 151936, 0)):
+        arguments = (logits, stride, ids, vector, 2048, first, stride, 1.4427)
+        yield LaunchConfig(f"logit stats {name}", _stats_kernel, arguments, STATS_CONSTANTS)
+    for entropy in (False, True):
+        arguments = (logits, 151936, ids, *[vector] * 4, vector if entropy else None, 151936, 1.4427)
+        name = f"logit gradient{' with entropy' if entropy else ''}"
+        yield LaunchConfig(name, _gradient_kernel, arguments, {"ENTROPY": entropy} | GRADIENT_CONSTANTS)
+
+
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """Reductions run in fp32, or in fp64 for fp64 inputs."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def chunk_size(hidden, weight) -> int:
-    """Rows of logits to hold at once."""
-    return max(1, CPU_CHUNK_BYTES // (weight.shape[0] * hidden.element_size()))
+    """Rows of logits to hold at once: on CUDA the power of two, 256 to 4096, that takes at most a quarter of the free memory."""
+    row_bytes = weight.shape[0] * hidden.element_size()
+    if not hidden.is_cuda:
+        return max(1, CPU_CHUNK_BYTES // row_bytes)
+    cached = torch.cuda.memory_reserved(hidden.device) - torch.cuda.memory_allocated(hidden.device)
+    rows = (torch.cuda.mem_get_info(hidden.device)[0] + cached) // 4 // row_bytes
+    return min(4096, max(256, 1 << max(0, rows.bit_length() - 1)))
 
 
 def _blocks(logits):
     """Row blocks of a chunk of logits that fit the cache, with an accumulation-dtype scratch of the same shape."""
     dtype = accumulate_dtype(logits.dtype)
-    rows = min(len(logits), max(1, CPU_BLOCK_BYTES // (logits.shape[1] * dtype.itemsize)))
+    rows = max(1, min(len(logits), CPU_BLOCK_BYTES // (logits.shape[1] * dtype.itemsize)))
     scratch = logits.new_empty((2, rows, logits.shape[1]), dtype=dtype)
     for start in range(0, len(logits), rows):
         block = logits[start : start + rows]
         yield slice(start, start + rows), block, *scratch[:, : len(block)].unbind()
 
 
+def fold_stats_(stats, logits, target_ids, inverse_temperature, first_column=0):
+    """Launch `_stats_kernel` on a chunk or tile of logits."""
+    grid, scale = (len(logits),), inverse_temperature * LOG2E.value
+    sizes = (logits.stride(0), target_ids, stats, len(logits), first_column, logits.shape[1], scale)
+    _stats_kernel[grid](logits, *sizes, **STATS_CONSTANTS)
+
+
+def finish_stats_(stats, inverse_temperature):
+    """Turn what `_stats_kernel` leaves into the stats of `row_stats`, in place."""
+    chosen, entropies, maxima, sums, moments = stats.unbind()
+    moments.div_(sums)
+    log_sums = sums.log()
+    torch.sub(log_sums, moments, out=entropies)
+    chosen.sub_(maxima).mul_(inverse_temperature).sub_(log_sums)
+    return stats.unbind()
+
+
 def row_stats(logits, target_ids, inverse_temperature):
     """Of a chunk of logits: logp, entropy, and the (m, s, zbar) that its gradient needs; each (C,)."""
     stats = logits.new_empty((5, len(logits)), dtype=accumulate_dtype(logits.dtype))
+    if runs_triton(logits):
+        fold_stats_(stats, logits, target_ids, inverse_temperature)
+        return finish_stats_(stats, inverse_temperature)
     for rows, block, z, e in _blocks(logits):
         logprobs, entropies, maxima, sums, means = stats[:, rows].unbind()
         target = block.gather(1, target_ids[rows, None]).to(z.dtype)
@@ -74,6 +221,20 @@ def row_stats(logits, target_ids, inverse_temperature):
 def logit_gradient_(logits, target_ids, inverse_temperature, stats, grad_logprobs, grad_entropy=None):
     """Turn a chunk of logits into the gradient of the raw logits (that of z times 1 / temperature), in place."""
     _, _, maxima, sums, means = stats
+    if runs_triton(logits):
+        arguments = (
+            target_ids,
+            maxima,
+            sums,
+            means,
+            grad_logprobs,
+            grad_entropy,
+            logits.shape[1],
+            inverse_temperature * LOG2E.value,
+        )
+        constants = {"ENTROPY": grad_entropy is not None} | GRADIENT_CONSTANTS
+        _gradient_kernel[(len(logits),)](logits, logits.stride(0), *arguments, **constants)
+        return
     grad_logprobs = grad_logprobs * inverse_temperature
     for rows, block, z, e in _blocks(logits):
         torch.sub(block, maxima[rows, None], out=z)
@@ -89,16 +250,19 @@ def logit_gradient_(logits, target_ids, inverse_temperature, stats, grad_logprob
         block.copy_(e.scatter_add_(1, target_ids[rows, None], gain))
 
 
-def add_outer_(total, left, right, first: bool):
-    """total (+)= left^T right; `total` is fp32 for half-precision factors."""
+def add_outer_(total, left, right):
+    """total += left^T right; `total` is fp32 for half-precision factors, or of their dtype where this is the only term."""
     if left.dtype == total.dtype:
-        torch.mm(left.T, right, out=total) if first else total.addmm_(left.T, right)
+        total.addmm_(left.T, right)
     elif left.is_cuda:
-        torch.mm(left.T, right, out_dtype=total.dtype, out=total) if first else torch.addmm(
-            total, left.T, right, out_dtype=total.dtype, out=total
-        )
+        torch.addmm(total, left.T, right, out_dtype=total.dtype, out=total)
     else:
-        total.copy_(left.T @ right) if first else total.add_(left.T @ right)
+        total.add_(left.T @ right)
+
+
+def in_chunks(rows, sizes):
+    """`rows.split(sizes)`, and nothing (rather than one empty chunk) of no rows."""
+    return rows.split(sizes) if len(rows) else ()
 
 
 def _chunks(hidden, weight, target_ids, chunk_rows):
@@ -106,7 +270,7 @@ def _chunks(hidden, weight, target_ids, chunk_rows):
     kept = (target_ids != SKIP).nonzero()[:, 0]
     size = chunk_rows or chunk_size(hidden, weight)
     buffer = hidden.new_empty((min(size, len(kept)), len(weight)))
-    for rows in kept.split(size):
+    for rows in in_chunks(kept, size):
         x = hidden[rows]
         yield rows, x, target_ids[rows], torch.mm(x, weight.T, out=buffer[: len(rows)])
 
@@ -117,8 +281,20 @@ def linear_logprob_forward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(logprobs, entropies, the (3, N) statistics of the backward)."""
     output = hidden.new_zeros((5, len(hidden)), dtype=accumulate_dtype(hidden.dtype))
-    for rows, _, ids, logits in _chunks(hidden, weight, target_ids, chunk_rows):
-        output[:, rows] = torch.stack(row_stats(logits, ids, 1 / temperature))
+    if runs_triton(hidden):
+        kept = (target_ids != SKIP).nonzero()[:, 0]
+        buffer = hidden.new_empty(TILE_ROWS * TILE_COLUMNS)
+        for rows in in_chunks(kept, TILE_ROWS):
+            x, ids = hidden[rows], target_ids[rows]
+            stats = output.new_empty((5, len(rows)))
+            for first in range(0, len(weight), TILE_COLUMNS):
+                columns = weight[first : first + TILE_COLUMNS]
+                tile = buffer[: len(rows) * len(columns)].view(len(rows), -1)
+                fold_stats_(stats, torch.mm(x, columns.T, out=tile), ids, 1 / temperature, first)
+            output[:, rows] = torch.stack(finish_stats_(stats, 1 / temperature))
+    else:
+        for rows, _, ids, logits in _chunks(hidden, weight, target_ids, chunk_rows):
+            output[:, rows] = torch.stack(row_stats(logits, ids, 1 / temperature))
     return output[0].clone(), output[1].clone(), output[2:].clone()
 
 
@@ -151,7 +327,7 @@ def linear_logprob_backward(
         if need_hidden:
             grad_hidden[rows] = logits @ weight
         if need_weight:
-            add_outer_(total, logits, x, first=False)
+            add_outer_(total, logits, x)
     return grad_hidden, total.to(weight.dtype)
 
 
