@@ -41,17 +41,23 @@ class Predictor:
         self._image_pe = self.model.prompt_encoder.dense_pe()
 
     @torch.inference_mode()
-    def predict(
+    def predict(self, *, multimask_output: bool = False, **prompts) -> Prediction:
+        """Masks of P prompts in pixels of the image: points [P, K, 2] as (x, y) with labels [P, K] (1 inside, 0 outside,
+        -1 none), boxes [P, 4] as x1, y1, x2, y2, mask_input [P, 1, 4h, 4w] logits of an earlier prediction."""
+        low_res_masks, iou = self.decode(multimask_output=multimask_output, **prompts)
+        return Prediction(self.frame.masks(low_res_masks), iou, low_res_masks)
+
+    @torch.inference_mode()
+    def decode(
         self,
+        *,
         points: Tensor | None = None,
         labels: Tensor | None = None,
         boxes: Tensor | None = None,
         mask_input: Tensor | None = None,
-        *,
-        multimask_output: bool = False,
-    ) -> Prediction:
-        """Masks of P prompts in pixels of the image: points [P, K, 2] as (x, y) with labels [P, K] (1 inside, 0 outside,
-        -1 none), boxes [P, 4] as x1, y1, x2, y2, mask_input [P, 1, 4h, 4w] logits of an earlier prediction."""
+        multimask_output: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """The low-resolution logits [P, M, 4h, 4w] and IoU [P, M] of `predict`."""
         if self.frame is None:
             raise RuntimeError("set_image comes before predict")
         prompts = {}
@@ -62,8 +68,8 @@ class Predictor:
         if mask_input is not None:
             prompts["masks"] = self._batch(mask_input)
         sparse, dense = self.model.prompt_encoder(**prompts)
-        low_res, iou = self.model.mask_decoder(self._embedding, self._image_pe, sparse, dense, multimask_output)
-        return Prediction(self.frame.masks(low_res[0]), iou[0], low_res[0])
+        low_res_masks, iou = self.model.mask_decoder(self._embedding, self._image_pe, sparse, dense, multimask_output)
+        return low_res_masks[0], iou[0]
 
     def _batch(self, prompt) -> Tensor:
         return torch.as_tensor(prompt, dtype=torch.float32, device=self.device)[None]
