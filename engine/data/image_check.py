@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from engine.data.images import ImageError
+from engine.data.images import MISSING, ImageError
 from engine.files import cache_folder, write_whole
 
 
@@ -24,7 +24,7 @@ def find_bad_images(images: list, root: Path, stop_at_first: bool = False) -> di
         try:
             stamp = image.stamp()
         except (OSError, ValueError):
-            bad[image.key] = "no such image file"
+            bad[image.key] = MISSING
             if stop_at_first:
                 return bad
             continue

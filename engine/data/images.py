@@ -17,6 +17,7 @@ from engine.errors import InputError
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # what PIL may try: never the formats that start other programs
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")
 EXPECTED = "a whole PNG, JPEG, TIFF, BMP or DICOM file"
+MISSING = "no such image file"
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 
 
@@ -38,7 +39,7 @@ def open_image(path: str | Path) -> Image.Image:
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
-        raise image_error(str(path), "no such image file") from None
+        raise image_error(str(path), MISSING) from None
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
         raise image_error(str(path), f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
     return decode_image(data, str(path))

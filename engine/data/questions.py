@@ -17,7 +17,7 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from engine.data.image_check import find_bad_images
-from engine.data.images import EXPECTED
+from engine.data.images import EXPECTED, MISSING
 from engine.data.options import LETTERS, list_options, match_option, parse_options
 from engine.data.sources import ImageFile, Source, read_source
 from engine.errors import InputError
@@ -25,10 +25,16 @@ from engine.errors import InputError
 REQUIRED = ("image", "problem", "solution")
 
 
+class SkippedRow(str):
+    """The line of a bad row. `missing_image` is the image that is not there, if that is the reason."""
+
+    missing_image: str | None = None
+
+
 class QuestionSet(Dataset):
     """Checked questions. `images[i]` are the handles of row i's images: anything whose `open()` gives a PIL image."""
 
-    def __init__(self, records: Sequence[dict], images: Sequence[Sequence], skipped: Sequence[str] = ()):
+    def __init__(self, records: Sequence[dict], images: Sequence[Sequence], skipped: Sequence[SkippedRow] = ()):
         if len(records) != len(images):
             raise ValueError(f"{len(records)} records but images for {len(images)}")
         self.records, self.images, self.skipped = list(records), list(images), list(skipped)
@@ -77,16 +83,16 @@ def load_questions(
         good, bad = _check_rows(rows, found, stop_at_first=on_bad_row == "error")
         if bad and on_bad_row == "error":
             raise InputError(bad[0])
-        if not good:
-            raise InputError(f"{found.name}: all of its {len(rows)} rows are bad; the first: {bad[0].removeprefix(found.name)[2:]}")
         records += [record for record, _ in good]
         images += [handles for _, handles in good]
         skipped += bad
         left = None if left is None else left - len(rows)
+    if skipped and not records:
+        raise InputError(f"all {len(skipped)} rows are bad; the first: {skipped[0]}")
     return QuestionSet(records, images, skipped)
 
 
-def _check_rows(rows: list, source: Source, stop_at_first: bool) -> tuple[list[tuple[dict, list]], list[str]]:
+def _check_rows(rows: list, source: Source, stop_at_first: bool) -> tuple[list[tuple[dict, list]], list[SkippedRow]]:
     """Good rows as (record, image handles), and the lines of the bad ones in row order; the text is checked before any image."""
     good, bad = [], {}
     for index, row in enumerate(rows):
@@ -105,7 +111,9 @@ def _check_rows(rows: list, source: Source, stop_at_first: bool) -> tuple[list[t
             kept.append((record, handles))
         else:
             name = "" if source.stored else f" {os.path.relpath(broken, source.root)!r}"
-            bad[record["row"]] = _line(source, record["row"], f"image{name}: {reasons[broken]}", EXPECTED)
+            line = _line(source, record["row"], f"image{name}: {reasons[broken]}", EXPECTED)
+            line.missing_image = broken if reasons[broken] == MISSING else None
+            bad[record["row"]] = line
     return kept, [bad[index] for index in sorted(bad)]
 
 
@@ -113,8 +121,8 @@ class _BadRow(Exception):
     """(reason, what was expected)."""
 
 
-def _line(source: Source, index: int, reason: str, expected: str) -> str:
-    return f"{source.name}: row {index}: {reason} (expected {expected}; rows count from 0)"
+def _line(source: Source, index: int, reason: str, expected: str) -> SkippedRow:
+    return SkippedRow(f"{source.name}: row {index}: {reason} (expected {expected}; rows count from 0)")
 
 
 def _check_row(index: int, row, source: Source) -> tuple[dict, list]:

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from engine.data.images import decode_image, image_error, open_image
-from engine.data.omnimedvqa import name_of_split
+from engine.data.split_names import name_of_split
 from engine.errors import InputError
 
 EXPECTED = "a .json array or .jsonl file of questions, a save_to_disk folder, or a folder made by recipes.medr1_prepare"

@@ -1,0 +1,39 @@
+"""Names of the files Med-R1 published: `Splits/{modality,question_type}/{train,test}/<name>_{train,test}.json`."""
+
+import re
+from pathlib import Path
+
+# short name: the published one, odd spelling and unbalanced parenthesis included
+MODALITIES = {
+    "CT": "CT(Computed Tomography)",
+    "MRI": "MR (Mag-netic Resonance Imaging)",
+    "X-Ray": "X-Ray",
+    "Ultrasound": "ultrasound",
+    "Dermoscopy": "Dermoscopy",
+    "Fundus": "Fundus Photography",
+    "Microscopy": "Microscopy Images",
+    "OCT": "OCT (Optical Coherence Tomography",
+    "unknown": "unknown",
+}
+QUESTION_TYPES = {
+    name: name
+    for name in (
+        "Anatomy Identification",
+        "Disease Diagnosis",
+        "Lesion Grading",
+        "Modality Recognition",
+        "Other Biological Attributes",
+    )
+}
+KINDS = {"modality": MODALITIES, "question_type": QUESTION_TYPES}
+
+
+def name_of_split(path: Path) -> dict[str, str]:
+    """{"modality": name}, {"question_type": name} or {}: what the published name and place of a split file say of its rows."""
+    name = re.sub(r"_(train|test)$", "", path.stem)
+    folders = {folder.name for folder in list(path.parents)[:2]}
+    if name in MODALITIES or name in MODALITIES.values() or "modality" in folders:
+        return {"modality": name}
+    if name in QUESTION_TYPES or folders & {"question_type", "q_type"}:
+        return {"question_type": name}
+    return {}
