@@ -1,4 +1,4 @@
-"""Rewards of multiple-choice questions: is the answer right, and does the text keep to the format (Med-R1, section 3).
+"""Rewards of multiple-choice questions: is the answer right, and does the text keep to the format (Med-R1).
 
 A reward function is TRL's: `f(prompts, completions, **columns) -> list[float | None]`, one number a completion; `columns` are
 the data set's, repeated per completion. `accuracy` and `format` are 1 or 0 and are summed.

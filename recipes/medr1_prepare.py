@@ -1,4 +1,4 @@
-"""Med-R1, data: the published OmniMedVQA splits and images become a folder that `recipes.medr1_grpo` trains on (section 4.1).
+"""Med-R1, data: the published OmniMedVQA splits and images become a folder that `recipes.medr1_grpo` trains on.
 
     python -m recipes.medr1_prepare --splits Splits --images OmniMedVQA --output data/CT_384 --names CT
     python -m recipes.medr1_grpo --dataset_name data/CT_384
@@ -8,9 +8,9 @@ beforehand, as in the paper; test images stay as they are. The last line counts 
 (those left out, for a missing image or another reason) and leaked rows: test questions about an image that train shows too.
 DIR/report.json lists each of them.
 
-The published code has no such step: the authors resized by hand and loaded Arrow folders that no script of theirs builds. Their
-split is by row, and 1,912 of the 17,662 test rows of the modality files show an image that also occurs in train (counted without
-the MR training file). It is kept by default, since the published numbers have it; `--drop_leaked` takes those images out of train.
+The published code has no such step: it loads Arrow folders that none of its scripts builds. Its split is by row, and 1,912 of the
+17,662 test rows of the modality files show an image that also occurs in train (by path, and without the MR training file). They
+stay by default, since the published numbers have them; `--drop_leaked` takes their images out of train.
 """
 
 import argparse

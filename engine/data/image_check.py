@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from engine.data.images import MISSING, ImageError
 from engine.files import cache_folder, write_whole
+from engine.run import rank
 
 
 def find_bad_images(images: list, root: Path, stop_at_first: bool = False) -> dict[str, str]:
@@ -33,7 +34,7 @@ def find_bad_images(images: list, root: Path, stop_at_first: bool = False) -> di
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
         reasons = pool.map(_reason, [image for image, _ in unchecked.values()])
-        bar = tqdm(unchecked.items(), desc="checking images", unit="image", delay=2)
+        bar = tqdm(unchecked.items(), desc="checking images", unit="image", delay=2, disable=rank() != 0)
         for (key, (_, stamp)), reason in zip(bar, reasons, strict=True):
             if reason is None:
                 passed[key] = stamp

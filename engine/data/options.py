@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 LETTERS = "ABCDEFGHIJ"
 MAX_STARTS = 16  # places tried for `A)`: a question has one or two
+_LETTER_AND_BRACKET = re.compile(r"[A-J]\)")
 _LETTER_ANSWER = re.compile(r"\(([A-Ja-j])\)|([A-Ja-j])[).]?")
 _LETTER_AND_TEXT = re.compile(r"([A-Ja-j])\)(.+)", re.DOTALL)
 
@@ -41,13 +42,14 @@ def parse_options(problem: str) -> dict[str, str]:
 
 
 def _find_markers(problem: str) -> list[_Marker]:
-    markers, separated, depth = [], True, 0
-    for position, character in enumerate(problem):
-        before = problem[position - 1] if position else " "
-        if character in LETTERS and problem[position + 1 : position + 2] == ")" and (before.isspace() or before in ",;"):
-            markers.append(_Marker(position, character, separated, depth))
-        depth += (character == "(") - (character == ")")
-        separated = character in ",;\n" or separated and character.isspace()
+    markers, depth, done = [], 0, 0
+    for match in _LETTER_AND_BRACKET.finditer(problem):
+        between, done = problem[done : match.start()], match.start()
+        depth += between.count("(") - between.count(")")
+        seen = between.rstrip()
+        separated = seen.endswith((",", ";")) or "\n" in between[len(seen) :]
+        if done == 0 or problem[done - 1].isspace() or problem[done - 1] in ",;":
+            markers.append(_Marker(done, match[0][0], separated, depth))
     return markers
 
 
