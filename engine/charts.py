@@ -58,7 +58,7 @@ def _panels(rows: list[dict]) -> list[Panel]:
     phases = {"seconds/rollout": "rollout", "seconds/reward": "reward", "seconds/train": "forward + backward"}
     panels = [
         Panel("Reward", "mean per answer", {"reward": "total"} | {key: key.split("/")[1] for key in components}),
-        Panel("Accuracy", "fraction of questions", {"accuracy": "held out", "eval_accuracy": "held out"}, limits=(0, 1)),
+        Panel("Accuracy", "fraction of questions", {"accuracy": "held out", "eval_accuracy": "held out"}, limits=(-0.02, 1.02)),
         Panel("KL to the reference", "nats per token", {"kl": "KL"}),
         Panel("Entropy", "nats per token", {"entropy": "entropy"}, limits=(0, None)),
         Panel(
@@ -68,7 +68,7 @@ def _panels(rows: list[dict]) -> list[Panel]:
             ("completions/min_length", "completions/max_length"),
             limits=(0, None),
         ),
-        Panel("Lost signal", "fraction", fractions, limits=(0, 1)),
+        Panel("Lost signal", "fraction", fractions, limits=(-0.02, 1.02)),
         Panel("Time", "seconds per step", phases, stacked=True, limits=(0, None)),
         Panel("Throughput", "answer tokens per second", {"tokens_per_second": "tokens/s"}, limits=(0, None)),
         Panel("Loss", "", {"loss": "loss"}),
@@ -114,13 +114,11 @@ def _draw(axes, panel: Panel, rows: list[dict]) -> None:
         axes.fill_between(steps, low, high, color=COLOURS[0], alpha=0.13, linewidth=0, label="shortest to longest")
     axes.set_title(panel.title)
     axes.text(0, 1.03, panel.unit, transform=axes.transAxes, fontsize=8, alpha=0.7)
+    axes.margins(x=0.01, y=0.1)
     axes.set_ylim(*panel.limits)
-    if panel.limits == (0, 1):
-        axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("step", fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.tick_params(length=0)
-    axes.margins(x=0.01)
     axes.legend(loc="best", handlelength=1.2, labelspacing=0.25)
 
 
