@@ -75,9 +75,30 @@ def write_report(
         change=_change(list(evaluations.values())),
         tables=[table for grouping in GROUPINGS if (table := _table(grouping, evaluations))],
         samples=_shown_samples(samples),
+        advantages=any(completion.get("advantage") is not None for sample in samples for completion in sample["completions"]),
         skipped=skipped,
     )
     write_whole(path, page)
+
+
+def evaluation_samples(evaluation: Evaluation, questions, count: int = 12) -> list[dict]:
+    """Samples of an evaluated `QuestionSet` for `write_report`: two wrong answers for each right one, spread over the set."""
+    right = [i for i, result in enumerate(evaluation.results) if result["correct"]]
+    wrong = [i for i, result in enumerate(evaluation.results) if not result["correct"]]
+    num_right = min(len(right), max(count // 3, count - len(wrong)))
+    chosen = _spread(wrong, count - num_right) + _spread(right, num_right)
+    samples = []
+    for i in chosen:
+        row, result = questions[i], evaluation.results[i]
+        answer = {"text": result["model_output"], "rewards": {"correct": float(result["correct"])}, "advantage": None}
+        picture = {"image": row["images"][0], "step": None, "question": row["problem"], "solution": row["solution"]}
+        samples.append(picture | {"completions": [answer]})
+    return samples
+
+
+def _spread(items: list, count: int) -> list:
+    """At most `count` of the items, evenly spaced."""
+    return items if len(items) <= count else [items[i * len(items) // count] for i in range(count)]
 
 
 def _words(key: str) -> str:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from engine.charts import as_svg, curves_figure
 from engine.evaluate import Evaluation
-from engine.report import write_curves, write_report
+from engine.report import evaluation_samples, write_curves, write_report
 
 EVIL = "<think>x</think><script>alert(1)</script><img src=http://evil.example/x.png>{{ 7 * 7 }}<answer> C </answer>"
 
@@ -141,6 +141,17 @@ def test_the_page_holds_the_numbers_of_the_run(tmp_path):
 def test_a_run_without_some_part_has_a_page_without_it(tmp_path, changes):
     _, page = write(tmp_path / "report.html", **changes)
     assert page.text.strip().startswith("A <run>")
+
+
+def test_samples_of_an_evaluation_are_two_wrong_for_one_right_spread_over_the_set():
+    picture = Image.new("RGB", (8, 8))
+    questions = [{"images": [picture], "problem": str(i), "solution": "C"} for i in range(30)]
+    results = [{"correct": i % 2 == 0, "model_output": f"text {i}"} for i in range(30)]
+    samples = evaluation_samples(Evaluation(results, "medr1_eval_think", "default"), questions, count=6)
+    assert [sample["question"] for sample in samples] == ["1", "7", "15", "23", "0", "14"]
+    assert samples[0]["completions"] == [{"text": "text 1", "rewards": {"correct": 0.0}, "advantage": None}]
+    few_wrong = Evaluation([{"correct": i > 0, "model_output": ""} for i in range(30)], "medr1_eval_think", "default")
+    assert len(evaluation_samples(few_wrong, questions, count=6)) == 6
 
 
 def test_curves_show_only_what_was_logged(tmp_path):
