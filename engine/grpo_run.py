@@ -10,7 +10,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from engine.checkpoints import StopOnSignal, find_checkpoint, newest_checkpoint
 from engine.errors import Interrupted
-from engine.evaluate import Evaluation, evaluate, write_evaluation
+from engine.evaluate import Evaluation, evaluate, read_evaluation, write_evaluation
 from engine.grpo import GRPOTrainer
 from engine.grpo_config import GRPOConfig
 from engine.policy import Policy
@@ -89,7 +89,7 @@ def _test(
     """Greedy accuracy on held-out questions, kept as evaluation_<when>.json; a resumed run reuses what it knew before."""
     kept = run.path / f"evaluation_{when}.json"
     if reuse and kept.is_file():
-        return Evaluation(json.loads(kept.read_text())["results"], prompt_of.__name__, compat)
+        return read_evaluation(kept)
     trainer.model.eval()
     answer = partial(
         greedy_texts, trainer.policy, max_new_tokens=trainer.args.max_completion_length, batch_size=EVALUATION_BATCH, progress=False

@@ -19,6 +19,7 @@ from enum import Enum
 from pathlib import Path
 
 import torch
+import transformers
 
 from engine.errors import InputError, Interrupted
 from engine.files import write_whole
@@ -122,6 +123,8 @@ def run_command(main: Callable[[list[str]], dict | None], argv: list[str] | None
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     for chatty in ("httpx", "matplotlib", "PIL", "fsspec", "torch.distributed"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno > logging.WARNING)  # it sets its own level when imported
+    transformers.utils.logging.disable_progress_bar()  # a bar for each file loaded or saved
     asks_for_help = {"-h", "--help"} & set(argv)
     try:
         with _short_usage_errors(), contextlib.nullcontext() if asks_for_help else _stdout_to_stderr():
