@@ -84,7 +84,7 @@ def launch_configs():
     """Groups of eight, scaled by group and by batch."""
     rewards = torch.empty(0, device="meta")
     for scale in ("group", "batch"):
-        yield LaunchConfig(f"advantages {scale}", _advantages_kernel, (rewards, rewards, 32, 8, 1e-4), _constants(8, scale))
+        yield LaunchConfig(f"advantages, {scale}", _advantages_kernel, (rewards, rewards, 32, 8, 1e-4), _constants(8, scale))
 
 
 @triton_op("vesalius::group_advantages", mutates_args=())

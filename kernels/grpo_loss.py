@@ -114,16 +114,23 @@ def metrics_of(stats, settings: LossSettings, entropy: bool) -> dict[str, torch.
 
 
 @triton.jit
-def _load(pointer, offsets, keep, default):
+def _load(pointer, offsets, inside, keep, default):
     """What `pointer` holds where `keep`, and `default` elsewhere or where there is no tensor."""
     if pointer is None:
-        return tl.where(keep, default, default)
-    return tl.where(keep, tl.load(pointer + offsets, mask=keep, other=0.0).to(tl.float32), default)
+        value = tl.where(keep, default, default)
+    else:
+        value = tl.where(keep, tl.load(pointer + offsets, mask=inside, other=0.0).to(tl.float32), default)
+    return value
+
+
+@triton.jit
+def _pick(vector, column, index: tl.constexpr):
+    return tl.sum(tl.where(column == index, vector, 0.0), 0)
 
 
 # Columns of the partial sums that a program leaves for the last one: loss, KL, entropy, clipped low and high, tokens, what the
 # clipped ones are counted among, and the row's shares of clipped ones (infinite for an empty row).
-PARTIALS = 16
+PARTIALS = tl.constexpr(16)
 
 
 @triton.jit
@@ -148,7 +155,7 @@ def _loss_kernel(
         lengths += keep.to(tl.float32)
         if SEQUENCE and old_logprobs is not None:
             offsets = first + start + columns
-            log_ratios += _load(logprobs, offsets, keep, 0.0) - _load(old_logprobs, offsets, keep, 0.0)
+            log_ratios += _load(logprobs, offsets, inside, keep, 0.0) - _load(old_logprobs, offsets, inside, keep, 0.0)
     length = tl.sum(lengths, 0)
     mean_log_ratio = tl.sum(log_ratios, 0) / tl.maximum(length, 1.0)
     weight = 1.0 / denominator
@@ -163,21 +170,21 @@ def _loss_kernel(
         offsets = first + start + columns
         inside = start + columns < num_tokens
         keep = tl.load(mask + offsets, mask=inside, other=0) != 0
-        logprob = _load(logprobs, offsets, keep, 0.0)
+        logprob = _load(logprobs, offsets, inside, keep, 0.0)
         log_ratio = zeros
         if SEQUENCE:
             log_ratio = zeros + mean_log_ratio
         elif old_logprobs is not None:
-            log_ratio = logprob - _load(old_logprobs, offsets, keep, 0.0)
-        ref = _load(ref_logprobs, offsets, keep, 0.0)
-        policy = _load(policy_mask, offsets, keep, 1.0)
+            log_ratio = logprob - _load(old_logprobs, offsets, inside, keep, 0.0)
+        ref = _load(ref_logprobs, offsets, inside, keep, 0.0)
+        policy = _load(policy_mask, offsets, inside, keep, 1.0)
         token, direct, through, kl, ratio = token_terms_kernel(
             logprob, log_ratio, advantage, ref, policy, low_edge, high_edge, delta, beta, CISPO, KL
         )
         ratio = tl.minimum(ratio, delta)
         losses += tl.where(keep, token, 0.0)
         kls += tl.where(keep, kl, 0.0)
-        entropy_sums += _load(entropies, offsets, keep, 0.0)
+        entropy_sums += _load(entropies, offsets, inside, keep, 0.0)
         lows += tl.where(keep & (ratio < low_edge), lowered, 0.0)
         highs += tl.where(keep & (ratio > high_edge), raised, 0.0)
         throughs += tl.where(keep, through, 0.0)
@@ -187,8 +194,10 @@ def _loss_kernel(
         shared = weight * tl.sum(throughs, 0) / tl.maximum(length, 1.0)
         for start in range(0, num_tokens, BLOCK):
             offsets = first + start + columns
-            keep = tl.load(mask + offsets, mask=start + columns < num_tokens, other=0) != 0
-            tl.store(gradient + offsets, tl.load(gradient + offsets, mask=keep, other=0.0) + shared, mask=keep)
+            inside = start + columns < num_tokens
+            keep = tl.load(mask + offsets, mask=inside, other=0) != 0
+            direct = tl.load(gradient + offsets, mask=inside, other=0.0)
+            tl.store(gradient + offsets, tl.where(keep, direct + shared, 0.0), mask=inside)
 
     low, high, among = tl.sum(lows, 0), tl.sum(highs, 0), length
     if SEQUENCE:
@@ -211,26 +220,22 @@ def _loss_kernel(
     # the program that finishes last adds up all rows in their order: same inputs, same bits
     tl.debug_barrier()
     if tl.atomic_add(counter, 1) == num_rows - 1:
-        s0, s1, s2, s3, s4, s5, s6 = zeros, zeros, zeros, zeros, zeros, zeros, zeros
-        low_min, high_max = zeros + float("inf"), zeros - float("inf")
-        for start in range(0, num_rows, BLOCK):
-            inside = start + columns < num_rows
-            part = partials + (start + columns) * PARTIALS
-            s0 += tl.load(part, mask=inside, other=0.0, cache_modifier=".cg")
-            s1 += tl.load(part + 1, mask=inside, other=0.0, cache_modifier=".cg")
-            s2 += tl.load(part + 2, mask=inside, other=0.0, cache_modifier=".cg")
-            s3 += tl.load(part + 3, mask=inside, other=0.0, cache_modifier=".cg")
-            s4 += tl.load(part + 4, mask=inside, other=0.0, cache_modifier=".cg")
-            s5 += tl.load(part + 5, mask=inside, other=0.0, cache_modifier=".cg")
-            s6 += tl.load(part + 6, mask=inside, other=0.0, cache_modifier=".cg")
-            low_min = tl.minimum(low_min, tl.load(part + 7, mask=inside, other=float("inf"), cache_modifier=".cg"))
-            high_max = tl.maximum(high_max, tl.load(part + 8, mask=inside, other=float("-inf"), cache_modifier=".cg"))
-        tokens, among = tl.maximum(tl.sum(s5, 0), 1.0), tl.maximum(tl.sum(s6, 0), 1.0)
-        low, high = tl.sum(s3, 0) / among, tl.sum(s4, 0) / among
-        low_min, high_max = tl.min(low_min, 0), tl.max(high_max, 0)
-        tl.store(loss, tl.sum(s0, 0))
-        tl.store(stats, tl.sum(s1, 0) / tokens)
-        tl.store(stats + 1, tl.sum(s2, 0) / tokens)
+        column = tl.arange(0, PARTIALS)
+        sums = tl.zeros([PARTIALS], tl.float32)
+        lowest, highest = sums + float("inf"), sums - float("inf")
+        for start in range(0, num_rows, 32):
+            rows = start + tl.arange(0, 32)[:, None]
+            inside = rows < num_rows
+            tile = tl.load(partials + rows * PARTIALS + column[None, :], mask=inside, other=0.0, cache_modifier=".cg")
+            sums += tl.sum(tile, 0)
+            lowest = tl.minimum(lowest, tl.min(tl.where(inside, tile, float("inf")), 0))
+            highest = tl.maximum(highest, tl.max(tl.where(inside, tile, float("-inf")), 0))
+        tokens, among = tl.maximum(_pick(sums, column, 5), 1.0), tl.maximum(_pick(sums, column, 6), 1.0)
+        low, high = _pick(sums, column, 3) / among, _pick(sums, column, 4) / among
+        low_min, high_max = _pick(lowest, column, 7), _pick(highest, column, 8)
+        tl.store(loss, _pick(sums, column, 0))
+        tl.store(stats, _pick(sums, column, 1) / tokens)
+        tl.store(stats + 1, _pick(sums, column, 2) / tokens)
         tl.store(stats + 2, low)
         tl.store(stats + 3, high)
         tl.store(stats + 4, low + high)
@@ -246,17 +251,18 @@ def _constants(num_tokens: int, settings: LossSettings) -> dict:
 
 def launch_configs():
     """[32, 1024] with everything on, at token and at sequence level; a short on-policy batch without KL."""
-    vector, count = torch.empty(0, device="meta"), torch.empty(0, dtype=torch.int32, device="meta")
+    vector, flags = torch.empty(0, device="meta"), torch.empty(0, dtype=torch.int64, device="meta")
+    count = torch.empty(0, dtype=torch.int32, device="meta")
     outputs = (vector, vector, count, vector, vector)
     for level in IMPORTANCE_LEVELS:
         settings = loss_settings(32, "grpo", 0.2, 0.28, 4.0, 0.04, level, True, None)
-        inputs = (vector, vector, count, vector, vector, vector, vector, None)
+        inputs = (vector, vector, flags, vector, vector, vector, vector, None)
         numbers = (32, 1024, *settings[:5], int(settings.by_length))
-        yield LaunchConfig(f"grpo loss {level}", _loss_kernel, (*inputs, *outputs, *numbers), _constants(1024, settings))
+        yield LaunchConfig(f"grpo loss, {level} level", _loss_kernel, (*inputs, *outputs, *numbers), _constants(1024, settings))
     settings = loss_settings(32, "dapo", 0.2, None, None, 0.0, "token", True, None)
-    inputs = (vector, vector, count, None, None, None, None, vector)
+    inputs = (vector, vector, flags, None, None, None, None, vector)
     numbers = (32, 200, *settings[:5], int(settings.by_length))
-    yield LaunchConfig("grpo loss on-policy", _loss_kernel, (*inputs, *outputs, *numbers), _constants(200, settings))
+    yield LaunchConfig("grpo loss, on-policy", _loss_kernel, (*inputs, *outputs, *numbers), _constants(200, settings))
 
 
 @triton_op("vesalius::grpo_loss", mutates_args=())
@@ -283,7 +289,7 @@ def grpo_loss_forward(
     if runs_triton(logprobs):
         num_rows, num_tokens = logprobs.shape
         inputs = (logprobs, advantages, mask, old_logprobs, ref_logprobs, policy_mask, entropies, num_items)
-        gradient, partials = torch.empty_like(logprobs), logprobs.new_empty((num_rows, PARTIALS))
+        gradient, partials = torch.empty_like(logprobs), logprobs.new_empty((num_rows, PARTIALS.value))
         loss, stats = logprobs.new_empty(()), logprobs.new_empty(len(STATS))
         counter = torch.zeros((), dtype=torch.int32, device=logprobs.device)
         outputs = (gradient, partials, counter, loss, stats)

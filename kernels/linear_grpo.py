@@ -51,9 +51,13 @@ def linear_grpo_loss_reference(hidden, weight, target_ids, advantages, mask, *, 
     return grpo_loss_reference(logprobs.view(mask.shape), advantages, mask, **settings)
 
 
-# One program a row and, with these registers, one a multiprocessor: 132 rows of 304 KB fit the L2 cache of an H100 (50 MB), so
-# the second sweep finds most of the row there.
-ROW_CONSTANTS = {"BLOCK": 4096, "num_warps": 16}
+def _row_constants(dtype: torch.dtype) -> dict:
+    """16 KB of a row at a time.
+
+    One program a row and, with these registers, one a multiprocessor: 132 rows of 304 KB fit the L2 cache of an H100 (50 MB),
+    so the second sweep finds most of the row there.
+    """
+    return {"BLOCK": 16384 // dtype.itemsize, "num_warps": 16}
 
 
 @triton.jit
@@ -105,7 +109,7 @@ def launch_configs():
         ref = None if flags["KL"] == "none" else vector
         logits = torch.empty(0, dtype=dtype, device="meta")
         arguments = (logits, columns, ids, ids, vector, vector, old, ref, None, vector, vector, columns, *numbers)
-        yield LaunchConfig(f"grpo row {name}", _row_kernel, arguments, {"GRADIENT": True} | flags | ROW_CONSTANTS)
+        yield LaunchConfig(f"grpo row, {name}", _row_kernel, arguments, {"GRADIENT": True} | flags | _row_constants(dtype))
 
 
 def _chunks_of_tokens(mask, size, whole_rows):
@@ -169,7 +173,7 @@ def linear_grpo_forward(
             per_token = (tokens, flat_ids, advantages, weights, *flat, logprobs, entropies)
             numbers = (len(weight), num_tokens, LOG2E.value / temperature, *settings[:4])
             flags = {"GRADIENT": need_gradient, "CISPO": cispo, "KL": kl_kind(settings)}
-            _row_kernel[(len(tokens),)](logits, logits.stride(0), *per_token, *numbers, **flags, **ROW_CONSTANTS)
+            _row_kernel[(len(tokens),)](logits, logits.stride(0), *per_token, *numbers, **flags, **_row_constants(logits.dtype))
         else:
             stats = row_stats(logits, flat_ids[tokens], 1 / temperature)
             logprobs.view(-1)[tokens], entropies.view(-1)[tokens] = stats[:2]

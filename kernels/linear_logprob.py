@@ -38,7 +38,7 @@ def linear_logprob_reference(hidden, weight, target_ids, *, temperature=1.0):
     return chosen.where(keep, 0.0), entropy.where(keep, 0.0)
 
 
-# Columns a program takes at a time, each thread eight neighbours (16 bytes of bf16) at least.
+# Columns a program takes at a time, a multiple of eight neighbours (16 bytes of bf16) a thread.
 STATS_CONSTANTS = {"BLOCK": 4096, "num_warps": 8}
 GRADIENT_CONSTANTS = {"BLOCK": 4096, "num_warps": 8}
 # Rows and columns of the tile of logits that the CUDA forward keeps in L2.
@@ -58,7 +58,7 @@ def online_stats(row, num_columns, scale, BLOCK: tl.constexpr):
     maximum = tl.full([BLOCK], LOWEST, tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     moment = tl.zeros([BLOCK], tl.float32)
-    for start in tl.range(0, num_columns, BLOCK):
+    for start in tl.range(0, num_columns, BLOCK, num_stages=3):
         inside = start + columns < num_columns
         x = tl.load(row + start + columns, mask=inside, other=float("-inf")).to(tl.float32)
         d = (x - maximum) * scale
@@ -84,16 +84,18 @@ def write_gradient(row, num_columns, target, scale, top, total, mean, gain, slop
     """
     columns = tl.arange(0, BLOCK)
     blocks = tl.cdiv(num_columns, BLOCK)
-    for step in tl.range(0, blocks):
+    share, tilt = gain / total, slope / total
+    for step in tl.range(0, blocks, num_stages=3):
         offsets = (blocks - 1 - step) * BLOCK + columns
         inside = offsets < num_columns
         x = tl.load(row + offsets, mask=inside, other=0.0).to(tl.float32)
         d = (x - top) * scale
-        p = tl.exp2(d) / total
-        dz = tl.where(offsets == target, gain, 0.0) - gain * p
+        dz = tl.where(offsets == target, gain, 0.0)
         if ENTROPY:
             d = tl.where(d < -1000.0, -1000.0, d)
-            dz -= slope * p * (d / LOG2E - mean)
+            dz -= tl.exp2(d) * (share + tilt * (d / LOG2E - mean))
+        else:
+            dz -= tl.exp2(d) * share
         tl.store(row + offsets, dz.to(row.dtype.element_ty), mask=inside)
 
 
@@ -140,16 +142,17 @@ def _gradient_kernel(
 
 
 def launch_configs():
-    """Statistics of a tile and of whole rows, and the gradient with and without an entropy term, at V = 151936 in bf16."""
-    logits, ids = torch.empty(0, dtype=torch.bfloat16, device="meta"), torch.empty(0, dtype=torch.int64, device="meta")
-    vector = torch.empty(0, device="meta")
-    for name, stride, first in (("tile", 4096, 8192), ("rows", 151936, 0)):
-        arguments = (logits, stride, ids, vector, 2048, first, stride, 1.4427)
-        yield LaunchConfig(f"logit stats {name}", _stats_kernel, arguments, STATS_CONSTANTS)
-    for entropy in (False, True):
-        arguments = (logits, 151936, ids, *[vector] * 4, vector if entropy else None, 151936, 1.4427)
-        name = f"logit gradient{' with entropy' if entropy else ''}"
-        yield LaunchConfig(name, _gradient_kernel, arguments, {"ENTROPY": entropy} | GRADIENT_CONSTANTS)
+    """Statistics of a tile and of whole rows, and the gradient with and without an entropy term, at V = 151936."""
+    ids, vector = torch.empty(0, dtype=torch.int64, device="meta"), torch.empty(0, device="meta")
+    for dtype in (torch.bfloat16, torch.float32):
+        logits, suffix = torch.empty(0, dtype=dtype, device="meta"), "" if dtype == torch.bfloat16 else ", fp32"
+        for name, stride, first in (("tile", 4096, 8192), ("rows", 151936, 0)):
+            arguments = (logits, stride, ids, vector, 2048, first, stride, 1.4427)
+            yield LaunchConfig(f"logit stats, {name}{suffix}", _stats_kernel, arguments, STATS_CONSTANTS)
+        for entropy in (False, True):
+            arguments = (logits, 151936, ids, *[vector] * 4, vector if entropy else None, 151936, 1.4427)
+            name = f"logit gradient{', entropy' if entropy else ''}{suffix}"
+            yield LaunchConfig(name, _gradient_kernel, arguments, {"ENTROPY": entropy} | GRADIENT_CONSTANTS)
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -1,0 +1,92 @@
+"""Compile every kernel of kernels/ in the configurations it launches with, for three architectures, without a GPU.
+
+    python -m bench.static_check [--arch 80 90 100] [--only TEXT] [--markdown]
+
+Any module of kernels/ with `launch_configs()` is found. The table on standard error shows a thread's registers, spilled bytes,
+shared memory a block, the widest global load and store, matrix instructions (mma.sync, wgmma, tcgen05), and the share of a
+multiprocessor's warps that can be resident; `--markdown` prints it as one for the README. The gate: no spills on sm_80 and sm_90,
+and 16-byte loads and stores in the GRPO row kernel at an aligned vocabulary. Exit code 1 where it fails.
+"""
+
+import argparse
+import importlib
+import json
+import pkgutil
+import sys
+
+from tqdm import tqdm
+
+import kernels
+from bench.offline_compile import Resources, compile_for
+
+GATED = (80, 90)
+WIDE = "grpo row, "
+ODD = "odd vocabulary"
+HEADER = ("kernel", "sm", "warps", "registers", "spilled B", "shared B", "load B", "store B", "mma", "occupancy")
+
+
+def launches():
+    """The launch configurations of every kernel module, by module name."""
+    for module in sorted(pkgutil.iter_modules(kernels.__path__), key=lambda module: module.name):
+        listing = getattr(importlib.import_module(f"kernels.{module.name}"), "launch_configs", None)
+        yield from listing() if listing else ()
+
+
+def failures(results: list[Resources]) -> list[str]:
+    """What the gate objects to, one line each."""
+    lines = [f"{r.name} on sm_{r.arch} spills {r.spill_bytes} bytes" for r in results if r.spill_bytes and r.arch in GATED]
+    for r in results:
+        if r.name.startswith(WIDE) and ODD not in r.name and r.load_bytes < 16:
+            lines.append(f"{r.name} on sm_{r.arch} loads {r.load_bytes} bytes at a time, not 16")
+    return lines
+
+
+def row_of(r: Resources) -> tuple:
+    """One line of the table."""
+    matrix = r.mma + r.wgmma + r.tcgen05
+    sizes = (r.num_warps, r.registers, r.spill_bytes, r.shared_bytes, r.load_bytes, r.store_bytes, matrix)
+    return r.name, r.arch, *sizes, f"{r.occupancy:.0%}"
+
+
+def print_table(results: list[Resources], markdown: bool) -> None:
+    rows = [HEADER, *(row_of(r) for r in results)]
+    if markdown:
+        rows.insert(1, ["---"] + ["---:"] * (len(HEADER) - 1))
+    widths = [max(len(str(row[column])) for row in rows) for column in range(len(HEADER))]
+    for row in rows:
+        cells = [
+            str(cell).ljust(width) if i == 0 else str(cell).rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("| " + " | ".join(cells) + " |" if markdown else "  ".join(cells), file=sys.stderr)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Compile every kernel as it is launched and check registers, spills and widths.")
+    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100], choices=(80, 90, 100))
+    parser.add_argument("--only", default="", help="only kernels whose name contains this")
+    parser.add_argument("--markdown", action="store_true", help="print the table in markdown")
+    args = parser.parse_args(argv)
+    chosen = [config for config in launches() if args.only in config.name]
+    jobs = [(config, arch) for config in chosen for arch in args.arch]
+    results = [compile_for(config, arch) for config, arch in tqdm(jobs, desc="compiling", file=sys.stderr)]
+    print_table(results, args.markdown)
+    problems = failures(results)
+    for line in problems:
+        print(f"error: {line}", file=sys.stderr)
+    gated = [r.spill_bytes for r in results if r.arch in GATED]
+    summary = {
+        "kernels": len({config.kernel for config in chosen}),
+        "configurations": len(chosen),
+        "architectures": args.arch,
+        "spills": sum(gated),
+        "spills_sm_100": sum(r.spill_bytes for r in results if r.arch == 100),
+        "max_registers": max((r.registers for r in results), default=0),
+        "failures": problems,
+    }
+    print(json.dumps(summary))
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
