@@ -21,6 +21,7 @@ REQUIREMENTS = [
     "pydicom==3.0.2",
     "pydicom-data==1.0.0",
     "scikit-image==0.26.0",
+    "scipy",
     "matplotlib",
     "jinja2",
     "tqdm",

@@ -17,6 +17,10 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=34, width=120)
 
+    def _get_help_string(self, action) -> str:
+        """With its default, unless that is nothing or "no"."""
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
     def _format_action_invocation(self, action) -> str:
         if not action.option_strings or action.nargs == 0:
             return ", ".join(action.option_strings[:2])
@@ -55,7 +59,8 @@ def parse_arguments(
     argv = [part for flag in argv for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
     if "--config" in argv and argv.index("--config") == len(argv) - 1:
         raise InputError("--config: expected the name of a YAML file after it")
-    if starter and not {"--model_name_or_path", "--dataset_name", "--config"} & {flag.split("=")[0] for flag in argv}:
+    named = {"--model_name_or_path", "--dataset_name", "--config", "--help", "--help_all", "-h"}
+    if starter and not named & {flag.split("=")[0] for flag in argv}:
         parser.set_defaults_with_config(**starter)
     try:
         *parsed, from_file, from_flags = parser.parse_args_and_config(
@@ -86,7 +91,12 @@ def _group_by_class(parser: TrlParser, *, everything: bool) -> None:
         for owner in reversed(dataclass_type.__mro__):
             places |= dict.fromkeys(owner.__dict__.get("__annotations__", ()), owner)
     owners = list(dict.fromkeys(owner for kind in parser.dataclass_types for owner in kind.__mro__ if owner in places.values()))
-    groups = {owner: parser.add_argument_group(f"{owner.__name__} ({owner.__module__})") for owner in owners}
+    groups = {
+        owner: parser.add_argument_group(
+            owner.__doc__.strip().split("\n")[0].rstrip(".") if owner is not TrainingArguments else "The training loop"
+        )
+        for owner in owners
+    }
     for action in [action for action in parser._optionals._group_actions if action.dest in places]:
         parser._optionals._group_actions.remove(action)
         owner = places[action.dest]

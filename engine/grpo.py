@@ -284,7 +284,7 @@ class GRPOTrainer(WholeCheckpoints, Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs = logs | self.step_log.collect(self.accelerator, self.sampler.seconds)
+            logs = logs | self.step_log.collect(self.accelerator, self.sampler.seconds, self.state.global_step)
         super().log(logs, start_time)
 
     @torch.no_grad()

@@ -14,8 +14,9 @@ LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")
 
 @dataclass
 class GRPOConfig(TrainingArguments):
-    """`transformers.TrainingArguments` and what GRPO adds.
+    """GRPO: sampling, rewards and loss.
 
+    `transformers.TrainingArguments` and what GRPO adds, under TRL's names.
     One unit differs from TRL: `per_device_train_batch_size` counts prompts, as in the papers' code, not answers.
     """
 
@@ -73,7 +74,7 @@ class GRPOConfig(TrainingArguments):
     ref_model_sync_steps: int = setting(512, "Steps between these moves.")
     ref_model_mixup_alpha: float = setting(0.6, "Share of the policy in the moved reference.")
 
-    log_completions: bool = setting(False, "Write sampled answers with their rewards to completions.jsonl and show some.")
+    log_completions: bool = setting(False, "Write sampled answers and their rewards to completions.jsonl, and show some.")
 
     def __post_init__(self):
         self.use_cpu = self.use_cpu or not torch.cuda.is_available()

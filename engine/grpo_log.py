@@ -3,9 +3,11 @@
 Letters: G answers a prompt, N answers in all, F reward functions.
 """
 
+import json
 import resource
 import time
 from collections import defaultdict
+from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
@@ -68,7 +70,7 @@ class StepLog:
             if len(self.samples) > MAX_SAMPLES:
                 self.samples, self.sample_every = self.samples[::2], 2 * self.sample_every
 
-    def collect(self, accelerator, sampling_seconds: dict[str, float]) -> dict[str, float]:
+    def collect(self, accelerator, sampling_seconds: dict[str, float], step: int) -> dict[str, float]:
         """Means since the last call; seconds and tokens per second are those of this process."""
         elapsed = time.perf_counter() - self.started
         logs = {}
@@ -85,10 +87,14 @@ class StepLog:
         self.seconds["train"], self.tokens, self.started = 0.0, 0.0, None
         self.values.clear()
         if self.args.log_completions and self.last_groups and accelerator.is_main_process:
-            self._show_answers()
+            self._show_answers(step)
         return logs
 
-    def _show_answers(self) -> None:
+    def _show_answers(self, step: int) -> None:
+        with open(Path(self.args.output_dir) / "completions.jsonl", "a", encoding="utf-8") as file:
+            for group in self.last_groups:
+                sample = group.as_sample(self.names, step)
+                file.write(json.dumps({key: value for key, value in sample.items() if key != "image"}, ensure_ascii=False) + "\n")
         group = self.last_groups[0]
         lines = [f"question: {group.row.get('problem', '')}"]
         for text, rewards in zip(group.texts, group.rewards.tolist(), strict=True):
