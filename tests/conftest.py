@@ -1,4 +1,8 @@
-"""Fixtures: the reference data that lies beside the checkout, and one thread for everything."""
+"""Fixtures: the reference data that lies beside the checkout, and one thread for everything.
+
+Tests marked `triton` run where TRITON_INTERPRET=1 is set, in a process of their own: `TRITON_INTERPRET=1 pytest -m triton`.
+With VESALIUS_REQUIRE_GOLDEN=1 (as in .ci/run) a test whose reference data are absent fails instead of being skipped.
+"""
 
 import os
 from pathlib import Path
@@ -13,8 +17,16 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 def _folder(path: Path, what: str) -> Path:
     if not path.is_dir():
-        pytest.skip(f"{what} is not here ({path})")
+        absent = pytest.fail if os.environ.get("VESALIUS_REQUIRE_GOLDEN") == "1" else pytest.skip
+        absent(f"{what} is not here ({path})")
     return path
+
+
+def pytest_collection_modifyitems(items):
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        for item in items:
+            if item.get_closest_marker("triton"):
+                item.add_marker(pytest.mark.skip(reason="runs in the Triton interpreter: TRITON_INTERPRET=1 pytest -m triton"))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,37 @@
+"""List the recipes: `python -m recipes`. Their docstrings are read, not their imports, so that it answers at once."""
+
+import ast
+from pathlib import Path
+
+# Systems by the first part of a recipe's name, in the order they are listed.
+SYSTEMS = {
+    "medr1": "Med-R1",
+    "medvlm": "MedVLM-R1",
+    "skin": "Skin diagnosis with spatial awareness",
+    "prsmed": "PRS-Med",
+    "unimedvlm": "Uni-MedVLM",
+    "sam": "Segment anything",
+    "starter": "Starter data and policy",
+}
+
+
+def list_recipes() -> dict[str, dict[str, str]]:
+    """System -> {module: first line of its docstring}; a system that SYSTEMS does not know goes by its prefix."""
+    systems = {title: {} for title in SYSTEMS.values()}
+    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "(no docstring)"
+        prefix = path.stem.split("_")[0]
+        systems.setdefault(SYSTEMS.get(prefix, prefix), {})[f"recipes.{path.stem}"] = docstring.splitlines()[0].rstrip(".")
+    return {title: recipes for title, recipes in systems.items() if recipes}
+
+
+def main() -> None:
+    for title, recipes in list_recipes().items():
+        print(f"\n{title}")
+        for module, line in recipes.items():
+            print(f"  python -m {module:<26} {line}")
+    print("\n--help after a recipe's name lists its flags.")
+
+
+if __name__ == "__main__":
+    main()
