@@ -1,0 +1,72 @@
+"""Checkpoints load strictly, from every documented container, and a wrong one is named in one line."""
+
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from models.sam.loading import CheckpointError, load_sam, read_state_dict
+from models.sam.sam import lite_medsam
+
+
+@pytest.fixture(scope="module")
+def state():
+    torch.manual_seed(0)
+    return lite_medsam().state_dict()
+
+
+@pytest.mark.parametrize("container", ["plain", "model", "state_dict", "safetensors"])
+def test_every_container_gives_the_same_weights_back(state, container, tmp_path):
+    path = tmp_path / ("weights.safetensors" if container == "safetensors" else "weights.pth")
+    if container == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state if container == "plain" else {container: state, "epoch": 3}, path)
+    model = load_sam("lite_medsam", path)
+    assert not model.training
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+
+
+def test_missing_unexpected_and_misshapen_keys_are_named(state, tmp_path):
+    wrong = dict(state)
+    del wrong["mask_decoder.iou_token.weight"]
+    wrong["mask_decoder.hq_token.weight"] = torch.zeros(1, 256)
+    wrong["mask_decoder.mask_tokens.weight"] = torch.zeros(3, 256)
+    torch.save(wrong, tmp_path / "wrong.pth")
+    with pytest.raises(CheckpointError) as error:
+        load_sam("lite_medsam", tmp_path / "wrong.pth")
+    message = str(error.value)
+    assert "mask_decoder.iou_token.weight missing" in message
+    assert "mask_decoder.hq_token.weight unexpected" in message
+    assert "mask_decoder.mask_tokens.weight is [3, 256] instead of [4, 256]" in message and "\n" not in message
+
+
+def test_a_checkpoint_of_another_model_is_refused(state, tmp_path):
+    torch.save(state, tmp_path / "lite_medsam.pth")
+    with pytest.raises(CheckpointError, match=r"not a checkpoint of tiny_sam: image_encoder\.norm_head\.weight.* missing"):
+        load_sam("tiny_sam", tmp_path / "lite_medsam.pth")
+
+
+class Exploit:
+    def __reduce__(self):
+        return (print, ("this must not run",))
+
+
+def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path, capsys):
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"model": Exploit()}))
+    torch.save({"model": Exploit()}, tmp_path / "evil_zip.pth")
+    for name in ("evil.pth", "evil_zip.pth"):
+        with pytest.raises(CheckpointError, match="not a file of tensors"):
+            read_state_dict(tmp_path / name)
+    assert "must not run" not in capsys.readouterr().out
+
+
+def test_unreadable_files_are_named(tmp_path):
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "text.safetensors").write_text("hello")
+    torch.save([1, 2], tmp_path / "list.pth")
+    for name in ("absent.pth", "absent.safetensors", "empty.pth", "text.safetensors", "list.pth"):
+        with pytest.raises(CheckpointError, match=name) as error:
+            read_state_dict(tmp_path / name)
+        assert "\n" not in str(error.value)
