@@ -23,13 +23,13 @@ class Decoding:
         next_position: torch.Tensor,
         num_answers: int,
         max_new_tokens: int,
+        static: bool | None = None,
     ):
         self.model, self.cache = model, cache
-        weight = model.lm_head.weight
-        self.static = weight.is_cuda
+        on_cuda = model.lm_head.weight.is_cuda
+        self.static = on_cuda if static is None else static
         # Under autocast every replay would cast every weight again, so only weights that are computed with as they are get a graph.
-        self.capturable = weight.is_cuda and not torch.is_autocast_enabled("cuda")
-        self.prompt_length = prompt_mask.shape[1]
+        self.capturable = on_cuda and self.static and not torch.is_autocast_enabled("cuda")
         cache.expand(num_answers, max_new_tokens, static=self.static)
         self.position = next_position.repeat_interleave(num_answers)
         self.key_mask = None  # (N, 1, 1, keys), True where a key is real; None where all are

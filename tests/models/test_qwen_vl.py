@@ -1,6 +1,7 @@
 """The shared-prefix forward and the decoder equal Hugging Face's own forward and generate, for both families and ragged prompts."""
 
 import copy
+import functools
 import json
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from engine.rollout import greedy_texts, rollout
 from engine.sampling import SamplingParams
+from models.decoding import Decoding
 from models.qwen_vl import load_qwen_vl
 from tests.tiny_qwen import noise_image, ragged_prompts, save_tiny
 
@@ -94,6 +96,18 @@ def test_greedy_equals_generate_token_for_token(policy):
     )[:, batch.input_ids.shape[1] :]
     assert answers.completion_ids.tolist() == expected.tolist()
     assert expected.unique().numel() > 8  # a degenerate model would agree with anything
+
+
+def test_static_shapes_give_the_same_answers(policy, monkeypatch):
+    """The decode step of a CUDA graph (whole buffers under a mask, written by index), run eagerly, with rows dropped."""
+    policy.model.eval()
+    batch = policy.encode(*ragged_prompts(3))
+    settings = {"num_generations": 4, "max_new_tokens": 16}
+    growing = rollout(policy, batch, SamplingParams(), **settings)
+    monkeypatch.setattr("models.qwen_vl.Decoding", functools.partial(Decoding, static=True))
+    static = rollout(policy, batch, SamplingParams(), **settings)
+    assert static.completion_ids.tolist() == growing.completion_ids.tolist()
+    torch.testing.assert_close(static.logprobs, growing.logprobs, atol=1e-5, rtol=1e-5)
 
 
 def test_rollout_logprobs_are_those_of_the_training_forward(policy):
@@ -200,9 +214,11 @@ def test_saved_checkpoint_opens_with_transformers_alone(policy, tmp_path):
 def test_greedy_texts_keep_the_order(policy):
     prompts, images = ragged_prompts(4)
     together = greedy_texts(policy, prompts, images, max_new_tokens=8, batch_size=3, progress=False)
-    assert together == [
-        greedy_texts(policy, [p], [i], max_new_tokens=8, batch_size=1, progress=False)[0] for p, i in zip(prompts, images)
+    one_by_one = [
+        greedy_texts(policy, [p], [i], max_new_tokens=8, batch_size=1, progress=False)[0]
+        for p, i in zip(prompts, images, strict=True)
     ]
+    assert together == one_by_one
 
 
 def test_a_text_only_checkpoint_is_refused(tmp_path):
