@@ -213,12 +213,15 @@ def _setup(ctx, inputs, output):
     ctx.needed = inputs[11:13]
 
 
+def _scaled(gradient, grad_loss):
+    """gradient * grad_loss, over `gradient` where it is a real tensor: dweight need not be held twice."""
+    return gradient.mul_(grad_loss) if type(gradient) is torch.Tensor else gradient * grad_loss.to(gradient.dtype)
+
+
 def _backward(ctx, grad_loss, *_):
-    grad_hidden, grad_weight = [
-        gradient.mul_(grad_loss) if needed and grad_loss is not None else None
-        for gradient, needed in zip(ctx.saved_tensors, ctx.needed, strict=True)
-    ]
-    return grad_hidden, grad_weight, *[None] * 20
+    kept = zip(ctx.saved_tensors, ctx.needed, strict=True)
+    gradients = [_scaled(gradient, grad_loss) if needed and grad_loss is not None else None for gradient, needed in kept]
+    return *gradients, *[None] * 20
 
 
 linear_grpo_forward.register_autograd(_backward, setup_context=_setup)
