@@ -1,0 +1,312 @@
+"""Questions about an image and the mask that answers them, in PRS-Med's published CSV format (arXiv:2505.11872).
+
+    ROOT/annotations/<set>.csv       image_path,image_name,question,answer,position,split
+    ROOT/<set>/<split>_images/FILE   ROOT/<set>/<split>_masks/FILE      split: train, val or test
+
+`image_path` starts at ROOT and names the mask (the six PRS-Med sets) or the image (`our-dataset`'s two); the other file has the
+same name in the other folder, whatever its ending, and ISIC's `X.jpg` has the mask `X_Segmentation.png`. `[i]` gives
+
+    image: PIL RGB       mask: PIL L of the image's size, 0 or 255        question, answer, position, split: str, as in the file
+    image_id: str        dataset: str, the set's folder                   label: the published class 0-5, None for other sets
+    row: int, counted from 0 without the header                           source: str, the file it stands in
+
+A bad row is one line, `FILE: row N: reason (expected ...; rows count from 0)`: an InputError, or an entry of `.skipped`.
+"""
+
+import csv
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+from engine.data.image_check import find_bad_images
+from engine.data.images import EXPECTED, ImageError, image_error, open_image
+from engine.data.questions import SkippedRow
+from engine.errors import InputError
+
+LABELS = {
+    "brain_tumors_ct_scan": 0,
+    "breast_tumors_ct_scan": 1,
+    "lung_CT": 2,
+    "lung_Xray": 3,
+    "skin_rgbimage": 4,
+    "polyp_endoscopy": 5,
+}
+FAMILIES = {"PRS-Med": tuple(LABELS), "our-dataset": ("head_and_neck", "prostate")}
+COLUMNS = ("image_path", "image_name", "question", "answer", "position", "split")
+FILLED = ("image_path", "question", "answer", "position", "split")
+SPLITS = ("train", "val", "test")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm")
+MASK_SUFFIX = "_Segmentation"  # of ISIC's masks
+SHAPE_TOLERANCE = 0.02  # masks and images of one shape but different size happen; their height / width may differ so much
+LAYOUT = "<set>/<split>_masks/<file> or <set>/<split>_images/<file>"
+
+
+@dataclass(frozen=True)
+class ImageAndMask:
+    """Two files that belong together."""
+
+    image: Path
+    mask: Path
+
+    @property
+    def key(self) -> str:
+        return f"{self.image}|{self.mask}"
+
+    def stamp(self) -> list[int]:
+        """Sizes and times of the files: what tells that one changed."""
+        return [number for path in (self.image, self.mask) for number in (path.stat().st_size, path.stat().st_mtime_ns)]
+
+    def open(self) -> tuple[Image.Image, Image.Image]:
+        """(RGB image, mask of its size). ImageError, whose reason says which file, if they cannot be used."""
+        opened = {}
+        for kind, path in (("image", self.image), ("mask", self.mask)):
+            try:
+                opened[kind] = open_image(path)
+            except ImageError as error:
+                raise image_error(str(path), f"{kind} {path.name!r}: {error.reason}") from None
+        image, mask = opened["image"], opened["mask"]
+        if abs(mask.height * image.width / (mask.width * image.height) - 1) > SHAPE_TOLERANCE:
+            sizes = f"mask {self.mask.name!r} is {mask.width} x {mask.height}, its image {image.width} x {image.height}"
+            raise image_error(str(self.mask), sizes)
+        return image, clean_mask(mask, image.size)
+
+
+def clean_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """0 and 255 at `size`: brighter than half, or in files of labels, whose values stay below that, anything but 0."""
+    pixels = np.asarray(mask.convert("L"))
+    binary = Image.fromarray(((pixels > (127 if pixels.max() > 127 else 0)) * 255).astype(np.uint8))
+    return binary if binary.size == size else binary.resize(size, Image.Resampling.NEAREST)
+
+
+class MaskedQuestions(Dataset):
+    """Checked rows. Images and masks are opened when a row is asked for."""
+
+    def __init__(self, records: Sequence[dict], files: Sequence[ImageAndMask], skipped: Sequence[SkippedRow] = ()):
+        if len(records) != len(files):
+            raise ValueError(f"{len(records)} records but files for {len(files)}")
+        self.records, self.files, self.skipped = list(records), list(files), list(skipped)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict:
+        """The row; ImageError if a file has changed or gone since it was checked."""
+        image, mask = self.files[index].open()
+        return {**self.records[index], "image": image, "mask": mask}
+
+    def record(self, index: int) -> dict:
+        """The row without image and mask: no file is touched."""
+        return dict(self.records[index])
+
+    def select(self, indices: Iterable[int]) -> "MaskedQuestions":
+        """The rows of `indices`, in their order."""
+        chosen = list(indices)
+        return MaskedQuestions([self.records[i] for i in chosen], [self.files[i] for i in chosen], self.skipped)
+
+
+def load_masked_questions(
+    data_root: str | Path,
+    ann_paths: str | Sequence[str | Path] | None = None,
+    *,
+    split: str | None = "train",
+    on_bad_row: str = "error",
+    limit: int | None = None,
+) -> MaskedQuestions:
+    """The rows of `split` (None: of all splits) in the CSV files `ann_paths`, one file after the other.
+
+    `ann_paths` is a list or comma-separated, each from here or from `data_root`; by default all of ROOT/annotations. `limit` takes
+    only the first so many rows of the split, before any are skipped. InputError: see above, and where no row is left.
+    """
+    if on_bad_row not in ("error", "skip"):
+        raise ValueError(f"on_bad_row is 'error' or 'skip', not {on_bad_row!r}")
+    if split not in (*SPLITS, None):
+        raise InputError(f"split {split!r} (expected one of {', '.join(SPLITS)})")
+    root = _existing_folder(data_root)
+    records, files, bad, there = [], [], {}, Counter()
+    list_folder = cache(_list_folder)  # many rows ask about few folders
+    for path in find_annotations(root, ann_paths):
+        for index, cells in _read_csv(path):
+            if limit is not None and len(records) + len(bad) >= limit:
+                break
+            try:
+                record, pair = _check_row(cells, root, path, split, there, list_folder)
+            except _BadRow as error:
+                line = _line(path, index, *error.args)
+                if on_bad_row == "error":
+                    raise InputError(line) from None
+                bad[path, index] = line
+                continue
+            if record is not None:
+                records.append({**record, "row": index, "source": str(path)})
+                files.append(pair)
+    records, files = _check_files(records, files, bad, root, on_bad_row)
+    skipped = [bad[place] for place in sorted(bad, key=lambda place: (str(place[0]), place[1]))]
+    if skipped and not records:
+        raise InputError(f"all {len(skipped)} rows are bad; the first: {skipped[0]}")
+    if not records:
+        found = ", ".join(f"{count} of {name}" for name, count in there.items()) or "none at all"
+        raise InputError(f"{root}: no rows of the split {split!r} (the files have {found})")
+    return MaskedQuestions(records, files, skipped)
+
+
+def check_data_root(data_root: str | Path, ann_paths: str | Sequence[str | Path] | None = None) -> dict:
+    """What a data root holds and lacks.
+
+    {"sets": {name: {split: number of usable rows}}, "missing_sets": published ones that are not there although others of their
+    family are, "missing_files": [...], "bad_rows": [one line each]}
+    """
+    rows = load_masked_questions(data_root, ann_paths, split=None, on_bad_row="skip")
+    sets: dict[str, Counter] = {}
+    for record in rows.records:
+        sets.setdefault(record["dataset"], Counter())[record["split"]] += 1
+    families = [names for names in FAMILIES.values() if set(names) & set(sets)]
+    return {
+        "sets": {name: dict(counts) for name, counts in sets.items()},
+        "missing_sets": [name for names in families for name in names if name not in sets],
+        "missing_files": sorted({line.missing_image for line in rows.skipped if line.missing_image}),
+        "bad_rows": rows.skipped,
+    }
+
+
+def find_annotations(root: Path, ann_paths: str | Sequence[str | Path] | None) -> list[Path]:
+    """The CSV files meant; a folder stands for those in it."""
+    given = ann_paths.split(",") if isinstance(ann_paths, str) else [ann_paths] if isinstance(ann_paths, Path) else ann_paths
+    names = [str(name).strip() for name in given or () if str(name).strip()]
+    found = []
+    for name in names or [str(root / "annotations")]:
+        path = next((path for path in (Path(name), root / name) if path.exists()), None)
+        if path is None:
+            raise InputError(f"{name}: no such file (expected an annotation CSV, from here or from {root})")
+        inside = sorted(path.glob("*.csv")) if path.is_dir() else [path]
+        if not inside:
+            raise InputError(f"{path}: no CSV file in it (expected the columns {', '.join(COLUMNS)})")
+        found += inside
+    return list(dict.fromkeys(found))
+
+
+def _existing_folder(data_root: str | Path) -> Path:
+    if not Path(data_root).is_dir():
+        raise InputError(f"{data_root}: no such folder (expected a data root with {LAYOUT} and annotations/<set>.csv)")
+    return Path(os.path.abspath(data_root))
+
+
+class _BadRow(Exception):
+    """(reason, what was expected) or (reason, what was expected, the file that is missing)."""
+
+
+def _line(path: Path, index: int, reason: str, expected: str, missing: str | None = None) -> SkippedRow:
+    line = SkippedRow(f"{path}: row {index}: {reason} (expected {expected}; rows count from 0)")
+    line.missing_image = missing
+    return line
+
+
+def _read_csv(path: Path) -> Iterable[tuple[int, list[str] | dict[str, str]]]:
+    """(row, {column: text}), or (row, cells) where their number is not that of the header."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text (expected a CSV file with the columns {', '.join(COLUMNS)})") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    lines = csv.reader(io.StringIO(text, newline=""))
+    header = [name.strip() for name in next(lines, [])]
+    lacking = [name for name in FILLED if name not in header]
+    if lacking:
+        raise InputError(f"{path}: no column {', '.join(lacking)} (expected the columns {', '.join(COLUMNS)})")
+    index = -1
+    try:
+        for cells in lines:
+            if cells:
+                index += 1
+                yield index, dict(zip(header, cells, strict=True)) if len(cells) == len(header) else cells
+    except csv.Error as error:
+        raise InputError(f"{path}: row {index + 1}: {error} (expected a CSV file; rows count from 0)") from None
+
+
+def _check_row(
+    cells, root: Path, path: Path, split: str | None, there: Counter, list_folder
+) -> tuple[dict | None, ImageAndMask | None]:
+    """A raw row -> (record, its files), (None, None) if it is of another split; _BadRow if it cannot be used."""
+    if not isinstance(cells, dict):
+        raise _BadRow(f"{len(cells)} cells", f"{len(COLUMNS)}: text with a comma stands in double quotes")
+    for name in FILLED:
+        if not cells[name].strip():
+            raise _BadRow(f"empty {name}", f"{', '.join(FILLED)} to be filled")
+    if cells["split"].strip() not in SPLITS:
+        raise _BadRow(f"split {cells['split'][:40]!r}", f"one of {', '.join(SPLITS)}")
+    there[cells["split"].strip()] += 1
+    if split not in (None, cells["split"].strip()):
+        return None, None
+    pair, dataset = _find_pair(cells["image_path"].strip(), root, list_folder)
+    dataset = dataset or path.stem
+    return {
+        "image_id": os.path.relpath(pair.image, root).replace(os.sep, "/"),
+        "dataset": dataset,
+        "label": LABELS.get(dataset),
+        **{name: cells[name].strip() for name in ("question", "answer", "position", "split")},
+    }, pair
+
+
+def _find_pair(name: str, root: Path, list_folder) -> tuple[ImageAndMask, str | None]:
+    """The files a row means, and the name of their set; none is outside `root` (by name: links are their owner's choice)."""
+    relative = PurePosixPath(os.path.normpath(name.replace("\\", "/")))
+    if "\0" in name or relative.is_absolute() or ".." in relative.parts or Path(name).is_absolute():
+        raise _BadRow(f"image_path {name[:80]!r} leaves {str(root)!r}", f"a path inside the data root, {LAYOUT}")
+    folder = relative.parent.name
+    kind = next((kind for kind in ("masks", "images") if folder in (f"{split}_{kind}" for split in SPLITS)), None)
+    if kind is None:
+        raise _BadRow(f"image_path {name[:80]!r} is in no folder of images or masks", LAYOUT)
+    given = root / relative
+    other_folder = given.parent.with_name(folder.removesuffix(kind) + ("images" if kind == "masks" else "masks"))
+    stem = given.stem.removesuffix(MASK_SUFFIX)
+    stems = (stem,) if kind == "masks" else (given.stem, given.stem + MASK_SUFFIX)
+    if given.name not in list_folder(given.parent):
+        raise _missing(given, kind, root)
+    other = _find_file(list_folder(other_folder), other_folder, stems, given.suffix)
+    if other is None:
+        suffix = ".jpg" if stem != given.stem else given.suffix
+        raise _missing(other_folder / f"{stem}{suffix}", "images" if kind == "masks" else "masks", root)
+    pair = ImageAndMask(other, given) if kind == "masks" else ImageAndMask(given, other)
+    return pair, relative.parts[-3] if len(relative.parts) > 2 else None
+
+
+def _missing(path: Path, kind: str, root: Path) -> _BadRow:
+    name = os.path.relpath(path, root).replace(os.sep, "/")
+    return _BadRow(f"{kind.removesuffix('s')} {name!r}: no such file", "the file of the row", name)
+
+
+def _list_folder(folder: Path) -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(folder))
+    except OSError:
+        return frozenset()
+
+
+def _find_file(names: frozenset[str], folder: Path, stems: tuple[str, ...], suffix: str) -> Path | None:
+    """The file of one of the stems: with `suffix` if there is one, else with any image's."""
+    candidates = [f"{stem}{ending}" for stem in stems for ending in (suffix, *SUFFIXES, *map(str.upper, SUFFIXES))]
+    return next((folder / name for name in candidates if name in names), None)
+
+
+def _check_files(records, files, bad: dict, root: Path, on_bad_row: str) -> tuple[list[dict], list[ImageAndMask]]:
+    """Rows whose files open; the lines of the others go to `bad`, or are raised."""
+    reasons = find_bad_images(list({pair.key: pair for pair in files}.values()), root, stop_at_first=on_bad_row == "error")
+    good = []
+    for record, pair in zip(records, files, strict=True):
+        if pair.key not in reasons:
+            good.append((record, pair))
+            continue
+        path, index = Path(record["source"]), record["row"]
+        line = _line(path, index, reasons[pair.key], f"an image and a mask of one shape, each {EXPECTED}")
+        if on_bad_row == "error":
+            raise InputError(line)
+        bad[path, index] = line
+    return [record for record, _ in good], [pair for _, pair in good]
