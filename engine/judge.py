@@ -1,0 +1,140 @@
+"""A language model as judge: does the answer say the same place as the truth? (PRS-Med, arXiv:2505.11872, appendix A.3)
+
+Three prompts are asked, each answered yes or no. accuracy of a prompt = yes / all, of the judge = mean over the prompts (the paper
+reports the mean of two judges, Qwen 3 and Llama 3.1). The judge is any server that speaks OpenAI's protocol (vLLM, SGLang, Ollama,
+llama.cpp, OpenAI): `POST URL/chat/completions`. It is asked greedily; a reply counts as yes if yes is its first word that is yes or
+no, thoughts between <think> tags left out. A reply with neither counts as no and is counted in `unclear`.
+"""
+
+import http.client
+import json
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from engine.errors import InputError
+
+INSTRUCTION = "Instruction: Answer the question related to the position content, return only yes or no.\n"
+PROMPTS = (  # the published ones, as transcribed from the appendix
+    "As a medical image specialist.\n" + INSTRUCTION + "Given the following question and answer with the ground truth, is the "
+    "position in the answer similar or same with the ground truth and match with the question?\n\nQuestion: {question}\n"
+    "Ground Truth: {truth}\nPrediction: {answer}\n\nReturn yes if they are similar. Return no if they are different.",
+    "As a doctor.\n" + INSTRUCTION + "Check if the location information provided in the prediction aligns with the position "
+    "mentioned in the ground truth and is relevant to the question.\n\nQuestion: {question}\nGround Truth: {truth}\n"
+    "Prediction: {answer}\n\nRespond with Yes if the positions are similar. Respond with No if they are different.",
+    "As you are a doctor and you are looking to the medical image.\n" + INSTRUCTION + "Evaluate whether the predicted answer "
+    "captures the same or similar positional context as the ground truth, based on the provided question.\n\nQuestion: {question}\n"
+    'Groundtruth: {truth}\nPrediction: {answer}\n\nAnswer with "Yes" if the position is similar, otherwise "No".',
+)
+KEY_VARIABLE = "OPENAI_API_KEY"
+LONGEST_REPLY = 2**20  # bytes
+RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirected question would lose its body and take the key to another server: a redirect is an error."""
+
+    def redirect_request(self, *args):
+        return None
+
+
+OPENER = urllib.request.build_opener(_NoRedirect)
+
+
+@dataclass
+class Judge:
+    """A model behind `url` (.../v1). `timeout` is in seconds, for each of at most `tries` attempts at a question."""
+
+    url: str
+    model: str
+    timeout: float = 60.0
+    tries: int = 4
+    pause: float = 1.0  # seconds before the second attempt, doubled before each further one
+    workers: int = 8
+    max_tokens: int = 512
+    api_key: str | None = field(default_factory=lambda: os.environ.get(KEY_VARIABLE), repr=False)
+
+    def __post_init__(self):
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise InputError(f"--judge_url {self.url}: expected http://HOST[:PORT]/v1 or https://...")
+        self.url = self.url.rstrip("/").removesuffix("/chat/completions")
+
+    def reply(self, prompt: str) -> str:
+        """The model's text. InputError, naming the server and the reason, where it gives none."""
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": 0,
+            "max_tokens": self.max_tokens,
+        }
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.api_key}"} if self.api_key else {})
+        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
+        reason = ""
+        for attempt in range(self.tries):
+            if attempt:
+                time.sleep(self.pause * 2 ** (attempt - 1))
+            try:
+                with OPENER.open(request, timeout=self.timeout) as response:
+                    return _text_of(response.read(LONGEST_REPLY))
+            except urllib.error.HTTPError as error:
+                reason = f"HTTP {error.code} {' '.join(error.read(200).decode(errors='replace').split())}".strip()
+                if error.code not in RETRIED:
+                    break
+            except (OSError, http.client.HTTPException) as error:  # no connection, or lost, or none in time
+                reason = str(getattr(error, "reason", None) or error) or type(error).__name__
+            except ValueError as error:
+                reason = f"not a chat completion: {error}"
+                break
+        raise InputError(f"--judge_url {self.url}: no answer from {self.model!r} ({reason})")
+
+    def judge(self, cases: Sequence[dict], progress: bool = True) -> list[list[bool | None]]:
+        """For each case {question, truth, answer}, whether each of PROMPTS was answered yes; None where unclear.
+
+        The first question that gets no answer ends it all with an InputError; no further ones are sent.
+        """
+        prompts = [fill(prompt, **case) for case in cases for prompt in PROMPTS]
+        pool = ThreadPoolExecutor(self.workers)
+        try:
+            replies = pool.map(self.reply, prompts)
+            verdicts = [read_verdict(text) for text in tqdm(replies, "judging", len(prompts), unit="reply", disable=not progress)]
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return [verdicts[i : i + len(PROMPTS)] for i in range(0, len(verdicts), len(PROMPTS))]
+
+
+def fill(prompt: str, *, question: str, truth: str, answer: str) -> str:
+    """The prompt with its three texts, which may hold braces."""
+    texts = {"question": question, "truth": truth, "answer": answer}
+    return re.sub(r"\{(question|truth|answer)\}", lambda match: texts[match[1]], prompt)
+
+
+def read_verdict(text: str) -> bool | None:
+    """Yes or no, whichever word comes first; None without either."""
+    spoken = re.sub(r"(?s)<think>.*?(?:</think>|\Z)", " ", text)
+    found = re.search(r"\b(yes|no)\b", spoken, re.IGNORECASE)
+    return None if found is None else found[1].lower() == "yes"
+
+
+def judge_scores(verdicts: Sequence[Sequence[bool | None]]) -> dict[str, float]:
+    """accuracy (mean over the prompts), std (over the prompts) and unclear (fraction of replies); fractions."""
+    yes = np.array([[verdict is True for verdict in of_case] for of_case in verdicts], dtype=float).mean(axis=0)
+    unclear = np.mean([[verdict is None for verdict in of_case] for of_case in verdicts])
+    return {"accuracy": float(yes.mean()), "std": float(yes.std()), "unclear": float(unclear)}
+
+
+def _text_of(data: bytes) -> str:
+    """The text of a chat completion; ValueError if it is something else."""
+    try:
+        return json.loads(data)["choices"][0]["message"]["content"] or ""
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"{type(error).__name__} {error}") from None

@@ -1,0 +1,143 @@
+"""The judge against a real server on a free port: what is sent, what is read, and what happens when it fails."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from engine.errors import InputError
+from engine.judge import PROMPTS, Judge, fill, judge_scores, read_verdict
+
+CASE = {"question": "Where {x}?", "truth": "in position top left", "answer": "In the {truth} top left."}
+
+
+class Server(ThreadingHTTPServer):
+    """Answers with what `answer(body, number of the request)` gives: (status, JSON or bytes)."""
+
+    daemon_threads = True
+
+    def __init__(self, answer):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answer, self.bodies, self.headers, self.lock = answer, [], [], threading.Lock()
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.bodies.append(body | {"path": self.path})
+            self.server.headers.append(dict(self.headers))
+            status, content = self.server.answer(body, len(self.server.bodies))
+        content = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        if status == 302:
+            self.send_header("Location", "/elsewhere")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    servers = []
+
+    def start(answer) -> Server:
+        servers.append(Server(answer))
+        threading.Thread(target=servers[-1].serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def says(text: str):
+    return 200, {"choices": [{"message": {"content": text}}]}
+
+
+def test_each_case_is_asked_with_the_three_prompts(serve):
+    server = serve(lambda body, _: says("Yes." if "As a doctor." in body["messages"][0]["content"] else "No"))
+    verdicts = Judge(server.url, "qwen3", api_key="secret").judge([CASE, CASE], progress=False)
+    assert verdicts == [[False, True, False]] * 2
+    assert {body["path"] for body in server.bodies} == {"/v1/chat/completions"}
+    assert all(body["model"] == "qwen3" and body["temperature"] == 0 for body in server.bodies)
+    assert sorted(body["messages"][0]["content"] for body in server.bodies) == sorted(fill(p, **CASE) for p in PROMPTS * 2)
+    assert {headers["Authorization"] for headers in server.headers} == {"Bearer secret"}
+    assert judge_scores(verdicts) == pytest.approx({"accuracy": 1 / 3, "std": 2**0.5 / 3, "unclear": 0})
+
+
+def test_texts_with_braces_are_not_templates():
+    prompt = fill(PROMPTS[0], **CASE)
+    assert "Question: Where {x}?" in prompt and "Prediction: In the {truth} top left." in prompt
+
+
+def test_a_busy_server_is_asked_again(serve):
+    server = serve(lambda body, number: says("yes") if number == 3 else (503, b"busy"))
+    assert Judge(server.url + "/chat/completions", "m", pause=0.01).reply("?") == "yes" and len(server.bodies) == 3
+
+
+@pytest.mark.parametrize(
+    "answer, requests, message",
+    [
+        (lambda *_: (429, b"slow\ndown"), 3, "(HTTP 429 slow down)"),
+        (lambda *_: (401, {"error": "bad key"}), 1, '(HTTP 401 {"error": "bad key"})'),
+        (lambda *_: (302, b"elsewhere"), 1, "(HTTP 302 elsewhere)"),
+        (lambda *_: (200, b"<html>"), 1, "(not a chat completion: "),
+        (lambda *_: (200, {"choices": []}), 1, "(not a chat completion: IndexError"),
+    ],
+)
+def test_a_server_that_does_not_answer_is_one_line(serve, answer, requests, message):
+    server = serve(answer)
+    with pytest.raises(InputError) as error:
+        Judge(server.url, "m", tries=3, pause=0.01).reply("?")
+    assert f"--judge_url {server.url}: no answer from 'm' {message}" in str(error.value) and "\n" not in str(error.value)
+    assert len(server.bodies) == requests
+
+
+def test_a_silent_server_is_left_after_the_timeout(serve):
+    release = threading.Event()
+    server = serve(lambda *_: (release.wait(5), says("yes"))[1])
+    with pytest.raises(InputError, match="timed out"):
+        Judge(server.url, "m", tries=1, timeout=0.2).reply("?")
+    release.set()
+
+
+def test_no_server_is_one_line_and_ends_at_once():
+    with pytest.raises(InputError, match="no answer from 'm' .*refused"):
+        Judge("http://127.0.0.1:9/v1", "m", tries=2, pause=0.01).judge([CASE] * 50, progress=False)
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/v1", "localhost:8000", "http://"])
+def test_only_web_addresses_are_asked(url):
+    with pytest.raises(InputError, match="expected http://HOST"):
+        Judge(url, "m")
+
+
+@pytest.mark.parametrize(
+    "text, verdict",
+    [
+        ("Yes", True),
+        ("no.", False),
+        ("No, although yes would", False),
+        ("<think>no, or yes?</think>\n\nYes", True),
+        ("<think>yes yes", None),
+        ("**Yes**", True),
+        ("nothing known yesterday", None),
+        ("", None),
+    ],
+)
+def test_verdicts_are_read_from_the_first_word(text, verdict):
+    assert read_verdict(text) is verdict
+
+
+def test_unclear_replies_count_as_no():
+    assert judge_scores([[True, None, True], [True, None, None]]) == pytest.approx(
+        {"accuracy": 0.5, "std": (1 / 6) ** 0.5, "unclear": 0.5}
+    )
