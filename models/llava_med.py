@@ -59,7 +59,7 @@ def load_llava(path: str, *, vision_tower: str = "checkpoint", dtype: torch.dtyp
     `vision_tower`: "checkpoint" takes the checkpoint's own weights, "openai" those of the CLIP model that its config names, which
     is what the reference code of LLaVA-Med and of PRS-Med loads.
 
-    Raises CheckpointError where keys are missing or unexpected or the checkpoint is of another kind, OSError where it cannot be read.
+    Raises CheckpointError for missing or unexpected keys and for a checkpoint of another kind, OSError for one that cannot be read.
     """
     if vision_tower not in ("checkpoint", "openai"):
         raise CheckpointError(f"vision_tower {vision_tower!r}: expected checkpoint or openai")
