@@ -75,6 +75,8 @@ def write_report(
         change=_change(list(evaluations.values())),
         tables=[table for grouping in GROUPINGS if (table := _table(grouping, evaluations))],
         samples=_shown_samples(samples),
+        single=bool(samples)
+        and all(len(sample["completions"]) == len(sample["completions"][0]["rewards"]) == 1 for sample in samples),
         advantages=any(completion.get("advantage") is not None for sample in samples for completion in sample["completions"]),
         skipped=skipped,
     )
