@@ -22,6 +22,9 @@ class Server(ThreadingHTTPServer):
         self.answer, self.bodies, self.headers, self.lock = answer, [], [], threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
 
+    def handle_error(self, *args):
+        """A client that left before the answer is part of the test."""
+
 
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
