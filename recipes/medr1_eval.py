@@ -4,7 +4,7 @@
     python -m recipes.medr1_eval --model runs/medr1_grpo/20261122-171455/checkpoint-100 \\
         --data Splits/modality/test/CT\\(Computed\\ Tomography\\)_test.json --image_root OmniMedVQA
 
-With no flags: the starter policy, untrained by GRPO, on the starter test questions; about 20 s on one CPU thread.
+With no flags: the starter policy, before any GRPO, on the 280 starter test questions; about 10 s on one CPU thread.
 `--data` takes Med-R1's split files, JSONL, what `recipes.medr1_prepare` makes and save_to_disk folders. Answers are greedy. The run
 folder gets evaluation.json (Med-R1's `accuracy` in percent and `results`, and `scores` as fractions with Wilson 95 % intervals,
 overall, per modality and per question type), accuracy.png and report.html. The last line is JSON: accuracy, low, high (fractions),
@@ -12,7 +12,9 @@ num_samples, unanswered, output.
 
 Differences from the published scripts: they count `C` alone as right, not `C)`, `(C)`, `c` or the option's text, read the first
 answer instead of the last, and differ in this between templates; `--compat reference` reads as they do (see `engine.evaluate`).
-`--template zeroshot` asks for a letter without tags, so there a bare letter counts. The templates are theirs, letter for letter.
+`--template zeroshot` asks for a letter without tags, so there a bare letter counts. The templates are theirs, letter for letter;
+their prompt of think differs from that of training. The starter policy, a small model that knows one prompt, and what is trained
+from it must be asked as in training: `--template train_think`.
 """
 
 import logging
@@ -32,7 +34,13 @@ from engine.rollout import greedy_texts
 from engine.run import describe_device, local_device, open_run, run_command
 from models.loading import load_policy
 
-TEMPLATES = {"think": "medr1_eval_think", "nothink": "medr1_eval_nothink", "zeroshot": "medr1_zeroshot"}
+TEMPLATES = {
+    "think": "medr1_eval_think",
+    "nothink": "medr1_eval_nothink",
+    "zeroshot": "medr1_zeroshot",
+    "train_think": "medr1_train_think",
+    "train_nothink": "medr1_train_nothink",
+}
 logger = logging.getLogger(__name__)
 
 
@@ -46,7 +54,12 @@ class EvaluationArguments:
     split: str = setting("test", "Split of a folder that holds several.")
     limit: int | None = setting(None, "Ask only the first so many questions.")
     on_bad_row: str = setting("error", "A bad row ends the run, or is skipped, counted and listed.", choices=["error", "skip"])
-    template: str = setting("think", "Ask for reasoning, for a tagged answer, or for a bare letter.", choices=list(TEMPLATES))
+    template: str | None = setting(
+        None,
+        "Ask for reasoning, for a tagged answer, or for a bare letter; train_* ask as training does. None: think, for the starter "
+        "policy train_think.",
+        choices=list(TEMPLATES),
+    )
     compat: str = setting("default", "Read answers well, or as the published scripts do.", choices=["default", "reference"])
     batch_size: int = setting(32, "Questions answered at once.")
     max_new_tokens: int = setting(256, "Longest answer in tokens.")
@@ -54,6 +67,7 @@ class EvaluationArguments:
     output_dir: str | None = setting(None, "Run folder. None: runs/medr1_eval/<time>.")
 
     def __post_init__(self):
+        self.template = self.template or ("think" if self.model else "train_think")
         for name in ("batch_size", "max_new_tokens", "limit"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"--{name} must be at least 1")

@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 
 from engine.errors import InputError
 from engine.run import run_command
-from recipes.medr1_eval import main
+from recipes.medr1_eval import EvaluationArguments, main
 from tests.tiny_qwen import save_tiny
 
 
@@ -50,6 +50,11 @@ def test_the_run_folder_holds_scores_chart_and_report(checkpoint, data, tmp_path
     assert {name: score["num_samples"] for name, score in written["scores"]["modality"].items()} == {"CT": 2, "MRI": 3}
 
 
+def test_the_starter_policy_is_asked_as_it_was_trained_and_others_as_published():
+    assert EvaluationArguments().template == "train_think"
+    assert EvaluationArguments(model="Qwen/Qwen2.5-VL-3B-Instruct").template == "think"
+
+
 def test_answers_do_not_depend_on_the_batch(checkpoint, data, tmp_path):
     outputs = []
     for size in (1, 4):
@@ -73,7 +78,7 @@ def test_a_bad_row_can_be_skipped_and_is_listed(checkpoint, data, tmp_path):
     [
         (["--modle", "x"], "error: unknown flag --modle, did you mean --model? (--help lists the flags)"),
         (["--batch_size", "0"], "error: --batch_size must be at least 1"),
-        (["--template", "thinking"], "invalid choice: 'thinking' (choose from 'think', 'nothink', 'zeroshot')"),
+        (["--template", "thinking"], "invalid choice: 'thinking' (choose from 'think', 'nothink', 'zeroshot', 't"),
         (["--data", "gone.json"], "error: gone.json"),
         (["--model", "TEXT_ONLY", "--data", "DATA"], "a text-only checkpoint (model_type 'llama'); a Qwen2-VL or Qwen2.5-VL"),
         (["--model", "./gone", "--data", "DATA"], "error: --model: ./gone: no checkpoint there"),
