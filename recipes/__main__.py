@@ -8,8 +8,8 @@ SYSTEMS = {
     "medr1": "Med-R1",
     "medvlm": "MedVLM-R1",
     "skin": "Skin diagnosis with spatial awareness",
-    "prsmed": "PRS-Med",
-    "unimedvlm": "Uni-MedVLM",
+    "prs": "PRS-Med",
+    "uni": "Uni-MedVLM",
     "sam": "Segment anything",
     "starter": "Starter data and policy",
 }
