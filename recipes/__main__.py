@@ -12,6 +12,7 @@ SYSTEMS = {
     "uni": "Uni-MedVLM",
     "sam": "Segment anything",
     "starter": "Starter data and policy",
+    "download": "Published data sets",
 }
 
 
