@@ -1,45 +1,446 @@
 """The two cross attentions of SAM's mask decoder, with the projections of the image side absorbed into the token side.
 
-    token_to_image:  y = softmax(a (x + p)^T) x                                       a R x C, x N x C, y R x C
-    image_to_token:  z = LayerNorm(x + sum_h softmax_t((x + p) k_h^T + s_h) v_h + b)  k_h, v_h T x C, s_h T
+    token_to_image:  y = softmax(a (x + p)^T) x                                    a R x C, x N x C, y R x C
+    image_to_token:  z = LayerNorm(x + sum_h softmax_t((x + p) k_h^T + s_h) v_h)   k_h, v_h T x C, s_h T
 
 A prompt has a handful of tokens T, its image N = 256 to 4096 tokens. Projecting the image side for every prompt
 (x Wk, x Wv, x Wq, then Wo: N C C/2 each) costs more than the attention itself. The weights fit on the small side instead:
     q_h . ((x + p) Wk_h + bk_h) = (q_h Wk_h^T) . (x + p) + const_h        const_h leaves the softmax over x unchanged
     sum_n w_n (x_n Wv_h + bv_h) = (sum_n w_n x_n) Wv_h + bv_h             weights sum to 1
 so the heads become rows: R = heads T rows of width C against N keys of width C, a full matrix tile where a flash kernel has
-T live rows of 64, and K, V and Q of the image tokens never exist.
+T live rows of 64, and K, V and Q of the image tokens never exist. Gradients, w the softmax weights, h the sum under the norm:
+    dw = dy x^T, ds = w (dw - dy . y), da = ds (x + p), dx = ds^T a + w^T dy
+    dh = norm'(dz), dw = dh v^T, ds = w (dw - sum_t w dw), dx = dh + ds k, dk = ds^T (x + p), dv = w^T dh
 
 G prompts, X images (G a multiple of X: prompt g reads image g // (G / X)), R = heads x T rows (head major), N image tokens,
 C channels. Per prompt 4 N R C FLOPs each; image_to_token reads x once and writes z once, token_to_image reads x once
 (N C elements; p stays in the cache). Improves on SAM's decoder by 2.3 times fewer FLOPs at T = 7, and on its 12 passes over
-[N, C] a block.
+[N, C] a block. `p` is a constant: no gradient flows to it.
 """
 
 import torch
 import torch.nn.functional as F
+import triton
+import triton.language as tl
 from torch import Tensor
+from torch.library import triton_op
+
+from kernels.launch import LaunchConfig, launch, runs_triton
+
+LOG2E = tl.constexpr(1.4426950408889634)
+COLUMNS = 64  # scores of a token that image_to_token holds at once: heads x padded tokens, or a part of the heads
+SPLIT_PROGRAMS = 256  # programs that token_to_image aims at: two a multiprocessor
+ROW_BACKWARD_TOKENS, HEAD_BACKWARD_TOKENS = 32, 16  # a tile holds its gradient beside itself; more spill
+CPU_TOKENS = 512  # image tokens of a band on a CPU: half a megabyte
 
 
 def token_to_image_reference(queries, image, image_pe):
-    """y [G, R, C] of queries [G, R, C], image [X, N, C], image_pe [N, C]."""
-    rows = queries.reshape(image.shape[0], -1, queries.shape[-1])  # the prompts of an image side by side
-    scores = rows @ (image + image_pe).transpose(1, 2)
-    return (scores.softmax(-1) @ image).view_as(queries)
+    """y [G, R, C] of queries [G, R, C], image [G, N, C], image_pe [N, C]."""
+    return (queries @ (image + image_pe).transpose(1, 2)).softmax(-1) @ image
 
 
-def image_to_token_reference(image, image_pe, keys, key_bias, values, bias, norm_weight, norm_bias, num_heads, eps=1e-5):
+def image_to_token_reference(image, image_pe, keys, key_bias, values, norm_weight, norm_bias, num_heads, eps=1e-5):
     """z [G, N, C] of image [X, N, C], keys and values [G, R, C], key_bias [G, R]."""
-    (X, N, C), (G, R) = image.shape, key_bias.shape
-    scores = (image + image_pe) @ keys.reshape(X, -1, C).transpose(1, 2) + key_bias.reshape(X, 1, -1)
-    weights = scores.view(X, N, G // X, num_heads, -1).softmax(-1).flatten(3)
-    update = torch.matmul(weights.transpose(1, 2), values.view(X, -1, R, C))  # [X, G / X, N, C]
-    return F.layer_norm((image[:, None] + bias) + update, (C,), norm_weight, norm_bias, eps).flatten(0, 1)
+    image = image.repeat_interleave(len(keys) // len(image), 0)
+    scores = keys @ (image + image_pe).transpose(1, 2) + key_bias[:, :, None]
+    weights = scores.unflatten(1, (num_heads, -1)).softmax(2).flatten(1, 2)
+    return F.layer_norm(image + weights.transpose(1, 2) @ values, image.shape[-1:], norm_weight, norm_bias, eps)
+
+
+@triton.jit
+def _load_tile(pointer, rows, num_rows, C: tl.constexpr):
+    # Rows of a [.., C] matrix, 0 beyond the last
+    offsets = rows.to(tl.int64)[:, None] * C + tl.arange(0, C)[None, :]
+    return tl.load(pointer + offsets, mask=(rows < num_rows)[:, None], other=0.0)
+
+
+@triton.jit
+def _with_position(x, image_pe, tokens, N, C: tl.constexpr):
+    # x + p in the type that is multiplied
+    return (x.to(tl.float32) + _load_tile(image_pe, tokens, N, C).to(tl.float32)).to(x.dtype)
+
+
+@triton.jit
+def _token_to_image_kernel(
+    queries, image, image_pe, partial, stats, R, N, tiles,
+    C: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    # One prompt's ROWS rows against `tiles` tiles of its image: maximum, sum and weighted sum, to be merged over the splits
+    split, block, g = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    rows = block * ROWS + tl.arange(0, ROWS)
+    a = _load_tile(queries + g * R * C, rows, R, C)
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    y = tl.zeros([ROWS, C], tl.float32)
+    for start in range(split * tiles * TOKENS, tl.minimum((split + 1) * tiles * TOKENS, N), TOKENS):
+        tokens = start + tl.arange(0, TOKENS)
+        x = _load_tile(image + g * N * C, tokens, N, C)
+        key = _with_position(x, image_pe, tokens, N, C)
+        s = tl.dot(a, tl.trans(key)) * LOG2E
+        s = tl.where((tokens < N)[None, :], s, float("-inf"))
+        larger = tl.maximum(top, tl.max(s, 1))
+        w = tl.exp2(s - larger[:, None])
+        shrink = tl.exp2(top - larger)
+        total = total * shrink + tl.sum(w, 1)
+        y = y * shrink[:, None] + tl.dot(w.to(x.dtype), x)
+        top = larger
+    rows_out = (g * tl.num_programs(0) + split) * R + rows
+    tl.store(partial + rows_out[:, None] * C + tl.arange(0, C)[None, :], y, mask=(rows < R)[:, None])
+    tl.store(stats + rows_out * 2, top, mask=rows < R)
+    tl.store(stats + rows_out * 2 + 1, total, mask=rows < R)
+
+
+@triton.jit
+def _merge_kernel(partial, stats, y, lse, R, num_splits, C: tl.constexpr, SPLITS: tl.constexpr):
+    # One row: the splits' sums brought to their common maximum
+    row, g = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    split = tl.arange(0, SPLITS)
+    rows = (g * num_splits + split) * R + row
+    here = split < num_splits
+    top = tl.load(stats + rows * 2, mask=here, other=float("-inf"))
+    largest = tl.max(top, 0)
+    scale = tl.exp2(top - largest)
+    total = tl.sum(tl.load(stats + rows * 2 + 1, mask=here, other=0.0) * scale, 0)
+    channels = tl.arange(0, C)
+    parts = tl.load(partial + rows[:, None] * C + channels[None, :], mask=here[:, None], other=0.0)
+    merged = tl.sum(parts * scale[:, None], 0) / total
+    tl.store(y + (g * R + row) * C + channels, merged.to(y.dtype.element_ty))
+    tl.store(lse + g * R + row, (largest + tl.log2(total)) / LOG2E)
+
+
+@triton.jit
+def _token_to_image_backward_kernel(
+    grad_y, queries, image, image_pe, lse, delta, grad_scores, grad_image, R, N,
+    C: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    # A tile of one prompt's image tokens: ds for the queries' gradient, and dx = ds^T a + w^T dy
+    g = tl.program_id(1).to(tl.int64)
+    tokens = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    x = _load_tile(image + g * N * C, tokens, N, C)
+    key = _with_position(x, image_pe, tokens, N, C)
+    dx = tl.zeros([TOKENS, C], tl.float32)
+    for first in range(0, R, ROWS):
+        rows = first + tl.arange(0, ROWS)
+        a = _load_tile(queries + g * R * C, rows, R, C)
+        dy = _load_tile(grad_y + g * R * C, rows, R, C)
+        s = tl.dot(key, tl.trans(a))
+        w = tl.exp2((s - tl.load(lse + g * R + rows, mask=rows < R, other=float("inf"))[None, :]) * LOG2E)
+        dw = tl.dot(x, tl.trans(dy))
+        ds = (w * (dw - tl.load(delta + g * R + rows, mask=rows < R, other=0.0)[None, :])).to(x.dtype)
+        dx += tl.dot(ds, a)
+        dx += tl.dot(w.to(x.dtype), dy)
+        inside = (tokens < N)[:, None] & (rows < R)[None, :]
+        tl.store(grad_scores + (g * N + tokens)[:, None] * R + rows[None, :], ds, mask=inside)
+    offsets = (g * N + tokens)[:, None] * C + tl.arange(0, C)[None, :]
+    tl.store(grad_image + offsets, dx.to(x.dtype), mask=(tokens < N)[:, None])
+
+
+@triton.jit
+def _head_weights(key, keys, key_bias, first, T, R, C: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr):
+    # softmax over a head's tokens of the scores of WIDTH columns: heads from `first` on, PADDED tokens each
+    column = tl.arange(0, WIDTH)
+    row = (first + column // PADDED) * T + column % PADDED
+    live = (column % PADDED < T) & (row < R)
+    k = tl.load(keys + row[:, None] * C + tl.arange(0, C)[None, :], mask=live[:, None], other=0.0)
+    s = tl.dot(key, tl.trans(k))
+    s = (s + tl.load(key_bias + row, mask=live, other=0.0).to(tl.float32)[None, :]) * LOG2E
+    s = tl.where(live[None, :], s, -1e30)
+    s = tl.reshape(s, [key.shape[0], WIDTH // PADDED, PADDED])
+    e = tl.exp2(s - tl.max(s, 2)[:, :, None])
+    return tl.reshape(e / tl.sum(e, 2)[:, :, None], [key.shape[0], WIDTH]), k, row, live
+
+
+@triton.jit
+def _normalise(h, C: tl.constexpr, eps):
+    centred = h - (tl.sum(h, 1) / C)[:, None]
+    rstd = tl.rsqrt(tl.sum(centred * centred, 1) / C + eps)
+    return centred * rstd[:, None], rstd
+
+
+@triton.jit
+def _image_to_token_kernel(
+    image, image_pe, keys, key_bias, values, norm_weight, norm_bias, z, share, num_heads, T, N, eps,
+    C: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    # A tile of image tokens of one prompt: read x, write z
+    g = tl.program_id(1).to(tl.int64)
+    tokens = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    channels = tl.arange(0, C)
+    R = num_heads * T
+    x = _load_tile(image + (g // share) * N * C, tokens, N, C)
+    key = _with_position(x, image_pe, tokens, N, C)
+    h = x.to(tl.float32)
+    for first in range(0, num_heads, WIDTH // PADDED):
+        w, _, row, live = _head_weights(key, keys + g * R * C, key_bias + g * R, first, T, R, C, PADDED, WIDTH)
+        v = tl.load(values + g * R * C + row[:, None] * C + channels[None, :], mask=live[:, None], other=0.0)
+        h += tl.dot(w.to(x.dtype), v)
+    normal, _ = _normalise(h, C, eps)
+    out = normal * tl.load(norm_weight + channels).to(tl.float32)[None, :] + tl.load(norm_bias + channels).to(tl.float32)[None, :]
+    tl.store(z + (g * N + tokens)[:, None] * C + channels[None, :], out.to(x.dtype), mask=(tokens < N)[:, None])
+
+
+@triton.jit
+def _image_to_token_backward_kernel(
+    grad_z, image, image_pe, keys, key_bias, values, norm_weight, weights, grad_scores, grad_hidden, grad_image, grad_norm,
+    share, num_heads, T, N, eps,
+    C: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    # A tile of image tokens, for every prompt of the image: dh, w and ds for the tokens' gradients, dx summed over the prompts
+    first_prompt = tl.program_id(1).to(tl.int64) * share
+    tokens = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    channels = tl.arange(0, C)
+    R = num_heads * T
+    step: tl.constexpr = WIDTH // PADDED
+    inside = (tokens < N)[:, None]
+    x = _load_tile(image + tl.program_id(1).to(tl.int64) * N * C, tokens, N, C)
+    key = _with_position(x, image_pe, tokens, N, C)
+    norm = tl.load(norm_weight + channels).to(tl.float32)[None, :]
+    dx = tl.zeros([TOKENS, C], tl.float32)
+    grad_weight = tl.zeros([C], tl.float32)
+    grad_bias = tl.zeros([C], tl.float32)
+    for g in range(first_prompt, first_prompt + share):
+        h = x.to(tl.float32)
+        for first in range(0, num_heads, step):
+            w, _, row, live = _head_weights(key, keys + g * R * C, key_bias + g * R, first, T, R, C, PADDED, WIDTH)
+            v = tl.load(values + g * R * C + row[:, None] * C + channels[None, :], mask=live[:, None], other=0.0)
+            h += tl.dot(w.to(x.dtype), v)
+        normal, rstd = _normalise(h, C, eps)
+        here = (g * N + tokens)[:, None]
+        dz = tl.load(grad_z + here * C + channels[None, :], mask=inside, other=0.0).to(tl.float32)
+        grad_weight += tl.sum(dz * normal, 0)
+        grad_bias += tl.sum(dz, 0)
+        dz *= norm
+        dh = (dz - (tl.sum(dz, 1) / C)[:, None] - normal * (tl.sum(dz * normal, 1) / C)[:, None]) * rstd[:, None]
+        dx += dh
+        low = dh.to(x.dtype)
+        tl.store(grad_hidden + here * C + channels[None, :], low, mask=inside)
+        for first in range(0, num_heads, step):
+            w, k, row, live = _head_weights(key, keys + g * R * C, key_bias + g * R, first, T, R, C, PADDED, WIDTH)
+            v = tl.load(values + g * R * C + row[:, None] * C + channels[None, :], mask=live[:, None], other=0.0)
+            dw = tl.dot(low, tl.trans(v))
+            product = tl.reshape(w * dw, [TOKENS, step, PADDED])
+            mean = tl.sum(product, 2)[:, :, None] + tl.zeros([TOKENS, step, PADDED], tl.float32)
+            ds = (w * (dw - tl.reshape(mean, [TOKENS, WIDTH]))).to(x.dtype)
+            dx += tl.dot(ds, k)
+            tl.store(weights + here * R + row[None, :], w.to(x.dtype), mask=inside & live[None, :])
+            tl.store(grad_scores + here * R + row[None, :], ds, mask=inside & live[None, :])
+    out = (tl.program_id(1).to(tl.int64) * N + tokens)[:, None] * C + channels[None, :]
+    tl.store(grad_image + out, dx.to(x.dtype), mask=inside)
+    program = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    tl.store(grad_norm + program * 2 * C + channels, grad_weight)
+    tl.store(grad_norm + program * 2 * C + C + channels, grad_bias)
+
+
+def _row_constants(C: int, tokens: int = 64) -> dict:
+    return {"C": C, "ROWS": 64, "TOKENS": tokens, "num_warps": 8, "num_stages": 2}
+
+
+def _head_constants(C: int, num_tokens: int, num_heads: int, tokens: int = 64) -> dict:
+    padded = triton.next_power_of_2(num_tokens)
+    width = max(16, min(padded * triton.next_power_of_2(num_heads), max(COLUMNS, padded)))
+    stages = 2 if tokens == 64 else 1
+    return {"C": C, "PADDED": padded, "WIDTH": width, "TOKENS": tokens, "num_warps": 8, "num_stages": stages}
+
+
+def launch_configs():
+    """SAM's decoder: 8 heads, 256 channels, 4096 image tokens; 7 tokens (a box or a point) and 15 (some points)."""
+    x, vector = torch.empty(0, dtype=torch.bfloat16, device="meta"), torch.empty(0, device="meta")
+    arguments = (x, x, x, vector, vector, 56, 4096, 4)
+    yield LaunchConfig("token to image", _token_to_image_kernel, arguments, _row_constants(256))
+    arguments = (vector, vector, x, vector, 56, 64)
+    yield LaunchConfig("token to image, merge", _merge_kernel, arguments, {"C": 256, "SPLITS": 64, "num_warps": 4})
+    arguments = (x, x, x, x, vector, vector, x, x, 56, 4096)
+    constants = _row_constants(256, ROW_BACKWARD_TOKENS)
+    yield LaunchConfig("token to image, backward", _token_to_image_backward_kernel, arguments, constants)
+    for tokens in (7, 15):
+        arguments = (*[x] * 8, 2, 8, tokens, 4096, 1e-5)
+        yield LaunchConfig(f"image to {tokens} tokens", _image_to_token_kernel, arguments, _head_constants(256, tokens, 8))
+        arguments = (*[x] * 11, vector, 2, 8, tokens, 4096, 1e-5)
+        constants = _head_constants(256, tokens, 8, HEAD_BACKWARD_TOKENS)
+        yield LaunchConfig(f"image to {tokens} tokens, backward", _image_to_token_backward_kernel, arguments, constants)
+
+
+def _takes(image: Tensor) -> bool:
+    """Whether the kernels run on this image: 16 to 256 channels, a power of two, in a type that a tile of them fits in."""
+    C = image.shape[-1]
+    narrow = image.dtype in (torch.bfloat16, torch.float16) or not image.is_cuda  # the interpreter takes fp32 as well
+    return runs_triton(image) and narrow and 16 <= C <= 256 and C & (C - 1) == 0
+
+
+def _token_to_image_eager(queries, image, image_pe):
+    """y and the log-sum-exp of each row's scores."""
+    scores = (queries @ (image + image_pe).transpose(1, 2)).to(torch.promote_types(image.dtype, torch.float32))
+    top = scores.amax(-1, keepdim=True)
+    weights = (scores - top).exp_()
+    total = weights.sum(-1, keepdim=True)
+    return ((weights.to(image.dtype) @ image) / total).to(image.dtype), (top + total.log())[..., 0]
+
+
+@triton_op("vesalius::mask_token_to_image", mutates_args=())
+def _token_to_image(queries: Tensor, image: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
+    if not _takes(image):
+        step = len(image) if image.is_cuda else 1  # on a CPU one image at a time: it stays in the cache
+        prompts = zip(queries.split(step), image.split(step), strict=True)
+        y, lse = zip(*(_token_to_image_eager(a, x, image_pe) for a, x in prompts), strict=True)
+        return torch.cat(y), torch.cat(lse)
+    (G, R, C), N = queries.shape, image.shape[1]
+    constants = _row_constants(C)
+    blocks, tiles = triton.cdiv(R, constants["ROWS"]), triton.cdiv(N, constants["TOKENS"])
+    tiles_a_split = triton.cdiv(tiles, min(64, tiles, triton.cdiv(SPLIT_PROGRAMS, G * blocks)))
+    splits = triton.cdiv(tiles, tiles_a_split)
+    partial, stats = (image.new_empty(G, splits, R, width, dtype=torch.float32) for width in (C, 2))
+    launch(_token_to_image_kernel, (splits, blocks, G), queries, image, image_pe, partial, stats, R, N, tiles_a_split, **constants)
+    y, lse = torch.empty_like(queries), image.new_empty(G, R, dtype=torch.float32)
+    merge = {"C": C, "SPLITS": triton.next_power_of_2(splits), "num_warps": 4}
+    launch(_merge_kernel, (R, G), partial, stats, y, lse, R, splits, **merge)
+    return y, lse
+
+
+@triton_op("vesalius::mask_token_to_image_backward", mutates_args=())
+def _token_to_image_backward(
+    grad_y: Tensor, queries: Tensor, image: Tensor, image_pe: Tensor, y: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor]:
+    delta = (grad_y.to(lse.dtype) * y).sum(-1)
+    key = image + image_pe
+    if not _takes(image):
+        weights = (queries @ key.transpose(1, 2) - lse[:, :, None]).exp()
+        grad_scores = (weights * (grad_y @ image.transpose(1, 2) - delta[:, :, None])).to(image.dtype)
+        grad_image = grad_scores.transpose(1, 2) @ queries + weights.to(image.dtype).transpose(1, 2) @ grad_y
+        return grad_scores @ key, grad_image
+    (G, R, C), N = queries.shape, image.shape[1]
+    constants = _row_constants(C, ROW_BACKWARD_TOKENS)
+    grad_scores, grad_image = image.new_empty(G, N, R), torch.empty_like(image)
+    arguments = (grad_y.contiguous(), queries, image, image_pe, lse, delta, grad_scores, grad_image, R, N)
+    launch(_token_to_image_backward_kernel, (triton.cdiv(N, constants["TOKENS"]), G), *arguments, **constants)
+    return grad_scores.transpose(1, 2) @ key, grad_image
+
+
+def _image_to_token_in_bands(image, image_pe, keys, key_bias, values, norm_weight, norm_bias, num_heads, eps):
+    """On a CPU: a band of tokens of one prompt at a time stays in the cache (4096 tokens: 4 ms instead of 12)."""
+    (G, R, C), (X, N, _) = keys.shape, image.shape
+    z = image.new_empty(G, N, C)
+    for first in range(0, N, CPU_TOKENS):
+        band = slice(first, first + CPU_TOKENS)
+        for g in range(G):
+            x = image[g * X // G, band]
+            scores = torch.addmm(key_bias[g, :, None], keys[g], (x + image_pe[band]).t())  # heads and tokens outside: vectors
+            weights = scores.view(num_heads, -1, len(x)).softmax(1).view(R, -1)
+            z[g, band] = F.layer_norm(torch.addmm(x, weights.t(), values[g]), (C,), norm_weight, norm_bias, eps)
+    return z
+
+
+@triton_op("vesalius::mask_image_to_token", mutates_args=())
+def _image_to_token(
+    image: Tensor,
+    image_pe: Tensor,
+    keys: Tensor,
+    key_bias: Tensor,
+    values: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    num_heads: int,
+    eps: float,
+) -> Tensor:
+    if not _takes(image):
+        eager = image_to_token_reference if image.is_cuda else _image_to_token_in_bands
+        return eager(image, image_pe, keys, key_bias, values, norm_weight, norm_bias, num_heads, eps)
+    (G, R, C), (X, N, _) = keys.shape, image.shape
+    constants = _head_constants(C, R // num_heads, num_heads)
+    z = image.new_empty(G, N, C)
+    arguments = (image, image_pe, keys, key_bias, values, norm_weight, norm_bias, z, G // X, num_heads, R // num_heads, N, eps)
+    launch(_image_to_token_kernel, (triton.cdiv(N, constants["TOKENS"]), G), *arguments, **constants)
+    return z
+
+
+def _image_to_token_backward_eager(grad_z, image, image_pe, keys, key_bias, values, norm_weight, num_heads, eps):
+    """dh [G, N, C], w and ds [G, N, R], dx [X, N, C], and the gradients of the norm's weight and bias."""
+    dtype = torch.promote_types(image.dtype, torch.float32)
+    x = image.repeat_interleave(len(keys) // len(image), 0)
+    scores = (x + image_pe) @ keys.transpose(1, 2) + key_bias[:, None]
+    weights = scores.unflatten(2, (num_heads, -1)).softmax(-1).flatten(2)
+    h = (x + weights @ values).to(dtype)
+    centred = h - h.mean(-1, keepdim=True)
+    rstd = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
+    normal, dz = centred * rstd, grad_z.to(dtype)
+    grad_norm = torch.stack([(dz * normal).sum((0, 1)), dz.sum((0, 1))])
+    dz = dz * norm_weight
+    dh = (rstd * (dz - dz.mean(-1, keepdim=True) - normal * (dz * normal).mean(-1, keepdim=True))).to(image.dtype)
+    product = (weights * (dh @ values.transpose(1, 2))).unflatten(2, (num_heads, -1))
+    ds = (product - weights.unflatten(2, (num_heads, -1)) * product.sum(-1, keepdim=True)).flatten(2)
+    dx = (dh + ds @ keys).unflatten(0, (len(image), -1)).sum(1)
+    return dh, weights, ds, dx, grad_norm
+
+
+@triton_op("vesalius::mask_image_to_token_backward", mutates_args=())
+def _image_to_token_backward(
+    grad_z: Tensor,
+    image: Tensor,
+    image_pe: Tensor,
+    keys: Tensor,
+    key_bias: Tensor,
+    values: Tensor,
+    norm_weight: Tensor,
+    num_heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    (G, R, C), (X, N, _) = keys.shape, image.shape
+    if not _takes(image):
+        arguments = (grad_z, image, image_pe, keys, key_bias, values, norm_weight, num_heads, eps)
+        dh, weights, ds, dx, grad_norm = _image_to_token_backward_eager(*arguments)
+    else:
+        constants = _head_constants(C, R // num_heads, num_heads, HEAD_BACKWARD_TOKENS)
+        grid = (triton.cdiv(N, constants["TOKENS"]), X)
+        dh, dx = image.new_empty(G, N, C), torch.empty_like(image)
+        weights, ds = image.new_empty(G, N, R), image.new_empty(G, N, R)
+        grad_norm = image.new_empty(grid[0] * X, 2, C, dtype=torch.float32)
+        tensors = (grad_z.contiguous(), image, image_pe, keys, key_bias, values, norm_weight, weights, ds, dh, dx, grad_norm)
+        sizes = (G // X, num_heads, R // num_heads, N, eps)
+        launch(_image_to_token_backward_kernel, grid, *tensors, *sizes, **constants)
+        grad_norm = grad_norm.sum(0)
+    grad_keys = ds.view(X, G // X, N, R).transpose(2, 3) @ (image + image_pe)[:, None]
+    return dx, grad_keys.view(G, R, C), ds.sum(1), weights.transpose(1, 2) @ dh, grad_norm.to(norm_weight.dtype)
+
+
+def _setup_token_to_image(ctx, inputs, output):
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _token_to_image_gradient(ctx, grad_y, _grad_lse):
+    return (*_token_to_image_backward(grad_y, *ctx.saved_tensors), None)
+
+
+def _setup_image_to_token(ctx, inputs, output):
+    *tensors, _, ctx.num_heads, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _image_to_token_gradient(ctx, grad_z):
+    gradients = _image_to_token_backward(grad_z, *ctx.saved_tensors, ctx.num_heads, ctx.eps)
+    image, keys, key_bias, values, norm = gradients
+    return image, None, keys, key_bias, values, norm[0], norm[1], None, None
+
+
+_token_to_image.register_autograd(_token_to_image_gradient, setup_context=_setup_token_to_image)
+_image_to_token.register_autograd(_image_to_token_gradient, setup_context=_setup_image_to_token)
+
+
+def _check(image, image_pe, **tensors):
+    if image_pe.shape != image.shape[1:]:
+        raise ValueError(f"image_pe must be {list(image.shape[1:])}, not {list(image_pe.shape)}")
+    if image_pe.requires_grad and torch.is_grad_enabled():
+        raise ValueError("image_pe must not require a gradient: it is a constant here")
+    for name, (tensor, shape) in tensors.items():
+        if list(tensor.shape) != list(shape):
+            raise ValueError(f"{name} must be {list(shape)}, not {list(tensor.shape)}")
 
 
 def token_to_image(queries: Tensor, image: Tensor, image_pe: Tensor) -> Tensor:
-    """Rows of tokens attend to the image: [G, R, C]. `queries` [G, R, C] carry the softmax scale; `image_pe` is a constant."""
-    return token_to_image_reference(queries, image, image_pe)
+    """Rows of tokens attend to their image: [G, R, C] of queries [G, R, C] (the softmax scale is in them), image [G, N, C],
+    image_pe [N, C]. ValueError naming the argument where shapes do not fit or image_pe requires a gradient."""
+    G, N, C = image.shape
+    _check(image, image_pe, queries=(queries, (G, queries.shape[1], C)))
+    return _token_to_image(queries.contiguous(), image.contiguous(), image_pe.contiguous())[0]
 
 
 def image_to_token(
@@ -48,11 +449,18 @@ def image_to_token(
     keys: Tensor,
     key_bias: Tensor,
     values: Tensor,
-    bias: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
     num_heads: int,
     eps: float = 1e-5,
 ) -> Tensor:
-    """The image attends to the tokens, residual and LayerNorm included: [G, N, C]. `keys`, `key_bias` carry the scale."""
-    return image_to_token_reference(image, image_pe, keys, key_bias, values, bias, norm_weight, norm_bias, num_heads, eps)
+    """The image attends to the tokens, residual and LayerNorm included: [G, N, C] of image [X, N, C] (prompt g reads image
+    g // (G / X)), image_pe [N, C], keys and values [G, heads x T, C], key_bias [G, heads x T]; keys and key_bias carry the
+    softmax scale, values the output's bias. ValueError naming the argument as in `token_to_image`."""
+    (G, R, C), X = keys.shape, len(image)
+    if G % X or R % num_heads:
+        raise ValueError(f"keys must be for a multiple of {X} images and {num_heads} heads, not {list(keys.shape)}")
+    shapes = {"keys": (keys, (G, R, image.shape[-1])), "key_bias": (key_bias, (G, R)), "values": (values, (G, R, C))}
+    _check(image, image_pe, **shapes, norm_weight=(norm_weight, (C,)), norm_bias=(norm_bias, (C,)))
+    tensors = (image, image_pe, keys, key_bias, values, norm_weight, norm_bias)
+    return _image_to_token(*(tensor.contiguous() for tensor in tensors), num_heads, eps)

@@ -59,6 +59,7 @@ class ImageToToken(Attention):
         k, v = self._heads(self.k_proj(keys) * self.scale), self._heads(self.v_proj(values))  # [G, T, heads, d]
         absorbed_k = torch.einsum("gthd,hdc->ghtc", k, self.q_proj.weight.unflatten(0, (self.num_heads, -1)))
         absorbed_v = torch.einsum("gthd,chd->ghtc", v, self.out_proj.weight.unflatten(1, (self.num_heads, -1)))
+        absorbed_v = absorbed_v + self.out_proj.bias / self.num_heads  # a head's weights sum to 1
         key_bias = torch.einsum("gthd,hd->ght", k, self._heads(self.q_proj.bias))
         return image_to_token(
             image,
@@ -66,7 +67,6 @@ class ImageToToken(Attention):
             absorbed_k.flatten(1, 2),
             key_bias.flatten(1),
             absorbed_v.flatten(1, 2),
-            self.out_proj.bias,
             norm.weight,
             norm.bias,
             self.num_heads,
