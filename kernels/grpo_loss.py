@@ -287,11 +287,12 @@ def grpo_loss_forward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     settings = LossSettings(low_edge, high_edge, delta, beta, denominator, cispo, sequence_level, by_length, bias_correction)
     if runs_triton(logprobs):
-        num_rows, num_tokens = logprobs.shape
         inputs = (logprobs, advantages, mask, old_logprobs, ref_logprobs, policy_mask, entropies, num_items)
-        gradient, partials = torch.empty_like(logprobs), logprobs.new_empty((num_rows, PARTIALS.value))
+        num_rows, num_tokens = logprobs.shape
+        gradient, partials = logprobs.new_empty(logprobs.shape), logprobs.new_empty((num_rows, PARTIALS.value))
         loss, stats = logprobs.new_empty(()), logprobs.new_empty(len(STATS))
         counter = torch.zeros((), dtype=torch.int32, device=logprobs.device)
+        inputs = (x if x is None else x.contiguous() for x in inputs)
         outputs = (gradient, partials, counter, loss, stats)
         numbers = (num_rows, num_tokens, *settings[:5], int(by_length))
         launch(_loss_kernel, (num_rows,), *inputs, *outputs, *numbers, **_constants(num_tokens, settings))

@@ -170,7 +170,7 @@ def linear_grpo_forward(
         x = flat_hidden[tokens]
         logits = torch.mm(x, weight.T, out=buffer[: len(tokens)])
         if rows is None and runs_triton(logits):
-            per_token = (tokens, flat_ids, advantages, weights, *flat, logprobs, entropies)
+            per_token = (tokens, flat_ids, advantages.contiguous(), weights, *flat, logprobs, entropies)
             numbers = (len(weight), num_tokens, LOG2E.value / temperature, *settings[:4])
             flags = {"GRADIENT": need_gradient, "CISPO": cispo, "KL": kl_kind(settings)}
             _row_kernel[(len(tokens),)](logits, logits.stride(0), *per_token, *numbers, **flags, **_row_constants(logits.dtype))

@@ -1,0 +1,72 @@
+"""How the benches of the kernels measure: interleaved repetitions and their median, peak resident memory, and where they ran."""
+
+import os
+import platform
+import statistics
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+def cpu_seconds(providers: dict, repetitions: int) -> dict[str, float]:
+    """Median process CPU time of each callable, one warm-up, repetitions interleaved so that a busy machine slows all alike."""
+    times = {name: [] for name in providers}
+    for repetition in range(repetitions + 1):
+        for name, run in providers.items():
+            start = time.process_time()
+            run()
+            if repetition:
+                times[name].append(time.process_time() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def cuda_seconds(providers: dict, repetitions: int) -> dict[str, float]:
+    """Median device time of each callable between events, interleaved, the L2 cache flushed before each."""
+    flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
+    events = {name: [] for name in providers}
+    for repetition in range(repetitions + 2):
+        for name, run in providers.items():
+            flush.zero_()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            run()
+            end.record()
+            if repetition >= 2:
+                events[name].append((start, end))
+    torch.cuda.synchronize()
+    return {name: statistics.median(start.elapsed_time(end) for start, end in pairs) / 1e3 for name, pairs in events.items()}
+
+
+def peak_resident_bytes(run) -> int:
+    """What `run()` adds at most to the resident memory of this process (Linux: its high-water mark is reset first)."""
+
+    def status(key: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith(key))
+
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    run()
+    return status("VmHWM") - before
+
+
+def _processor() -> str:
+    """The name of the CPU."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def environment(device: torch.device) -> dict:
+    """What a row of results must say about where it was measured."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 1),
+        "torch": torch.__version__,
+        "triton": version("triton"),
+        "date": time.strftime("%Y-%m-%d"),
+    }
