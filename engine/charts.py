@@ -106,7 +106,7 @@ def _draw(axes, panel: Panel, rows: list[dict]) -> None:
         if panel.stacked:
             break
         smooth = _smooth(values)
-        label = f"{panel.lines[key]} {smooth[-1]:.3g}"
+        label = f"{panel.lines[key]} {smooth[-1]:{'.3g' if abs(smooth[-1]) < 1000 else '.0f'}}"
         axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
         axes.plot(steps, smooth, color=colour, linewidth=1.9, label=label, marker="o" if len(steps) < 4 else None, markersize=4)
     if panel.band and all(len(_series(rows, key)[0]) for key in panel.band):
@@ -116,6 +116,9 @@ def _draw(axes, panel: Panel, rows: list[dict]) -> None:
     axes.text(0, 1.03, panel.unit, transform=axes.transAxes, fontsize=8, alpha=0.7)
     axes.margins(x=0.01, y=0.1)
     axes.set_ylim(*panel.limits)
+    if len(drawn) > 1 and panel.limits[1] is None:  # room for the legend
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, low + 1.3 * (high - low))
     axes.set_xlabel("step", fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.tick_params(length=0)

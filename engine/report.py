@@ -132,11 +132,11 @@ def _change(evaluations: list[Evaluation]) -> dict | None:
 
 
 def _table(grouping: str, evaluations: dict[str, Evaluation]) -> dict | None:
-    """Accuracy of each group in each evaluation; None where the questions carry no such label."""
+    """Accuracy of each group in each evaluation; None where the labels do not tell the questions apart."""
     scores = {name: evaluation.by(grouping) for name, evaluation in evaluations.items()}
     names = sorted({group for by_group in scores.values() for group in by_group})
     lines = {group: [_shown_score(by[group]) for by in scores.values() if group in by] for group in names}
-    return {"title": _words(grouping), "columns": list(scores), "lines": lines} if lines else None
+    return {"title": _words(grouping), "columns": list(scores), "lines": lines} if len(lines) > 1 else None
 
 
 def _shown_samples(samples: list[dict]) -> list[dict]:
