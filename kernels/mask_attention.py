@@ -260,11 +260,11 @@ def launch_configs():
         yield LaunchConfig(f"image to {tokens} tokens, backward", _image_to_token_backward_kernel, arguments, constants)
 
 
-def _takes(image: Tensor) -> bool:
-    """Whether the kernels run on this image: 16 to 256 channels, a power of two, in a type that a tile of them fits in."""
+def _takes(image: Tensor, tokens: int = 1) -> bool:
+    """Whether the kernels run: 16 to 256 channels, a power of two, in a type that a tile of them fits in; few enough tokens."""
     C = image.shape[-1]
     narrow = image.dtype in (torch.bfloat16, torch.float16) or not image.is_cuda  # the interpreter takes fp32 as well
-    return runs_triton(image) and narrow and 16 <= C <= 256 and C & (C - 1) == 0
+    return runs_triton(image) and narrow and 16 <= C <= 256 and C & (C - 1) == 0 and tokens <= COLUMNS
 
 
 def _token_to_image_eager(queries, image, image_pe):
@@ -341,7 +341,7 @@ def _image_to_token(
     num_heads: int,
     eps: float,
 ) -> Tensor:
-    if not _takes(image):
+    if not _takes(image, keys.shape[1] // num_heads):
         eager = image_to_token_reference if image.is_cuda else _image_to_token_in_bands
         return eager(image, image_pe, keys, key_bias, values, norm_weight, norm_bias, num_heads, eps)
     (G, R, C), (X, N, _) = keys.shape, image.shape
@@ -384,7 +384,7 @@ def _image_to_token_backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     (G, R, C), (X, N, _) = keys.shape, image.shape
-    if not _takes(image):
+    if not _takes(image, R // num_heads):
         arguments = (grad_z, image, image_pe, keys, key_bias, values, norm_weight, num_heads, eps)
         dh, weights, ds, dx, grad_norm = _image_to_token_backward_eager(*arguments)
     else:
@@ -425,6 +425,13 @@ _token_to_image.register_autograd(_token_to_image_gradient, setup_context=_setup
 _image_to_token.register_autograd(_image_to_token_gradient, setup_context=_setup_image_to_token)
 
 
+def in_one_type(*tensors: Tensor) -> list[Tensor]:
+    """Contiguous, in the type of the first, or in autocast's where that is on (it does not reach into custom ops)."""
+    device = tensors[0].device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensors[0].dtype
+    return [tensor.to(dtype).contiguous() for tensor in tensors]
+
+
 def _check(image, image_pe, **tensors):
     if image_pe.shape != image.shape[1:]:
         raise ValueError(f"image_pe must be {list(image.shape[1:])}, not {list(image_pe.shape)}")
@@ -440,7 +447,8 @@ def token_to_image(queries: Tensor, image: Tensor, image_pe: Tensor) -> Tensor:
     image_pe [N, C]. ValueError naming the argument where shapes do not fit or image_pe requires a gradient."""
     G, N, C = image.shape
     _check(image, image_pe, queries=(queries, (G, queries.shape[1], C)))
-    return _token_to_image(queries.contiguous(), image.contiguous(), image_pe.contiguous())[0]
+    image, queries, image_pe = in_one_type(image, queries, image_pe)
+    return _token_to_image(queries, image, image_pe)[0]
 
 
 def image_to_token(
@@ -462,5 +470,4 @@ def image_to_token(
         raise ValueError(f"keys must be for a multiple of {X} images and {num_heads} heads, not {list(keys.shape)}")
     shapes = {"keys": (keys, (G, R, image.shape[-1])), "key_bias": (key_bias, (G, R)), "values": (values, (G, R, C))}
     _check(image, image_pe, **shapes, norm_weight=(norm_weight, (C,)), norm_bias=(norm_bias, (C,)))
-    tensors = (image, image_pe, keys, key_bias, values, norm_weight, norm_bias)
-    return _image_to_token(*(tensor.contiguous() for tensor in tensors), num_heads, eps)
+    return _image_to_token(*in_one_type(image, image_pe, keys, key_bias, values, norm_weight, norm_bias), num_heads, eps)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.library import triton_op
 
 from kernels.launch import LaunchConfig, launch, runs_triton
+from kernels.mask_attention import in_one_type
 
 TOKENS, BACKWARD_TOKENS = 32, 16  # image tokens of a tile; more spill
 SPLIT_PROGRAMS = 256  # programs of the backward: each keeps one partial sum of every weight's gradient
@@ -332,4 +333,5 @@ def mask_upscale(
     for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
         if tensor.shape != shape:
             raise ValueError(f"{name} must be {list(shape)}, not {list(tensor.shape)}")
-    return _upscale(image.contiguous(), height, *(tensor.contiguous() for tensor in tensors), eps)
+    image, *tensors = in_one_type(image, *tensors)
+    return _upscale(image, height, *tensors, eps)

@@ -28,7 +28,7 @@ class Predictor:
 
     def __init__(self, model: Sam):
         self.model = model.eval()
-        self.device = next(model.parameters()).device
+        self.device, self.dtype = model.prompt_encoder.no_mask_embed.weight.device, model.prompt_encoder.no_mask_embed.weight.dtype
         self.frame: Frame | None = None
 
     @torch.inference_mode()
@@ -37,7 +37,7 @@ class Predictor:
         pixels = as_pixels(image)
         self.frame = Frame.fit(pixels.shape[:2], self.model.image_size, self.model.fit)
         resized = self.model.normalise(self.frame.resize(pixels).to(self.device))
-        self._embedding = self.model.image_encoder(self.frame.pad(resized)[None])
+        self._embedding = self.model.image_encoder(self.frame.pad(resized)[None].to(self.dtype))
         self._image_pe = self.model.prompt_encoder.dense_pe()
 
     @torch.inference_mode()
@@ -66,10 +66,10 @@ class Predictor:
         if boxes is not None:
             prompts["boxes"] = self.frame.points(self._batch(boxes).unflatten(-1, (2, 2))).flatten(-2)
         if mask_input is not None:
-            prompts["masks"] = self._batch(mask_input)
+            prompts["masks"] = self._batch(mask_input).to(self.dtype)
         sparse, dense = self.model.prompt_encoder(**prompts)
         low_res_masks, iou = self.model.mask_decoder(self._embedding, self._image_pe, sparse, dense, multimask_output)
-        return low_res_masks[0], iou[0]
+        return low_res_masks[0].float(), iou[0].float()
 
     def _batch(self, prompt) -> Tensor:
         return torch.as_tensor(prompt, dtype=torch.float32, device=self.device)[None]

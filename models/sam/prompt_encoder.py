@@ -21,9 +21,10 @@ class FourierPosition(nn.Module):
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, channels // 2))
 
     def forward(self, position: Tensor) -> Tensor:
-        matrix = self.positional_encoding_gaussian_matrix
-        angle = 2 * math.pi * ((2 * position - 1).to(matrix.dtype) @ matrix)
-        return torch.cat([angle.sin(), angle.cos()], dim=-1)
+        x, y = (2 * position.float() - 1).split(1, dim=-1)
+        along_x, along_y = self.positional_encoding_gaussian_matrix.float()
+        angle = 2 * math.pi * (x * along_x + y * along_y)  # no matrix product: autocast would round the angle
+        return torch.cat([angle.sin(), angle.cos()], dim=-1).to(self.positional_encoding_gaussian_matrix.dtype)
 
 
 class PromptEncoder(nn.Module):

@@ -92,6 +92,18 @@ def test_a_dense_prompt_that_is_the_same_for_all_equals_one_for_each(decoder, en
     torch.testing.assert_close(shared, each, atol=1e-5, rtol=1e-4)
 
 
+def test_autocast_reaches_the_ops_and_spares_positions(decoder, encoder, prompts):
+    image = torch.randn(B, 256, SIDE, SIDE, requires_grad=True)
+    exact, _ = decode(decoder, encoder, image, boxes=prompts["boxes"])
+    with torch.autocast("cpu", torch.bfloat16):
+        masks, _ = decode(decoder, encoder, image, boxes=prompts["boxes"])
+        positions = encoder.dense_pe()
+    assert torch.equal(positions, encoder.dense_pe())
+    masks.float().square().mean().backward()
+    assert masks.dtype == torch.bfloat16 and image.grad.isfinite().all()
+    assert (masks.float() - exact).abs().max() < 0.05 * exact.abs().max()
+
+
 def test_the_first_block_projects_an_image_once_whatever_the_number_of_prompts(decoder, encoder):
     rows = []
     attention = decoder.transformer.layers[0].cross_attn_token_to_image

@@ -53,6 +53,7 @@ class Exploit:
         return (print, ("this must not run",))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path, capsys):
     (tmp_path / "evil.pth").write_bytes(pickle.dumps({"model": Exploit()}))
     torch.save({"model": Exploit()}, tmp_path / "evil_zip.pth")

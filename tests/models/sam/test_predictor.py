@@ -1,5 +1,7 @@
 """Frames, the predictor, and LiteMedSAM's real weights on real images."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -71,6 +73,15 @@ def test_real_weights_make_real_masks(lite_medsam, mini_data):
         assert dice(prediction.masks[0, 0].numpy(), truth) > 0.9
         again = predictor.predict(boxes=[box])
         torch.testing.assert_close(again.logits[0], prediction.logits[0], atol=1e-3, rtol=1e-4)
+
+
+def test_half_precision_weights_find_the_same_region(lite_medsam, mini_data):
+    image, mask = REAL[0]
+    truth, box = box_and_truth(mini_data, mask)
+    predictor = Predictor(copy.deepcopy(lite_medsam).bfloat16())
+    predictor.set_image(Image.open(mini_data / "images" / image))
+    prediction = predictor.predict(boxes=[box])
+    assert prediction.logits.dtype == torch.float32 and dice(prediction.masks[0, 0].numpy(), truth) > 0.9
 
 
 def test_the_embedding_is_computed_once_an_image(lite_medsam, mini_data):
