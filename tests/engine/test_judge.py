@@ -1,73 +1,19 @@
 """The judge against a real server on a free port: what is sent, what is read, and what happens when it fails."""
 
-import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from engine.errors import InputError
 from engine.judge import PROMPTS, Judge, fill, judge_scores, read_verdict
+from tests.judge_server import says, serve
 
 CASE = {"question": "Where {x}?", "truth": "in position top left", "answer": "In the {truth} top left."}
 
 
-class Server(ThreadingHTTPServer):
-    """Answers with what `answer(body, number of the request)` gives: (status, JSON or bytes)."""
-
-    daemon_threads = True
-
-    def __init__(self, answer):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answer, self.bodies, self.headers, self.lock = answer, [], [], threading.Lock()
-        self.url = f"http://127.0.0.1:{self.server_port}/v1"
-
-    def handle_error(self, *args):
-        """A client that left before the answer is part of the test."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.bodies.append(body | {"path": self.path})
-            self.server.headers.append(dict(self.headers))
-            status, content = self.server.answer(body, len(self.server.bodies))
-        content = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        if status == 302:
-            self.send_header("Location", "/elsewhere")
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def serve(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    servers = []
-
-    def start(answer) -> Server:
-        servers.append(Server(answer))
-        threading.Thread(target=servers[-1].serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-def says(text: str):
-    return 200, {"choices": [{"message": {"content": text}}]}
-
-
-def test_each_case_is_asked_with_the_three_prompts(serve):
-    server = serve(lambda body, _: says("Yes." if "As a doctor." in body["messages"][0]["content"] else "No"))
-    verdicts = Judge(server.url, "qwen3", api_key="secret").judge([CASE, CASE], progress=False)
+def test_each_case_is_asked_with_the_three_prompts():
+    with serve(lambda body, _: says("Yes." if "As a doctor." in body["messages"][0]["content"] else "No")) as server:
+        verdicts = Judge(server.url, "qwen3", api_key="secret").judge([CASE, CASE], progress=False)
     assert verdicts == [[False, True, False]] * 2
     assert {body["path"] for body in server.bodies} == {"/v1/chat/completions"}
     assert all(body["model"] == "qwen3" and body["temperature"] == 0 for body in server.bodies)
@@ -81,9 +27,9 @@ def test_texts_with_braces_are_not_templates():
     assert "Question: Where {x}?" in prompt and "Prediction: In the {truth} top left." in prompt
 
 
-def test_a_busy_server_is_asked_again(serve):
-    server = serve(lambda body, number: says("yes") if number == 3 else (503, b"busy"))
-    assert Judge(server.url + "/chat/completions", "m", pause=0.01).reply("?") == "yes" and len(server.bodies) == 3
+def test_a_busy_server_is_asked_again():
+    with serve(lambda body, number: says("yes") if number == 3 else (503, b"busy")) as server:
+        assert Judge(server.url + "/chat/completions", "m", pause=0.01).reply("?") == "yes" and len(server.bodies) == 3
 
 
 @pytest.mark.parametrize(
@@ -96,23 +42,23 @@ def test_a_busy_server_is_asked_again(serve):
         (lambda *_: (200, {"choices": []}), 1, "(not a chat completion: IndexError"),
     ],
 )
-def test_a_server_that_does_not_answer_is_one_line(serve, answer, requests, message):
-    server = serve(answer)
-    with pytest.raises(InputError) as error:
+def test_a_server_that_does_not_answer_is_one_line(answer, requests, message):
+    with serve(answer) as server, pytest.raises(InputError) as error:
         Judge(server.url, "m", tries=3, pause=0.01).reply("?")
     assert f"--judge_url {server.url}: no answer from 'm' {message}" in str(error.value) and "\n" not in str(error.value)
     assert len(server.bodies) == requests
 
 
-def test_a_silent_server_is_left_after_the_timeout(serve):
+def test_a_silent_server_is_left_after_the_timeout():
     release = threading.Event()
-    server = serve(lambda *_: (release.wait(5), says("yes"))[1])
-    with pytest.raises(InputError, match="timed out"):
-        Judge(server.url, "m", tries=1, timeout=0.2).reply("?")
-    release.set()
+    with serve(lambda *_: (release.wait(5), says("yes"))[1]) as server:
+        with pytest.raises(InputError, match="timed out"):
+            Judge(server.url, "m", tries=1, timeout=0.2).reply("?")
+        release.set()
 
 
-def test_no_server_is_one_line_and_ends_at_once():
+def test_no_server_is_one_line_and_ends_at_once(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     with pytest.raises(InputError, match="no answer from 'm' .*refused"):
         Judge("http://127.0.0.1:9/v1", "m", tries=2, pause=0.01).judge([CASE] * 50, progress=False)
 

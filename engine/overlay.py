@@ -1,0 +1,31 @@
+"""A mask drawn over its image."""
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+MASK, TRUTH, BOX = (255, 64, 64), (64, 224, 96), (255, 255, 0)
+TINT = 0.35  # share of the mask's colour inside it
+
+
+def draw_overlay(
+    image: Image.Image, mask: np.ndarray, *, truth: np.ndarray | None = None, box: tuple[float, ...] | None = None
+) -> Image.Image:
+    """The image (RGB) with the mask [H, W] tinted red and its edge in full colour, the edge of `truth` green, and a box yellow."""
+    region = _as_image(mask)
+    drawn = Image.composite(Image.blend(image, Image.new("RGB", image.size, MASK), TINT), image, region)
+    for part, colour in ((truth, TRUTH), (mask, MASK)):
+        if part is not None:
+            drawn.paste(colour, mask=_edge(part, max(3, min(image.size) // 150 | 1)))
+    if box is not None:
+        ImageDraw.Draw(drawn).rectangle(box, outline=BOX)
+    return drawn
+
+
+def _as_image(mask: np.ndarray) -> Image.Image:
+    return Image.fromarray((np.asarray(mask) > 0).astype(np.uint8) * 255)
+
+
+def _edge(mask: np.ndarray, width: int) -> Image.Image:
+    """The pixels of a mask within half of `width` (odd, in pixels) of its edge."""
+    region = _as_image(mask)
+    return Image.fromarray(np.asarray(region) - np.asarray(region.filter(ImageFilter.MinFilter(width))))
