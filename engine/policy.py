@@ -31,7 +31,7 @@ class DecodingState(Protocol):
 class Policy(Protocol):
     """A vision-language model that can be sampled from and trained.
 
-    `model` is the (PEFT or Hugging Face) module that is optimised; `processor` has `decode(ids) -> texts` and `save_pretrained(folder)`.
+    `model` is the (PEFT or Hugging Face) module that is optimised; `processor` decodes ids to texts and is saved with checkpoints.
     `model(**policy.answer_inputs(batch, answer_ids), head=f)` returns `f(hidden (N, T, H), weight (V, H))`.
     """
 

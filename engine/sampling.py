@@ -1,7 +1,7 @@
-"""From logits to a token: penalty, temperature and truncation as in transformers' generation, drawn with randomness that is given.
+"""From logits to a token: penalty, temperature and truncation as in transformers' generation, drawn with given randomness.
 
-A token is the inverse of the cumulative distribution at one uniform number. The numbers come with the prompt, not with the batch, so
-what is sampled does not depend on how prompts are batched, spread over processes or dropped once finished.
+A token is the inverse of the cumulative distribution at one uniform number. The numbers come with the prompt, not with the batch,
+so what is sampled does not depend on how prompts are batched, spread over processes or dropped once finished.
 
 Letters: N rows, V vocabulary.
 """
@@ -23,7 +23,7 @@ class SamplingParams:
 
 
 def penalise_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Logits (N, V) of tokens `seen` (N, V) divided by `penalty` where positive, multiplied where negative (CTRL, arXiv:1909.05858)."""
+    """Logits (N, V) of `seen` tokens (N, V), divided by `penalty` where positive, else multiplied (CTRL, arXiv:1909.05858)."""
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 

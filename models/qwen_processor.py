@@ -73,7 +73,7 @@ class QwenProcessor:
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def save_pretrained(self, folder: str, **kwargs) -> None:
-        """The files of Qwen's repositories: the tokenizer's, vocab.json, merges.txt, preprocessor_config.json, chat_template.json."""
+        """Qwen's own set of files: the tokenizer's, vocab.json, merges.txt, preprocessor_config.json, chat_template.json."""
         folder = Path(folder)
         self.tokenizer.save_pretrained(folder)
         self.tokenizer.backend_tokenizer.model.save(str(folder))

@@ -31,7 +31,7 @@ FEATURE_CACHE_BYTES = 1 << 30  # about 1300 images of 196 tokens for a 3B model 
 class PromptBatch:
     """B encoded prompts, left-padded. Images are kept one tensor each, so that prompts can be selected freely.
 
-    input_ids, attention_mask (B, P); position_ids (3, B, P) for M-RoPE; next_position (B,) is the position of an answer's first token;
+    input_ids, attention_mask (B, P); position_ids (3, B, P) for M-RoPE; next_position (B,): where an answer's first token stands;
     pixel_values: a list of (patches, 3*2*14*14); image_grid_thw: a list of (3,); image_counts: images of each prompt;
     image_keys: what identifies each image across steps, or None.
     """
@@ -158,8 +158,8 @@ class QwenVLPolicy:
     def answer_inputs(self, batch: PromptBatch, answer_ids: torch.Tensor) -> dict:
         """Keyword arguments for `model(...)`: the shared-prefix forward of answers (B, G, T) after their prompts.
 
-        `model(**answer_inputs, head=f)` returns `f(hidden, weight)`, hidden (N, T, H) being the states that predict each answer token and
-        weight (V, H) the head. It is an ordinary call of the module, so DDP and PEFT wrap it as they wrap any.
+        `model(**answer_inputs, head=f)` returns `f(hidden, weight)`: the states (N, T, H) that predict each answer token, and the
+        head (V, H). It is an ordinary call of the module, so DDP and PEFT wrap it as they wrap any.
         """
         frozen = not any(p.requires_grad for p in self.base.model.visual.parameters())
         return {"prompt": batch, "answer_ids": answer_ids, "image_embeds": self.embed_images(batch) if frozen else None}
