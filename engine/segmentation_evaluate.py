@@ -168,7 +168,8 @@ def segmentation_samples(evaluation: SegmentationEvaluation, rows, segment_fn: C
 
 def newest_checkpoint(recipe: str, marker: str) -> Path:
     """The folder of the newest file `marker` among the runs of a recipe; InputError where it has not run here."""
-    found = sorted(Path("runs", recipe).glob(f"*/**/{marker}"), key=lambda path: path.stat().st_mtime_ns)
+    runs = Path("runs", recipe)
+    found = sorted([*runs.glob(f"*/{marker}"), *runs.glob(f"*/*/{marker}")], key=lambda path: path.stat().st_mtime_ns)
     if not found:
         raise InputError(
             f"--model is missing: a checkpoint folder (python -m recipes.{recipe} makes one; none is in runs/{recipe})"
