@@ -1,0 +1,105 @@
+"""Starter data for segmentation: "where is the dark lesion in this CT?", with masks, in PRS-Med's folder and CSV format.
+
+Drawn lesions on real images: each image is a crop from the starter questions (`engine.data.starter`: CT, MRI, X-ray, ultrasound,
+fundus, microscopy, scintigraphy; training and test crops share no pixel) with one bright and one dark blob, of which the question
+names one. The image alone therefore does not say which mask is meant. It is a task to start with, not a benchmark.
+"""
+
+import csv
+import io
+import json
+import os
+import random
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from engine.data.positions import ask, label, locate
+from engine.data.segmentation_rows import COLUMNS
+from engine.data.starter import build_starter_data
+from engine.files import cache_folder, write_whole
+
+VERSION = 1  # raise it with any change of what is built
+NAME = "starter_lesions"
+COUNTS = {"train": 600, "test": 120}
+SHADES = {"bright": 235.0, "dark": 20.0}
+SEED = 2025
+
+
+def build_lesions(folder: str | Path | None = None) -> Path:
+    """Make the data root in `folder`, by default in the cache, and return it; one that is there already is kept."""
+    folder = Path(folder) if folder else cache_folder() / f"starter-lesions-{VERSION}"
+    if (folder / "annotations").is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        building = Path(temporary) / "building"
+        _write(building)
+        try:
+            os.rename(building, folder)
+        except OSError:
+            if not (folder / "annotations").is_dir():  # else another process was first
+                raise
+    return folder
+
+
+def _write(root: Path) -> None:
+    crops, words, rng = build_starter_data(), random.Random(SEED), np.random.default_rng(SEED)
+    table = io.StringIO(newline="")
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(COLUMNS)
+    for split, count in COUNTS.items():
+        questions = json.loads((crops / f"{split}.json").read_text())
+        for kind in ("images", "masks"):
+            (root / NAME / f"{split}_{kind}").mkdir(parents=True)
+        for i in range(count):
+            question = questions[i % len(questions)]
+            with Image.open(crops / question["image"]) as opened:
+                pixels, masks = draw_lesions(np.asarray(opened.convert("RGB"), dtype=np.float32), rng)
+            shade = words.choice(list(masks))
+            name = f"{i:04d}.png"
+            Image.fromarray(pixels).save(root / NAME / f"{split}_images" / name)
+            Image.fromarray(masks[shade].astype(np.uint8) * 255).save(root / NAME / f"{split}_masks" / name)
+            positions = locate(masks[shade])
+            text = ask(
+                positions, words, finding=f"{shade} lesion", modality=question["modality"], rule="prs-med", test=split == "test"
+            )
+            rows.writerow([f"{NAME}/{split}_masks/{name}", name, *text, label(positions), split])
+    write_whole(root / "annotations" / f"{NAME}.csv", table.getvalue())
+
+
+def draw_lesions(pixels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """[H, W, 3] in 0-255 -> the same with a bright and a dark blob (uint8), and the mask [H, W] of each."""
+    side = pixels.shape[0]
+    grey = ndimage.uniform_filter(pixels.mean(-1), side // 5)
+    masks, taken = {}, []
+    for shade, level in SHADES.items():
+        radius = rng.uniform(0.08, 0.14) * side  # two of the largest have room in any picture
+        y, x = _place(np.abs(grey - level), radius, taken, rng)
+        taken.append((y, x, radius))
+        masks[shade] = mask = _blob(pixels.shape[:2], (y, x), radius, rng)
+        weight = 0.75 * ndimage.gaussian_filter(mask.astype(np.float32), 1.0)[..., None]
+        pixels = pixels * (1 - weight) + (level + rng.normal(0, 6, pixels.shape)) * weight
+    return pixels.clip(0, 255).astype(np.uint8), masks
+
+
+def _place(contrast: np.ndarray, radius: float, taken: list, rng: np.random.Generator) -> tuple[float, float]:
+    """A centre apart from the blobs that are there: the first with a clear contrast, or the one with most, of 400."""
+    height, width = contrast.shape
+    margin = 1.3 * radius
+    y, x = rng.uniform(margin, height - margin, 400), rng.uniform(margin, width - margin, 400)
+    free = np.logical_and.reduce([np.ones(400, bool)] + [np.hypot(y - b, x - a) > margin + 1.3 * r + 3 for b, a, r in taken])
+    found = np.where(free, contrast[y.astype(int), x.astype(int)], -1.0)
+    best = int(np.argmax(found > 110)) if (found > 110).any() else int(np.argmax(found))
+    return float(y[best]), float(x[best])
+
+
+def _blob(shape: tuple[int, int], center: tuple[float, float], radius: float, rng: np.random.Generator) -> np.ndarray:
+    """A wavy ellipse within 1.28 radii, [H, W] bool."""
+    y, x = np.mgrid[: shape[0], : shape[1]] - np.array(center)[:, None, None]
+    angle = np.arctan2(y, x)
+    reach = radius * (1 + 0.2 * np.cos(2 * angle + rng.uniform(0, 6.28)) + 0.08 * np.cos(3 * angle + rng.uniform(0, 6.28)))
+    return np.hypot(y, x) < reach
