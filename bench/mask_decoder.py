@@ -42,7 +42,9 @@ def to_transformers(decoder: MaskDecoder) -> SamMaskDecoder:
         if "hypernetworks" in key or "iou_prediction_head" in key:
             key = key.replace("layers.0.", "proj_in.").replace("layers.2.", "proj_out.").replace("layers.1.", "layers.0.")
         state[key] = tensor
-    theirs = SamMaskDecoder(SamConfig().mask_decoder_config)
+    config = SamConfig().mask_decoder_config
+    config._attn_implementation = "sdpa"  # what SamModel chooses
+    theirs = SamMaskDecoder(config)
     theirs.load_state_dict(state, strict=True)
     return theirs.eval()
 
@@ -108,6 +110,7 @@ def main(argv: list[str]) -> dict:
     result["max_abs_error"] = 0.0
     with torch.inference_mode():
         for num_prompts in args.prompts:
+            torch._dynamo.reset()  # each number of prompts is compiled for itself
             case = build_case(num_prompts, device, dtype)
             masks = {name: provider(**case)[0].flatten(0, -3).float() for name, provider in providers.items()}
             error = (masks["ours"] - masks["transformers"]).abs().max().item()

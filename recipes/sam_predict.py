@@ -1,4 +1,4 @@
-"""A mask for a box: one image through a model of the SAM family (arXiv 2304.02643; LiteMedSAM, arXiv 2304.12306).
+"""A mask for a box: one image through a model of the SAM family (arXiv:2304.02643; LiteMedSAM, arXiv:2304.12306).
 
     python -m recipes.sam_predict --image IMAGE --box x1,y1,x2,y2 --out mask.png [--overlay] [--mask TRUTH]
                                   [--model lite_medsam] [--checkpoint FILE]

@@ -12,20 +12,21 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Frame:
     """The image of `original` (height, width) fills `resized` (height, width) of a `size` x `size` square, `top` and
-    `left` pixels from its edges; the rest is zero."""
+    `left` pixels from its edges; the rest is zero. `nearest`: pixels are picked, not interpolated."""
 
     original: tuple[int, int]
     resized: tuple[int, int]
     size: int
     top: int = 0
     left: int = 0
+    nearest: bool = False
 
     @classmethod
     def fit(cls, original: tuple[int, int], size: int, how: str) -> "Frame":
         """`how`: "corner" scales the longest side to `size` and puts the image at the top left, "centre" in the middle,
-        "stretch" scales both sides to `size`."""
+        "stretch" scales both sides to `size`, picking pixels (as SAM-Med2D was trained)."""
         if how == "stretch":
-            return cls(original, (size, size), size)
+            return cls(original, (size, size), size, nearest=True)
         height, width = (max(1, int(side * size / max(original) + 0.5)) for side in original)
         if how == "corner":
             return cls(original, (height, width), size)
@@ -34,8 +35,8 @@ class Frame:
     def resize(self, pixels: np.ndarray) -> Tensor:
         """[H, W, 3] pixels -> [3, h, w] float; uint8 stays on whole numbers, as the models were trained."""
         bands = (Image.fromarray(pixels),) if pixels.dtype == np.uint8 else map(Image.fromarray, np.moveaxis(pixels, -1, 0))
-        height, width = self.resized
-        resized = [np.array(band.resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32) for band in bands]
+        (height, width), how = self.resized, Image.Resampling.NEAREST if self.nearest else Image.Resampling.BILINEAR
+        resized = [np.array(band.resize((width, height), how), dtype=np.float32) for band in bands]
         return torch.from_numpy(resized[0].transpose(2, 0, 1) if len(resized) == 1 else np.stack(resized))
 
     def pad(self, image: Tensor) -> Tensor:

@@ -31,8 +31,9 @@ def test_points_and_masks_of_a_frame_are_inverse(how):
     assert frame.masks(inside[None]).min() == 1  # nothing of the padding is left in a mask of the original
 
 
-def test_a_smooth_image_survives_the_frame():
-    ramp = np.linspace(0, 255, 200).astype(np.uint8)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float64])
+def test_a_smooth_image_survives_the_frame(dtype):
+    ramp = np.linspace(0, 255, 200).astype(dtype)
     pixels = as_pixels(np.tile(ramp, (100, 1)))
     frame = Frame.fit((100, 200), 64, "corner")
     back = frame.masks(frame.pad(frame.resize(pixels))[None])[0, 0]
