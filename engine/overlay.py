@@ -1,7 +1,13 @@
-"""A mask drawn over its image."""
+"""A mask drawn over its image, and pictures written whole."""
+
+import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+
+from engine.errors import InputError
+from engine.files import write_whole
 
 MASK, TRUTH, BOX = (255, 64, 64), (64, 224, 96), (255, 255, 0)
 TINT = 0.35  # share of the mask's colour inside it
@@ -29,3 +35,13 @@ def _edge(mask: np.ndarray, width: int) -> Image.Image:
     """The pixels of a mask within half of `width` (odd, in pixels) of its edge."""
     region = _as_image(mask)
     return Image.fromarray(np.asarray(region) - np.asarray(region.filter(ImageFilter.MinFilter(width))))
+
+
+def write_png(path: str | Path, image: Image.Image) -> str:
+    """Write the image as PNG, and return the path as text. InputError if it cannot be written there."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    try:
+        return str(write_whole(path, buffer.getvalue()))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None

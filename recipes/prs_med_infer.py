@@ -13,7 +13,6 @@ greedy, and the mask is where its logits are positive rather than where a mask s
 """
 
 import argparse
-import io
 import logging
 import time
 from pathlib import Path
@@ -27,8 +26,7 @@ from engine.data.lesions import build_lesions
 from engine.data.positions import read_positions
 from engine.data.segmentation_rows import clean_mask, load_masked_questions
 from engine.errors import InputError, input_errors
-from engine.files import write_whole
-from engine.overlay import draw_overlay
+from engine.overlay import draw_overlay, write_png
 from engine.run import describe_device, local_device, open_run, run_command
 from engine.segmentation_evaluate import newest_checkpoint
 from models.prs_med import load_prs_med
@@ -93,15 +91,6 @@ def read_input(args: argparse.Namespace) -> tuple[Image.Image, str, np.ndarray |
     if mask.size != image.size:
         raise InputError(f"{args.mask}: the mask is {mask.width} x {mask.height}, the image {image.width} x {image.height}")
     return image, args.question, np.asarray(clean_mask(mask, image.size)) > 0
-
-
-def write_png(path: Path, image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    try:
-        return str(write_whole(path, buffer.getvalue()))
-    except OSError as error:
-        raise InputError(f"--out {path}: cannot be written ({error.strerror})") from None
 
 
 if __name__ == "__main__":

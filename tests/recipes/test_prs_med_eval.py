@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from engine.data.segmentation_prepare import SetPreparation, prepare_set
+from engine.errors import InputError
 from engine.run import run_command
 from models.prs_med import PRSMed, PRSMedConfig, load_prs_med
 from models.tiny_llava import build_tiny_llava
@@ -112,6 +113,13 @@ def test_inference_writes_the_mask_and_its_overlay(checkpoint, root):
     predicted, true = mask > 0, np.asarray(Image.open(truth)) > 0
     assert result["dice"] == pytest.approx(2 * (predicted & true).sum() / (predicted.sum() + true.sum()))
     assert "dice" not in infer(flags) and len(list(Path("runs/prs_med_infer").glob("*/mask.png"))) == 1
+
+
+def test_a_mask_that_cannot_be_written_is_one_line(checkpoint, root):
+    Path("file").touch()
+    flags = ["--model", checkpoint, "--image", str(root / "lung_CT/test_images/case_0.png"), "--question", "Where?"]
+    with pytest.raises(InputError, match=r"file/m.png: cannot be written \((Not a directory|File exists)\)"):
+        infer([*flags, "--max_new_tokens", "0", "--out", "file/m.png"])
 
 
 def test_the_newest_training_run_is_taken(checkpoint, root):
