@@ -48,7 +48,9 @@ def segment_everything(
     kept, covered = [], torch.zeros(height, width, dtype=torch.bool, device=predictor.device)
 
     def ask(points: Tensor) -> None:
-        for batch in (points * points.new_tensor([width, height])).split(points_per_batch):
+        points = points * points.new_tensor([width, height])
+        for start in range(0, len(points), points_per_batch):
+            batch = points[start : start + points_per_batch]
             kept.append(_good_segments(predictor, batch, min_iou, min_stability, covered))
 
     if hierarchical:

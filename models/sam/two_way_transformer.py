@@ -1,7 +1,7 @@
 """SAM's two-way transformer: prompt tokens attend to the image and the image to them (arXiv 2304.02643, appendix A).
 
 Shape letters: G prompts of all images, X images (or G where every prompt has its own image tokens), T tokens of a prompt,
-N image tokens, C channels (256), D inner channels of cross attention (128).
+N image tokens, C channels (256).
 
 Prompts of an image share its tokens until the first block has written to them. Keys and values of the first block are
 therefore projected once an image, and its prompts' tokens stand side by side as query rows of one attention.

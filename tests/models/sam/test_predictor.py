@@ -140,6 +140,15 @@ def test_everything_finds_segments_that_do_not_repeat(small_sam, hierarchical):
         segment_everything(Predictor(small_sam), image, points_per_side=6)
 
 
+def test_an_image_the_first_round_is_sure_of_needs_no_second(small_sam, monkeypatch):
+    monkeypatch.setattr("models.sam.everything.SURE", -1e9)
+    asked = []
+    small_sam.mask_decoder.register_forward_hook(lambda _, inputs, __: asked.append(inputs[2].shape[1]))
+    image = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    assert segment_everything(Predictor(small_sam), image, points_per_side=8, min_iou=-1.0, min_stability=0.0)
+    assert asked == [4]
+
+
 def test_nothing_found_is_an_empty_list(small_sam):
     black = np.zeros((32, 48, 3), np.uint8)
     assert segment_everything(Predictor(small_sam), black, points_per_side=4, min_iou=2.0) == []
