@@ -7,13 +7,19 @@ import torch
 from safetensors.torch import save_file
 
 from models.sam.loading import CheckpointError, load_sam, read_state_dict
-from models.sam.sam import lite_medsam
+from models.sam.sam import BUILDERS, lite_medsam
 
 
 @pytest.fixture(scope="module")
 def state():
     torch.manual_seed(0)
     return lite_medsam().state_dict()
+
+
+@pytest.mark.parametrize(("name", "count"), [("sam_vit_b", 93_735_472), ("sam_vit_l", 312_342_832), ("sam_vit_h", 641_090_608)])
+def test_sams_own_sizes_have_the_published_number_of_parameters(name, count):
+    with torch.device("meta"):
+        assert sum(parameter.numel() for parameter in BUILDERS[name]().parameters()) == count
 
 
 @pytest.mark.parametrize("container", ["plain", "model", "state_dict", "safetensors"])
