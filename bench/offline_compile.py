@@ -35,7 +35,7 @@ POINTERS = {
 LAUNCH_OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
 # Per multiprocessor: registers, threads, shared bytes (and those that the system takes of each block).
 REGISTERS, WARPS, BLOCKS, RESERVED = 65536, 64, 32, 1024
-SHARED = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}
+SHARED = {80: 164 << 10, 89: 100 << 10, 90: 228 << 10, 100: 228 << 10}
 
 
 @dataclass

@@ -16,13 +16,14 @@ class LaunchConfig(NamedTuple):
 
     `arguments`: an example for every parameter that is not constexpr, in order; tensors (of any size, also on the meta device)
     stand for pointers of their dtype, aligned as the allocator aligns. `constants`: constexprs, num_warps and num_stages, the
-    same dictionary that the launch passes.
+    same dictionary that the launch passes. `archs`: the compute capabilities it is made for, 80 for sm_80.
     """
 
     name: str
     kernel: Any
     arguments: tuple
     constants: dict[str, Any]
+    archs: tuple[int, ...] = (80, 90, 100)
 
 
 def runs_triton(tensor: torch.Tensor) -> bool:

@@ -51,20 +51,30 @@ def linear_grpo_loss_reference(hidden, weight, target_ids, advantages, mask, *, 
     return grpo_loss_reference(logprobs.view(mask.shape), advantages, mask, **settings)
 
 
-def _row_constants(dtype: torch.dtype) -> dict:
-    """16 KB of a row at a time.
+def _row_constants(dtype: torch.dtype, num_columns: int, shared_bytes: int) -> dict:
+    """32 KB of a row at a time and four such blocks in flight: 128 KB of shared memory, so one program fills a multiprocessor.
 
-    One program a row and, with these registers, one a multiprocessor: 132 rows of 304 KB fit the L2 cache of an H100 (50 MB),
-    so the second sweep finds most of the row there.
+    The 132 rows that an H100 then has in hand, 304 KB each, fit its L2 cache of 50 MB: the second sweep finds its row there.
+    Devices that give a program less (99 KB: sm_86, sm_89) have five blocks of 16 KB in flight. Rows that are not aligned (an odd
+    vocabulary) are copied by single elements, which is not worth a pipeline.
     """
-    return {"BLOCK": 16384 // dtype.itemsize, "num_warps": 16}
+    if num_columns % 16 or shared_bytes < 96 << 10:
+        block_bytes, stages = 16384, 1
+    else:
+        block_bytes, stages = (32768, 5) if shared_bytes > 128 << 10 else (16384, 6)
+    return {"BLOCK": block_bytes // dtype.itemsize, "STAGES": stages, "num_warps": 16}
+
+
+def _shared_bytes(device: torch.device) -> int:
+    """Shared memory that a program may have; that of an H100 in the interpreter."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin if device.type == "cuda" else 227 << 10
 
 
 @triton.jit
 def _row_kernel(
     logits, stride, tokens, target_ids, advantages, weights, old_logprobs, ref_logprobs, policy_mask, logprobs, entropies,
     num_columns, num_tokens, scale, low_edge, high_edge, delta, beta,
-    GRADIENT: tl.constexpr, CISPO: tl.constexpr, KL: tl.constexpr, BLOCK: tl.constexpr,
+    GRADIENT: tl.constexpr, CISPO: tl.constexpr, KL: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     # A row of the chunk is token `token` of the flattened (B, T): statistics, loss gradient, and dlogits over the logits
     index = tl.program_id(0)
@@ -73,7 +83,7 @@ def _row_kernel(
     sequence = token // num_tokens
     target = tl.load(target_ids + token)
     chosen = tl.load(row + target).to(tl.float32)
-    top, total, moment = online_stats(row, num_columns, scale, BLOCK)
+    top, total, moment = online_stats(row, num_columns, scale, BLOCK, STAGES)
     log_total = tl.log(total)
     logprob = (chosen - top) * scale / LOG2E - log_total
     tl.store(logprobs + token, logprob)
@@ -91,25 +101,29 @@ def _row_kernel(
             logprob, log_ratio, advantage, ref, policy, low_edge, high_edge, delta, beta, CISPO, KL
         )
         gain = tl.load(weights + sequence) * (direct + through) * (scale / LOG2E)
-        write_gradient(row, num_columns, target, scale, top, total, 0.0, gain, 0.0, False, BLOCK)
+        write_gradient(row, num_columns, target, chosen, scale, top, total, 0.0, gain, 0.0, False, BLOCK, STAGES)
 
 
 def launch_configs():
-    """Rows of V = 151936 in bf16: on-policy, off-policy with KL, cispo, and fp32 rows of an odd vocabulary."""
+    """Rows of V = 151936 in bf16: on-policy, off-policy with KL, cispo, as on sm_89; fp32 rows of an odd vocabulary."""
     ids = torch.empty(0, dtype=torch.int64, device="meta")
     vector = torch.empty(0, device="meta")
     numbers = (200, 1.4427, 0.8, 1.2, float("inf"), 0.04)
-    for name, dtype, columns, old, flags in (
-        ("on-policy", torch.bfloat16, 151936, None, {"CISPO": False, "KL": "none"}),
-        ("without gradient", torch.bfloat16, 151936, None, {"GRADIENT": False, "CISPO": False, "KL": "none"}),
-        ("off-policy with KL", torch.bfloat16, 151936, vector, {"CISPO": False, "KL": "ratio"}),
-        ("cispo", torch.bfloat16, 151936, vector, {"CISPO": True, "KL": "none"}),
-        ("fp32, odd vocabulary", torch.float32, 50257, vector, {"CISPO": False, "KL": "plain"}),
+    plain, large = {"GRADIENT": True, "CISPO": False, "KL": "none"}, 227 << 10
+    for name, dtype, columns, shared, flags in (
+        ("on-policy", torch.bfloat16, 151936, large, plain),
+        ("without gradient", torch.bfloat16, 151936, large, plain | {"GRADIENT": False}),
+        ("off-policy with KL", torch.bfloat16, 151936, large, plain | {"KL": "ratio"}),
+        ("cispo", torch.bfloat16, 151936, large, plain | {"CISPO": True}),
+        ("99 KB of shared memory", torch.bfloat16, 151936, 99 << 10, plain | {"KL": "ratio"}),
+        ("fp32, odd vocabulary", torch.float32, 50257, large, plain | {"KL": "plain"}),
     ):
-        ref = None if flags["KL"] == "none" else vector
+        old, ref = None if name == "on-policy" else vector, None if flags["KL"] == "none" else vector
         logits = torch.empty(0, dtype=dtype, device="meta")
         arguments = (logits, columns, ids, ids, vector, vector, old, ref, None, vector, vector, columns, *numbers)
-        yield LaunchConfig(f"grpo row, {name}", _row_kernel, arguments, {"GRADIENT": True} | flags | _row_constants(dtype))
+        constants = flags | _row_constants(dtype, columns, shared)
+        archs = (80, 90, 100) if shared == large else (89,)
+        yield LaunchConfig(f"grpo row, {name}", _row_kernel, arguments, constants, archs)
 
 
 def _chunks_of_tokens(mask, size, whole_rows):
@@ -173,7 +187,8 @@ def linear_grpo_forward(
             per_token = (tokens, flat_ids, advantages.contiguous(), weights, *flat, logprobs, entropies)
             numbers = (len(weight), num_tokens, LOG2E.value / temperature, *settings[:4])
             flags = {"GRADIENT": need_gradient, "CISPO": cispo, "KL": kl_kind(settings)}
-            _row_kernel[(len(tokens),)](logits, logits.stride(0), *per_token, *numbers, **flags, **_row_constants(logits.dtype))
+            constants = flags | _row_constants(logits.dtype, len(weight), _shared_bytes(logits.device))
+            _row_kernel[(len(tokens),)](logits, logits.stride(0), *per_token, *numbers, **constants)
         else:
             stats = row_stats(logits, flat_ids[tokens], 1 / temperature)
             logprobs.view(-1)[tokens], entropies.view(-1)[tokens] = stats[:2]

@@ -38,9 +38,9 @@ def linear_logprob_reference(hidden, weight, target_ids, *, temperature=1.0):
     return chosen.where(keep, 0.0), entropy.where(keep, 0.0)
 
 
-# Columns a program takes at a time, a multiple of eight neighbours (16 bytes of bf16) a thread.
-STATS_CONSTANTS = {"BLOCK": 4096, "num_warps": 8}
-GRADIENT_CONSTANTS = {"BLOCK": 4096, "num_warps": 8}
+# Columns a program takes at a time, a multiple of eight neighbours (16 bytes of bf16) a thread, and blocks of them in flight.
+STATS_CONSTANTS = {"BLOCK": 4096, "STAGES": 3, "num_warps": 8}
+GRADIENT_CONSTANTS = {"BLOCK": 4096, "STAGES": 3, "num_warps": 8}
 # Rows and columns of the tile of logits that the CUDA forward keeps in L2.
 TILE_ROWS, TILE_COLUMNS = 2048, 4096
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -48,64 +48,77 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
 @triton.jit
-def online_stats(row, num_columns, scale, BLOCK: tl.constexpr):
-    """m, s and zbar s of one row of logits, z = logits scale / log2(e), in one sweep.
-
-    Each of the BLOCK lanes keeps its own running maximum, so no step waits for a reduction, and one exp2 serves either case:
-    what was there is scaled down, or what arrives is. The bounds keep infinite logits out of 0 * inf; a NaN passes them.
-    """
-    columns = tl.arange(0, BLOCK)
-    maximum = tl.full([BLOCK], LOWEST, tl.float32)
-    total = tl.zeros([BLOCK], tl.float32)
-    moment = tl.zeros([BLOCK], tl.float32)
-    for start in tl.range(0, num_columns, BLOCK, num_stages=3):
-        inside = start + columns < num_columns
-        x = tl.load(row + start + columns, mask=inside, other=float("-inf")).to(tl.float32)
-        d = (x - maximum) * scale
-        d = tl.where(d < -1000.0, -1000.0, d)
-        d = tl.where(d > 1000.0, 1000.0, d)
-        e = tl.exp2(-tl.abs(d))
-        larger = d > 0
-        moment = tl.where(larger, e * (moment - d * total), moment + e * d)
-        total = tl.where(larger, e * total + 1.0, total + e)
-        maximum = tl.where(larger, x, maximum)
-    top = tl.max(maximum, 0)
-    d = (maximum - top) * scale
-    d = tl.where(d < -1000.0, -1000.0, d)
-    e = tl.exp2(d)
-    return top, tl.sum(e * total, 0), tl.sum(e * (moment + d * total), 0) / LOG2E
+def _exponent(x, maximum, scale):
+    """(x - maximum) scale / log2(e) in units of exp2, bounded so that 0 * exponent is 0 where x is -inf; a NaN passes."""
+    d = (x - maximum) * scale
+    return tl.where(d < -1000.0, -1000.0, d)
 
 
 @triton.jit
-def write_gradient(row, num_columns, target, scale, top, total, mean, gain, slope, ENTROPY: tl.constexpr, BLOCK: tl.constexpr):
+def online_stats(row, num_columns, scale, BLOCK: tl.constexpr, STAGES: tl.constexpr):
+    """m, s and zbar s of one row of logits, z = logits scale / log2(e), in one sweep.
+
+    Each thread keeps the statistics of its own columns, LANE neighbours (16 bytes) at a time: no step waits for another thread.
+    """
+    LANE: tl.constexpr = 128 // row.dtype.element_ty.primitive_bitwidth
+    columns = tl.arange(0, BLOCK // LANE)[:, None] * LANE + tl.arange(0, LANE)[None, :]
+    maximum = tl.full([BLOCK // LANE], LOWEST, tl.float32)
+    total = tl.zeros([BLOCK // LANE], tl.float32)
+    moment = tl.zeros([BLOCK // LANE], tl.float32)
+    for start in tl.range(0, num_columns, BLOCK, num_stages=STAGES):
+        inside = start + columns < num_columns
+        x = tl.load(row + start + columns, mask=inside, other=float("-inf")).to(tl.float32)
+        larger = tl.maximum(maximum, tl.max(x, 1))
+        d = _exponent(x, larger[:, None], scale)
+        e = tl.exp2(d)
+        shift = _exponent(maximum, larger, scale)
+        shrink = tl.exp2(shift)
+        moment = shrink * (moment + shift * total) + tl.sum(e * d, 1)
+        total = shrink * total + tl.sum(e, 1)
+        maximum = larger
+    top = tl.max(maximum, 0)
+    shift = _exponent(maximum, top, scale)
+    shrink = tl.exp2(shift)
+    return top, tl.sum(shrink * total, 0), tl.sum(shrink * (moment + shift * total), 0) / LOG2E
+
+
+@triton.jit
+def write_gradient(
+    row, num_columns, target, chosen, scale, top, total, mean, gain, slope,
+    ENTROPY: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """Overwrite a row of logits by gain (1[v = target] - p_v) - slope p_v (z_v - m - zbar), last column first.
 
-    In that order the sweep meets what `online_stats` left in L2.
+    In that order the sweep meets what `online_stats` left in L2. `chosen` is the target's logit.
     """
     columns = tl.arange(0, BLOCK)
     blocks = tl.cdiv(num_columns, BLOCK)
     share, tilt = gain / total, slope / total
-    for step in tl.range(0, blocks, num_stages=3):
+    for step in tl.range(0, blocks, num_stages=STAGES):
         offsets = (blocks - 1 - step) * BLOCK + columns
         inside = offsets < num_columns
         x = tl.load(row + offsets, mask=inside, other=0.0).to(tl.float32)
-        d = (x - top) * scale
-        dz = tl.where(offsets == target, gain, 0.0)
         if ENTROPY:
-            d = tl.where(d < -1000.0, -1000.0, d)
-            dz -= tl.exp2(d) * (share + tilt * (d / LOG2E - mean))
+            d = _exponent(x, top, scale)
+            dz = -tl.exp2(d) * (share + tilt * (d / LOG2E - mean))
         else:
-            dz -= tl.exp2(d) * share
+            dz = -tl.exp2((x - top) * scale) * share
         tl.store(row + offsets, dz.to(row.dtype.element_ty), mask=inside)
+    d = _exponent(chosen, top, scale)
+    dz = gain - tl.exp2(d) * (share + tilt * (d / LOG2E - mean))
+    tl.debug_barrier()
+    tl.store(row + target, dz.to(row.dtype.element_ty))
 
 
 @triton.jit
-def _stats_kernel(logits, stride, target_ids, stats, num_rows, first_column, num_columns, scale, BLOCK: tl.constexpr):
+def _stats_kernel(
+    logits, stride, target_ids, stats, num_rows, first_column, num_columns, scale, BLOCK: tl.constexpr, STAGES: tl.constexpr
+):
     # One row: fold the logits of columns [first_column, first_column + num_columns) into its stats, those of `row_stats` but with
     # the sum (not mean) of e z, and the target's logit in the place of logp
     index = tl.program_id(0)
     row = logits + index.to(tl.int64) * stride
-    top, total, moment = online_stats(row, num_columns, scale, BLOCK)
+    top, total, moment = online_stats(row, num_columns, scale, BLOCK, STAGES)
     target = tl.load(target_ids + index) - first_column
     mine = stats + index
     here = (target >= 0) & (target < num_columns)
@@ -114,7 +127,7 @@ def _stats_kernel(logits, stride, target_ids, stats, num_rows, first_column, num
         chosen = tl.where(here, chosen, tl.load(mine))
         before = tl.load(mine + 2 * num_rows)
         largest = tl.maximum(top, before)
-        old, new = tl.maximum((before - largest) * scale, -1000.0), tl.maximum((top - largest) * scale, -1000.0)
+        old, new = _exponent(before, largest, scale), _exponent(top, largest, scale)
         past_total, past_moment = tl.load(mine + 3 * num_rows), tl.load(mine + 4 * num_rows)
         moment = tl.exp2(new) * (moment + new / LOG2E * total) + tl.exp2(old) * (past_moment + old / LOG2E * past_total)
         total = tl.exp2(new) * total + tl.exp2(old) * past_total
@@ -128,7 +141,7 @@ def _stats_kernel(logits, stride, target_ids, stats, num_rows, first_column, num
 @triton.jit
 def _gradient_kernel(
     logits, stride, target_ids, maxima, sums, means, grad_logprobs, grad_entropy, num_columns, scale,
-    ENTROPY: tl.constexpr, BLOCK: tl.constexpr,
+    ENTROPY: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     index = tl.program_id(0)
     row = logits + index.to(tl.int64) * stride
@@ -138,7 +151,9 @@ def _gradient_kernel(
     slope = 0.0
     if ENTROPY:
         slope = tl.load(grad_entropy + index) * inverse_temperature
-    write_gradient(row, num_columns, tl.load(target_ids + index), scale, top, total, mean, gain, slope, ENTROPY, BLOCK)
+    target = tl.load(target_ids + index)
+    chosen = tl.load(row + target).to(tl.float32)
+    write_gradient(row, num_columns, target, chosen, scale, top, total, mean, gain, slope, ENTROPY, BLOCK, STAGES)
 
 
 def launch_configs():
