@@ -31,4 +31,10 @@ def test_narrow_loads_of_the_row_kernel_fail_the_gate():
     odd = (config.arguments[0], 151937, *config.arguments[2:])  # a vocabulary that 16 does not divide
     narrow = compile_for(config._replace(arguments=odd), 90)
     assert narrow.load_bytes < 16
-    assert "not 16" in static_check.failures([narrow])[0]
+    assert "not 16" in static_check.failures([narrow])[-1]
+
+
+def test_a_program_too_large_for_the_device_fails_the_gate():
+    config = next(launch_configs())
+    assert 89 not in config.archs
+    assert "does not fit sm_89: 131072 bytes shared" in static_check.failures([compile_for(config, 89)])[-1]
