@@ -4,10 +4,33 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+
+
+class Check(NamedTuple):
+    """A claim of correctness: `run` returns (error, largest error allowed)."""
+
+    name: str
+    run: Callable[[], tuple[float, float]]
+
+
+class Timing(NamedTuple):
+    """A case to time: callables by provider, the first ours; what the case must compute and move at least; the goal.
+
+    `graphed`: so short that it is timed as a replayed CUDA graph, without the host's part.
+    """
+
+    name: str
+    providers: dict[str, Callable[[], object]]
+    flops: float
+    bytes: float
+    goal_ms: float | None = None
+    graphed: bool = False
 
 
 def cpu_seconds(providers: dict, repetitions: int) -> dict[str, float]:
@@ -23,20 +46,33 @@ def cpu_seconds(providers: dict, repetitions: int) -> dict[str, float]:
 
 
 def cuda_seconds(providers: dict, repetitions: int) -> dict[str, float]:
-    """Median device time of each callable between events, interleaved, the L2 cache flushed before each."""
+    """Median device time of each callable between events, repetitions interleaved, the L2 cache overwritten before each."""
     flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
     events = {name: [] for name in providers}
-    for repetition in range(repetitions + 2):
+    for _ in range(repetitions):
         for name, run in providers.items():
             flush.zero_()
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             run()
             end.record()
-            if repetition >= 2:
-                events[name].append((start, end))
+            events[name].append((start, end))
     torch.cuda.synchronize()
     return {name: statistics.median(start.elapsed_time(end) for start, end in pairs) / 1e3 for name, pairs in events.items()}
+
+
+def as_cuda_graph(run: Callable[[], object], times: int) -> Callable[[], None]:
+    """A callable that replays `times` runs recorded as one CUDA graph."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(times):
+            run()
+    return graph.replay
 
 
 def peak_resident_bytes(run) -> int:
@@ -67,6 +103,7 @@ def environment(device: torch.device) -> dict:
         "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 1),
         "torch": torch.__version__,
+        "cuda": torch.version.cuda,
         "triton": version("triton"),
         "date": time.strftime("%Y-%m-%d"),
     }

@@ -1,0 +1,273 @@
+"""Checks and timings of the GRPO kernels for bench.gpu: advantages, loss from log-probs, loss from logits, and the head.
+
+The shapes are those of a 2 to 3 billion parameter Qwen-VL: H = 2048, V = 151936, 16384 tokens of answers. FLOPs and bytes are
+the least the case needs: 2 N H V a GEMM; logits read once forward, and read and written once for the gradient.
+"""
+
+import torch
+
+from bench.measure import Check, Timing
+from kernels import linear_grpo
+from kernels.group_advantage import group_advantages, group_advantages_reference
+from kernels.grpo_loss import grpo_loss, grpo_loss_reference
+from kernels.grpo_terms import loss_settings
+from kernels.linear_grpo import linear_grpo_loss, linear_grpo_loss_reference
+from kernels.linear_logprob import LOG2E, linear_logprob, linear_logprob_reference
+
+VOCABULARY = 151936
+LOSS = {"loss_type": "grpo", "epsilon": 0.2, "epsilon_high": 0.28}
+
+
+def head_inputs(device, rows, tokens, hidden, vocabulary, dtype=torch.bfloat16):
+    """Seeded leaf hidden (B, T, H) and weight (V, H), and the other arguments of the loss; ragged answers for checks."""
+    generator = torch.Generator(device).manual_seed(0)
+    states = torch.randn(rows, tokens, hidden, device=device, generator=generator).to(dtype).requires_grad_()
+    weight = (torch.randn(vocabulary, hidden, device=device, generator=generator) * 2 * hidden**-0.5).to(dtype).requires_grad_()
+    ids = torch.randint(0, vocabulary, (rows, tokens), device=device, generator=generator)
+    advantages = torch.randn(rows, device=device, generator=generator)
+    return states, weight, ids, advantages, torch.ones(rows, tokens, device=device)
+
+
+def loss_inputs(device, rows, tokens, seed=0):
+    """Seeded (logprobs, advantages, mask, old and reference log-probs) of ragged answers."""
+    generator = torch.Generator(device).manual_seed(seed)
+    logprobs = -4 * torch.rand(rows, tokens, device=device, generator=generator)
+    lengths = torch.randint(1, tokens + 1, (rows, 1), device=device, generator=generator)
+    mask = (torch.arange(tokens, device=device) < lengths).long()
+    old, ref = (logprobs + 0.2 * torch.randn(rows, tokens, device=device, generator=generator) for _ in range(2))
+    return logprobs, torch.randn(rows, device=device, generator=generator), mask, {"old_logprobs": old, "ref_logprobs": ref}
+
+
+def _gradients(loss_of, leaves, dtype, *rest, **options) -> list[torch.Tensor]:
+    """Loss and gradients of the leaves in `dtype`, as float64."""
+    leaves = [leaf.detach().to(dtype).requires_grad_() for leaf in leaves]
+    result = loss_of(*leaves, *rest, **options)
+    loss = result[0] if isinstance(result, tuple) else result
+    loss.backward()
+    return [loss.detach().double(), *(leaf.grad.double() for leaf in leaves)]
+
+
+def _relative(values, truth) -> list[float]:
+    return [((a - b).norm() / b.norm().clamp(min=1e-2)).item() for a, b in zip(values, truth, strict=True)]
+
+
+def _against_eager(ours, eager, truth) -> tuple[float, float]:
+    """The largest error in units of what is allowed: twice eager's in the same dtype, and a rounding of bfloat16."""
+    pairs = zip(_relative(ours, truth), _relative(eager, truth), strict=True)
+    return max(mine / (2 * theirs + 2**-8) for mine, theirs in pairs), 1.0
+
+
+def _check_advantages(device, scale):
+    rewards = torch.randint(0, 5, (4096,), device=device) * 0.37
+    rewards[::7] = torch.nan
+    exact = group_advantages_reference(rewards.double(), 8, scale_rewards=scale)
+    return (group_advantages(rewards, 8, scale_rewards=scale) - exact).abs().max().item(), 1e-5
+
+
+def _check_loss(device, shape, options):
+    logprobs, advantages, mask, settings = loss_inputs(device, *shape)
+    ours = _gradients(grpo_loss, [logprobs], torch.float32, advantages, mask, **settings, **options)
+    truth = _gradients(grpo_loss_reference, [logprobs], torch.float64, advantages, mask, **settings, **options)
+    return max(_relative(ours, truth)), 1e-5
+
+
+def _check_logprob(device, shape, temperature):
+    rows, hidden, vocabulary = shape
+    states, weight, ids, _, _ = head_inputs(device, 1, rows, hidden, vocabulary)
+    ids = ids[0].clone()
+    ids[::5] = -100
+    gains = torch.randn(2, rows, device=device)
+
+    def both(head):
+        def loss(states, weight):
+            logprobs, entropy = head(states[0], weight, ids, temperature=temperature)
+            return (gains[0] * logprobs + gains[1] * entropy).sum()
+
+        return loss
+
+    eager, truth = (_gradients(both(linear_logprob_reference), [states, weight], d) for d in (torch.bfloat16, torch.float64))
+    return _against_eager(_gradients(both(linear_logprob), [states, weight], torch.bfloat16), eager, truth)
+
+
+def _check_head(device, shape, options):
+    states, weight, ids, advantages, mask = head_inputs(device, *shape)
+    mask[1] = 0
+    mask[0, shape[1] // 2 :] = 0
+    rest = (ids, advantages, mask)
+    with torch.no_grad():
+        chosen, _ = linear_logprob_reference(states.flatten(0, 1).float(), weight.float(), ids.flatten())
+    old = chosen.view(ids.shape) + 0.2 * torch.randn(ids.shape, device=device)
+    options = options | {"old_logprobs": old, "ref_logprobs": old - 0.1}
+    ours = _gradients(linear_grpo_loss, [states, weight], torch.bfloat16, *rest, chunk_rows=200, **options)
+    eager, truth = (
+        _gradients(linear_grpo_loss_reference, [states, weight], dtype, *rest, **options)
+        for dtype in (torch.bfloat16, torch.float64)
+    )
+    return _against_eager(ours, eager, truth)
+
+
+def _check_bits(device, shape):
+    inputs = head_inputs(device, *shape)
+    first, second = (_gradients(linear_grpo_loss, inputs[:2], torch.bfloat16, *inputs[2:], **LOSS) for _ in range(2))
+    return float(sum(not torch.equal(a, b) for a, b in zip(first, second, strict=True))), 0.0
+
+
+def _check_offsets(device, rows):
+    """A chunk of more than 2^31 logits against small ones."""
+    inputs = head_inputs(device, rows // 1024, 1024, 64, VOCABULARY)
+    large, small = (
+        _gradients(linear_grpo_loss, inputs[:2], torch.bfloat16, *inputs[2:], chunk_rows=size, **LOSS) for size in (rows, 1024)
+    )
+    return max(_relative(large, small)), 2**-7
+
+
+def checks(device: torch.device, tiny: bool):
+    """Every kernel against float64, at shapes aligned and odd."""
+    vocabulary, tokens = (1000, 16) if tiny else (VOCABULARY, 128)
+    for scale in ("group", "batch", "none"):
+        yield Check(f"advantages by {scale}", lambda s=scale: _check_advantages(device, s))
+    kl = {"beta": 0.04, "delta": 1.4, "max_completion_length": 64}
+    for options in (
+        {"loss_type": "grpo"} | kl,
+        {"loss_type": "dapo", "num_items": 500.0} | kl,
+        {"loss_type": "dr_grpo", "use_bias_correction_kl": False} | kl,
+        {"loss_type": "cispo", "epsilon_high": 1.2},
+        {"loss_type": "grpo", "importance_sampling_level": "sequence"} | kl,
+    ):
+        level = options.get("importance_sampling_level", "token")
+        for shape in ((32, 1024), (3, 77), (300, 5)):
+            yield Check(f"loss {options['loss_type']}, {level}, {shape}", lambda s=shape, o=options: _check_loss(device, s, o))
+    for shape, temperature in (
+        ((4 * tokens, 256, vocabulary), 1.0),
+        ((37, 64, 50257 if not tiny else 257), 0.7),
+        ((5, 64, 33), 1.0),
+    ):
+        yield Check(f"log-probs and entropy {shape}", lambda s=shape, t=temperature: _check_logprob(device, s, t))
+    for shape in ((4, tokens, 256, vocabulary), (4, 9, 64, 257)):
+        for options in (
+            LOSS,
+            LOSS | {"beta": 0.04, "importance_sampling_level": "sequence"},
+            {"loss_type": "cispo", "epsilon_high": 1.2},
+        ):
+            level = options.get("importance_sampling_level", "token")
+            name = f"head {options['loss_type']}, {level}, {shape}"
+            yield Check(name, lambda s=shape, o=options: _check_head(device, s, o))
+    yield Check("head, same bits twice", lambda: _check_bits(device, (4, tokens, 256, vocabulary)))
+    if device.type == "cuda" and not tiny and torch.cuda.mem_get_info()[0] > 24 << 30:
+        yield Check("head, chunk of more than 2^31 logits", lambda: _check_offsets(device, 16384))
+
+
+def _training(loss_of, leaves, *rest, **options):
+    """A callable: forward and backward, gradients dropped."""
+
+    def run():
+        result = loss_of(*leaves, *rest, **options)
+        loss = result[0] if isinstance(result, tuple) else result
+        torch.autograd.grad(loss, [leaf for leaf in leaves if leaf.requires_grad])
+
+    return run
+
+
+def _trl_loss(states, weight, ids, advantages, mask, **options):
+    from trl.kernels import ChunkedLogProbFunction
+
+    rows = (states.flatten(0, 1), weight, None, ids.flatten())
+    logprobs = ChunkedLogProbFunction.apply(*rows, 1.0, 32768, None, 1.0, ("entropy",))[0]
+    return grpo_loss_reference(logprobs.view(ids.shape), advantages, mask, **options)
+
+
+def _liger_loss(states, weight, ids, advantages, mask, **options):
+    from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
+
+    edges = {"epsilon_low": options["epsilon"], "epsilon_high": options["epsilon_high"]}
+    loss = LigerFusedLinearGRPOLoss(beta=0.0, use_ref_model=False, loss_type="grpo", **edges)
+    return loss(states, weight, ids, mask, advantages)[0]
+
+
+def _head_timings(device, rows, tokens, hidden, vocabulary):
+    states, weight, ids, advantages, mask = head_inputs(device, rows, tokens, hidden, vocabulary)
+    rest, gemm = (ids, advantages, mask), 2 * rows * tokens * hidden * vocabulary
+    compiled = torch.compile(linear_grpo_loss_reference)
+    losses = {"ours": linear_grpo_loss, "eager": linear_grpo_loss_reference, "compile": compiled, "trl": _trl_loss}
+    losses["liger"] = _liger_loss
+    moved = 2 * (2 * weight.numel() + 2 * states.numel())
+    shape = f"[{rows * tokens}, {hidden}, {vocabulary}]"
+    providers = {name: _training(loss, [states, weight], *rest, **LOSS) for name, loss in losses.items()}
+    yield Timing(f"head fwd+bwd {shape}", providers, 3 * gemm, moved, goal_ms=46)
+    frozen = [states, weight.detach()]
+    providers = {name: _training(losses[name], frozen, *rest, **LOSS) for name in ("ours", "eager", "trl")}
+    yield Timing(f"frozen head fwd+bwd {shape}", providers, 2 * gemm, moved / 2, goal_ms=31)
+    del providers
+
+    flat, targets = states.detach().flatten(0, 1), ids.flatten()
+    compiled_logprob = torch.compile(linear_logprob_reference)
+
+    def trl_logprob(flat, weight, targets):
+        from trl.kernels import ChunkedLogProbFunction
+
+        return ChunkedLogProbFunction.apply(flat, weight, None, targets, 1.0, 32768, None, 1.0, ("entropy",))
+
+    heads = {"ours": linear_logprob, "eager": linear_logprob_reference, "compile": compiled_logprob, "trl": trl_logprob}
+    providers = {name: lambda head=head: _without_grad(head, flat, weight.detach(), targets) for name, head in heads.items()}
+    yield Timing(f"head fwd {shape}", providers, gemm, moved / 2, goal_ms=16)
+
+
+@torch.no_grad()
+def _without_grad(function, *arguments, **options):
+    return function(*arguments, **options)
+
+
+def _logit_loss(logits, ids, advantages, mask, **options):
+    """The reference from materialised logits (B, T, V)."""
+    logprobs = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    return grpo_loss_reference(logprobs.float(), advantages, mask, **options)
+
+
+def _logits_timing(device, rows, tokens, vocabulary):
+    """The row kernel alone, in place over materialised logits; what it overwrites costs the same to read again."""
+    logits = torch.randn(rows * tokens, vocabulary, device=device, dtype=torch.bfloat16)
+    ids = torch.randint(0, vocabulary, (rows, tokens), device=device)
+    advantages, mask = torch.randn(rows, device=device), torch.ones(rows, tokens, device=device)
+    index = torch.arange(rows * tokens, device=device)
+    weights = torch.full((rows,), 1 / (rows * tokens), device=device)
+    outputs = torch.empty(2, rows * tokens, device=device).unbind()
+    settings = loss_settings(rows, "grpo", 0.2, 0.28, None, 0.0, "token", True, None)
+    constants = {"GRADIENT": True, "CISPO": False, "KL": "none"}
+    constants |= linear_grpo._row_constants(logits.dtype, vocabulary, linear_grpo._shared_bytes(device))
+    numbers = (vocabulary, tokens, LOG2E.value, *settings[:4])
+    arguments = (logits, vocabulary, index, ids, advantages, weights, None, None, None, *outputs, *numbers)
+    providers = {"ours": lambda: linear_grpo._row_kernel[(len(index),)](*arguments, **constants)}
+    leaf = logits.view(rows, tokens, vocabulary).detach().requires_grad_()
+    for name, loss in (("eager", _logit_loss), ("compile", torch.compile(_logit_loss))):
+        providers[name] = _training(loss, [leaf], ids, advantages, mask, **LOSS)
+
+    def liger():
+        from liger_kernel.transformers.grpo_loss import triton_grpo_loss
+
+        edges = {"eps_low": 0.2, "eps_high": 0.28, "temperature": 1.0, "beta": 0.0, "loss_type": "grpo", "reduce": True}
+        loss = triton_grpo_loss(leaf, None, None, ids[:, :-1].contiguous(), advantages, mask[:, :-1].contiguous(), **edges)[0]
+        torch.autograd.grad(loss, leaf)
+
+    providers["liger"] = liger
+    moved = 2 * logits.numel() * logits.element_size()  # read once, written once
+    return Timing(f"loss from logits [{rows}, {tokens}, {vocabulary}]", providers, 0, moved, goal_ms=7.7)
+
+
+def timings(device: torch.device, tiny: bool):
+    """The goals of the project for the GRPO kernels, each with its peers."""
+    vocabulary, hidden = (1000, 64) if tiny else (VOCABULARY, 2048)
+    yield from _head_timings(device, *((2, 32) if tiny else (16, 1024)), hidden, vocabulary)
+    if device.type == "cuda":
+        yield _logits_timing(device, *((2, 16) if tiny else (32, 1024)), vocabulary)
+    logprobs, advantages, mask, settings = loss_inputs(device, *((4, 64) if tiny else (32, 1024)))
+    options = LOSS | settings | {"beta": 0.04}
+    losses = {"ours": grpo_loss, "eager": grpo_loss_reference, "compile": torch.compile(grpo_loss_reference)}
+    leaf = logprobs.requires_grad_()
+    providers = {name: _training(loss, [leaf], advantages, mask, **options) for name, loss in losses.items()}
+    moved = logprobs.numel() * (4 * 4 + mask.element_size())  # log-probs, old, reference, gradient, mask
+    yield Timing(f"loss fwd+bwd {list(logprobs.shape)}", providers, 0, moved, graphed=True)
+    heads = {name: lambda loss=loss: _without_grad(loss, leaf, advantages, mask, **options) for name, loss in losses.items()}
+    yield Timing(f"loss fwd {list(logprobs.shape)}", heads, 0, moved, goal_ms=0.006, graphed=True)
+    rewards = torch.rand(4096, device=device)
+    advantage = {"ours": lambda: group_advantages(rewards, 8), "eager": lambda: group_advantages_reference(rewards, 8)}
+    yield Timing("advantages [4096], groups of 8", advantage, 0, 8 * rewards.numel(), graphed=True)
