@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from engine.errors import InputError
 
 INSTRUCTION = "Instruction: Answer the question related to the position content, return only yes or no.\n"
-PROMPTS = (  # the published ones, as transcribed from the appendix
+PROMPTS = (  # the appendix's, as a public re-implementation transcribes them
     "As a medical image specialist.\n" + INSTRUCTION + "Given the following question and answer with the ground truth, is the "
     "position in the answer similar or same with the ground truth and match with the question?\n\nQuestion: {question}\n"
     "Ground Truth: {truth}\nPrediction: {answer}\n\nReturn yes if they are similar. Return no if they are different.",

@@ -8,7 +8,7 @@ import pytest
 
 from engine.segmentation_metrics import NAMES, THRESHOLDS, quantise, score_mask, stretch, summarise
 
-# What PRS-Med's evaluation code gives for the three pairs of `pair`, computed once with it.
+# What the formulas of PRS-Med's evaluation code give for the three pairs of `pair`, computed once with a transcription of it.
 PUBLISHED = {
     "mDice": 0.5806026017600455,
     "mIoU": 0.449059818428553,
