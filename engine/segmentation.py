@@ -36,7 +36,8 @@ def structure_loss(logits: Tensor, masks: Tensor, edge_weights: bool = True) -> 
 
     `edge_weights=False` is what the published code computes: its weights cancel out of the cross entropy, not of the other term.
     """
-    weights = 1 + 5 * (F.avg_pool2d(masks, 31, stride=1, padding=15) - masks).abs()
+    rows = F.avg_pool2d(masks, (31, 1), stride=1, padding=(15, 0))  # a square's mean is the mean of its rows' means
+    weights = 1 + 5 * (F.avg_pool2d(rows, (1, 31), stride=1, padding=(0, 15)) - masks).abs()
     bce = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
     bce = (weights * bce).sum((2, 3)) / weights.sum((2, 3)) if edge_weights else bce.mean()
     p = logits.sigmoid()
@@ -76,6 +77,8 @@ class SegmentationConfig(TrainingArguments):
     adam_epsilon: float = setting(1e-6, "Epsilon of AdamW.")
     per_device_train_batch_size: int = setting(4, "Images per process and forward pass.", aliases=["--batch_size"])
     num_train_epochs: float = setting(20, "Passes over the training rows.", aliases=["--epochs"])
+    bf16: bool | None = setting(None, "Mixed precision. None: where there is a GPU.")
+    save_total_limit: int | None = setting(2, "Checkpoints to keep.")
     save_strategy: str = setting("epoch", "When to save a checkpoint: no, epoch or steps.")
     logging_steps: float = setting(1, "Log every so many optimizer steps.")
     logging_nan_inf_filter: bool = setting(False, "Replace a NaN loss in the log by the running average.")
@@ -91,6 +94,7 @@ class SegmentationConfig(TrainingArguments):
 
     def __post_init__(self):
         self.use_cpu = self.use_cpu or not torch.cuda.is_available()
+        self.bf16 = not self.use_cpu if self.bf16 is None else self.bf16
         if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:
             self.lr_scheduler_kwargs = {"min_lr": min(MIN_LEARNING_RATE, self.learning_rate)}
         super().__post_init__()

@@ -35,19 +35,23 @@ from models.starter_encoder import StarterEncoder
 
 
 class EncoderKind(NamedTuple):
+    """[B, 3, image_size, image_size] -> [B, channels, image_size / stride, ..]; `dropout` of the decoder behind it, without which
+    its attention is several times faster on a CPU."""
+
     build: Callable[[], nn.Module]
     image_size: int
     stride: int
     channels: int
+    dropout: float
 
 
 ENCODERS = {
-    "tiny_sam": EncoderKind(lambda: tiny_sam().image_encoder, 1024, 16, 256),
-    "starter": EncoderKind(StarterEncoder, 128, 8, 64),
+    "tiny_sam": EncoderKind(lambda: tiny_sam().image_encoder, 1024, 16, 256, 0.1),
+    "starter": EncoderKind(StarterEncoder, 128, 8, 64, 0.0),
 }
 DECODERS = {
-    "v5": lambda hidden, kind: PromptedMaskDecoder(hidden, kind.channels, kind.stride),
-    "v6": lambda hidden, kind: PromptedMaskDecoder(hidden, kind.channels, kind.stride, input_norms=False),
+    "v5": lambda hidden, kind: PromptedMaskDecoder(hidden, kind.channels, kind.stride, True, kind.dropout),
+    "v6": lambda hidden, kind: PromptedMaskDecoder(hidden, kind.channels, kind.stride, False, kind.dropout),
     "paper": lambda hidden, kind: PooledMaskDecoder(hidden, kind.channels, kind.image_size),
 }
 

@@ -26,7 +26,9 @@ class PromptedMaskDecoder(nn.Module):
     """`input_norms`: version 5 of the published code normalises image and prompt and keeps the image as a residual of the cross
     attention; version 6 does neither. `upscale` is the factor from the embedding to the mask."""
 
-    def __init__(self, prompt_dim: int = 4096, channels: int = 256, upscale: int = 16, input_norms: bool = True):
+    def __init__(
+        self, prompt_dim: int = 4096, channels: int = 256, upscale: int = 16, input_norms: bool = True, dropout: float = 0.1
+    ):
         super().__init__()
         self.upscale = upscale
         self.prompt_projection = nn.Sequential(
@@ -41,7 +43,7 @@ class PromptedMaskDecoder(nn.Module):
         self.prompt_norm = nn.LayerNorm(channels) if input_norms else None
         self.attn = nn.MultiheadAttention(channels, 8, batch_first=True)
         self.norm1 = nn.LayerNorm(channels)
-        self.encoder_layer = nn.TransformerEncoderLayer(channels, 16, 2 * channels, dropout=0.1, batch_first=True)
+        self.encoder_layer = nn.TransformerEncoderLayer(channels, 16, 2 * channels, dropout, batch_first=True)
         self.ffn = FeedForward(channels)
         self.mask_generation = nn.Sequential(
             MaskBlock(channels, channels), MaskBlock(channels, channels // 2), MaskBlock(channels // 2, channels // 4)

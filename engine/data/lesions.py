@@ -1,8 +1,8 @@
-"""Starter data for segmentation: "where is the dark lesion in this CT?", with masks, in PRS-Med's folder and CSV format.
+"""Starter data for segmentation: "where is the lesion in this CT?", with masks, in PRS-Med's folder and CSV format.
 
 Drawn lesions on real images: each image is a crop from the starter questions (`engine.data.starter`: CT, MRI, X-ray, ultrasound,
-fundus, microscopy, scintigraphy; training and test crops share no pixel) with one bright and one dark blob, of which the question
-names one. The image alone therefore does not say which mask is meant. It is a task to start with, not a benchmark.
+fundus, microscopy, scintigraphy; training and test crops share no pixel) with a blob that is brighter or darker than what lies
+around it. It is a task to start with, not a benchmark.
 """
 
 import csv
@@ -22,10 +22,10 @@ from engine.data.segmentation_rows import COLUMNS
 from engine.data.starter import build_starter_data
 from engine.files import cache_folder, write_whole
 
-VERSION = 1  # raise it with any change of what is built
+VERSION = 2  # raise it with any change of what is built
 NAME = "starter_lesions"
 COUNTS = {"train": 600, "test": 120}
-SHADES = {"bright": 235.0, "dark": 20.0}
+SHADES = (235.0, 20.0)
 SEED = 2025
 
 
@@ -58,48 +58,34 @@ def _write(root: Path) -> None:
         for i in range(count):
             question = questions[i % len(questions)]
             with Image.open(crops / question["image"]) as opened:
-                pixels, masks = draw_lesions(np.asarray(opened.convert("RGB"), dtype=np.float32), rng)
-            shade = words.choice(list(masks))
+                pixels, mask = draw_lesion(np.asarray(opened.convert("RGB"), dtype=np.float32), rng)
             name = f"{i:04d}.png"
             Image.fromarray(pixels).save(root / NAME / f"{split}_images" / name)
-            Image.fromarray(masks[shade].astype(np.uint8) * 255).save(root / NAME / f"{split}_masks" / name)
-            positions = locate(masks[shade])
-            text = ask(
-                positions, words, finding=f"{shade} lesion", modality=question["modality"], rule="prs-med", test=split == "test"
-            )
+            Image.fromarray(mask.astype(np.uint8) * 255).save(root / NAME / f"{split}_masks" / name)
+            positions = locate(mask)
+            text = ask(positions, words, finding="lesion", modality=question["modality"], rule="prs-med", test=split == "test")
             rows.writerow([f"{NAME}/{split}_masks/{name}", name, *text, label(positions), split])
     write_whole(root / "annotations" / f"{NAME}.csv", table.getvalue())
 
 
-def draw_lesions(pixels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """[H, W, 3] in 0-255 -> the same with a bright and a dark blob (uint8), and the mask [H, W] of each."""
-    side = pixels.shape[0]
-    grey = ndimage.uniform_filter(pixels.mean(-1), side // 5)
-    masks, taken = {}, []
-    for shade, level in SHADES.items():
-        radius = rng.uniform(0.08, 0.14) * side  # two of the largest have room in any picture
-        y, x = _place(np.abs(grey - level), radius, taken, rng)
-        taken.append((y, x, radius))
-        masks[shade] = mask = _blob(pixels.shape[:2], (y, x), radius, rng)
-        weight = 0.75 * ndimage.gaussian_filter(mask.astype(np.float32), 1.0)[..., None]
-        pixels = pixels * (1 - weight) + (level + rng.normal(0, 6, pixels.shape)) * weight
-    return pixels.clip(0, 255).astype(np.uint8), masks
+def draw_lesion(pixels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """[H, W, 3] in 0-255 -> the same with a blob (uint8), and its mask [H, W] (bool)."""
+    height, width = pixels.shape[:2]
+    level, radius = rng.choice(SHADES), rng.uniform(0.1, 0.2) * height
+    contrast = np.abs(ndimage.uniform_filter(pixels.mean(-1), height // 5) - level)
+    margin = int(1.3 * radius)
+    places = rng.integers(margin, (height - margin, width - margin), (40, 2))
+    found = contrast[places[:, 0], places[:, 1]]
+    best = np.argmax(found > 110) if (found > 110).any() else np.argmax(found)  # the first that shows, or what shows most
+    mask = _blob((height, width), places[best], radius, rng)
+    weight = 0.75 * ndimage.gaussian_filter(mask.astype(np.float32), 1.0)[..., None]
+    pixels = pixels * (1 - weight) + (level + rng.normal(0, 6, pixels.shape)) * weight
+    return pixels.clip(0, 255).astype(np.uint8), mask
 
 
-def _place(contrast: np.ndarray, radius: float, taken: list, rng: np.random.Generator) -> tuple[float, float]:
-    """A centre apart from the blobs that are there: the first with a clear contrast, or the one with most, of 400."""
-    height, width = contrast.shape
-    margin = 1.3 * radius
-    y, x = rng.uniform(margin, height - margin, 400), rng.uniform(margin, width - margin, 400)
-    free = np.logical_and.reduce([np.ones(400, bool)] + [np.hypot(y - b, x - a) > margin + 1.3 * r + 3 for b, a, r in taken])
-    found = np.where(free, contrast[y.astype(int), x.astype(int)], -1.0)
-    best = int(np.argmax(found > 110)) if (found > 110).any() else int(np.argmax(found))
-    return float(y[best]), float(x[best])
-
-
-def _blob(shape: tuple[int, int], center: tuple[float, float], radius: float, rng: np.random.Generator) -> np.ndarray:
+def _blob(shape: tuple[int, int], center: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
     """A wavy ellipse within 1.28 radii, [H, W] bool."""
-    y, x = np.mgrid[: shape[0], : shape[1]] - np.array(center)[:, None, None]
+    y, x = np.mgrid[: shape[0], : shape[1]] - center[:, None, None]
     angle = np.arctan2(y, x)
     reach = radius * (1 + 0.2 * np.cos(2 * angle + rng.uniform(0, 6.28)) + 0.08 * np.cos(3 * angle + rng.uniform(0, 6.28)))
     return np.hypot(y, x) < reach
