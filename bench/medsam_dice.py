@@ -5,8 +5,9 @@
 Each mask's own bounding box is the prompt; the image is scaled to a longest side of 256, min-max normalised and zero padded.
 Dermoscopy, ultrasound and endoscopy are what the model is for; the original code reached 0.896, 0.902 and 0.862 there, 0.896 over
 their 65 masks; ours 0.896, 0.926 and 0.862, 0.905 over all, at 1.1 s of CPU time an image, where the original's encoder alone
-takes 2.0 (one thread of a shared two-core Xeon, 2026-11-22). The other modalities are reported beside them (it is poor on OCT and microscopy). The last line is JSON:
-`dice` over the 65, `dice_by_modality`, `seconds_per_image` (wall: embedding and all its masks), `cpu_seconds_per_image`, `device`.
+takes 2.0 (one thread of a shared two-core Xeon, 2026-11-22). The other modalities are reported beside them (it is poor on OCT and
+microscopy). The last line is JSON: `dice` over the 65, `dice_by_modality`, `seconds_per_image` (wall: embedding and all its
+masks), `cpu_seconds_per_image`, `device`.
 """
 
 import argparse
