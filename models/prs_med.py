@@ -178,9 +178,9 @@ class PRSMed(nn.Module):
             parameter.requires_grad_(not name.startswith(("norm_head.", "head.")))  # TinyViT's classifier, which nothing uses
         return self
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+    def gradient_checkpointing_enable(self, **settings) -> None:
         """Recompute the language model's layers in the backward pass; the embeddings carry the gradient to the first of them."""
-        self.base.model.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+        self.base.model.language_model.gradient_checkpointing_enable(**settings)
         self.base.enable_input_require_grads()
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -1,0 +1,125 @@
+"""PRS-Med: a vision-language model and a mask decoder learn to say and to show where a lesion is (arXiv:2505.11872).
+
+    python -m recipes.prs_med_train
+    torchrun --nproc_per_node=2 -m recipes.prs_med_train --output_dir OUT --data_root data/prs-med-dataset \\
+        --ann_paths annotations/brain_tumors_ct_scan.csv,annotations/polyp_endoscopy.csv \\
+        --vlm_path microsoft/llava-med-v1.5-mistral-7b --sam_ckpt tinysam_42.3.pth --batch_size 8 --epochs 20
+
+With no flags: a small LLaVA, built on the spot and warmed up on the questions' language, and a small encoder learn from lesions
+drawn on real images. The last line is JSON: dice_before and dice_after (held-out rows, mean of the images' Dice at 0.5),
+place_accuracy, majority_accuracy, seconds, checkpoint. A checkpoint is for `recipes.prs_med_infer` and `recipes.prs_med_eval`.
+What trains: LoRA on the language model's attention, the image encoder, the mask decoder, the class head.
+
+Measured without flags: Dice 0.04 before and 0.84 after 120 steps, in 76 seconds of one CPU core. Its answers have the right form,
+but so small a language model does not learn where lesions are in that time: places are right as often as the best constant answer.
+
+Differences from the published code, which `--compat reference` takes back: the mask decoder sees the states of the question alone
+in training too (not the answer it is to find) and none of padding; the structure loss weights edges in its cross entropy as well;
+the text loss counts the answer and its end, not the question; training and inference have one prompt; adapters are float32; masks
+are binary; TinySAM's BatchNorm keeps its statistics; the cosine of the learning rate ends with the run and not after 20 epochs.
+Always: one pass of the VLM a step (not two), the `val` rows stay out of training, seeds are set, adapters are loaded back at
+inference, and the vision tower is the checkpoint's own (`--vision_tower openai` is what the published code loads).
+"""
+
+import time
+from dataclasses import asdict, dataclass
+
+import torch
+
+from engine.arguments import parse_arguments
+from engine.data.lesions import build_lesions
+from engine.data.segmentation_rows import MaskedQuestions, load_masked_questions
+from engine.errors import InputError, input_errors
+from engine.recipe_arguments import setting
+from engine.run import open_run, run_command
+from engine.segmentation import SegmentationConfig
+from engine.segmentation_run import run_segmentation, warm_up
+from models.prs_med import DECODERS, PRSMed, PRSMedConfig, build_prs_med
+from models.prs_med_processor import PROMPT
+from models.tiny_llava import build_tiny_llava
+
+# What the run without flags uses instead of the published settings: its networks are small and start from nothing.
+STARTER = {
+    "learning_rate": 3e-3,
+    "per_device_train_batch_size": 16,
+    "max_steps": 120,
+    "save_strategy": "steps",
+    "save_steps": 60,
+}
+
+
+@dataclass
+class PRSMedArguments:
+    """Which model learns from which rows."""
+
+    data_root: str | None = setting(None, "Folder of the sets. None: the starter data.")
+    ann_paths: str | None = setting(None, "Annotation CSVs, comma-separated. None: all of DATA_ROOT/annotations.")
+    vlm_path: str | None = setting(None, "LLaVA-Med or LLaVA, folder or hub name. None: a small one, built on the spot.")
+    sam_ckpt: str | None = setting(None, "TinySAM's checkpoint (tinysam_42.3.pth), needed with --vlm_path.")
+    vision_tower: str = setting("checkpoint", "The checkpoint's vision tower, or OpenAI's.", choices=["checkpoint", "openai"])
+    decoder: str = setting("v5", "Published mask decoder 5 or 6, or that of the paper's text.", choices=list(DECODERS))
+    lora_r: int = setting(16, "LoRA rank.")
+    lora_alpha: int = setting(16, "LoRA scale: updates are multiplied by lora_alpha / lora_r.")
+    lora_dropout: float = setting(0.05, "Dropout on the input of the adapters.")
+    eval_split: str = setting("test", "Rows to evaluate on before and after training.", choices=["test", "val"])
+    eval_limit: int = setting(200, "Evaluate on at most so many of them, evenly spread; 0: do not evaluate.")
+    on_bad_row: str = setting("error", "A bad row ends the run, or is skipped, counted and listed.", choices=["error", "skip"])
+    warm_up_steps: int = setting(200, "Steps that teach the small LLaVA its language.")
+
+    def __post_init__(self):
+        if (self.vlm_path is None) != (self.sam_ckpt is None):
+            raise InputError("--vlm_path and --sam_ckpt belong together: the small model brings its own encoder")
+
+
+def main(argv: list[str]) -> dict:
+    started = time.perf_counter()
+    own = {"--data_root", "--vlm_path"} & {flag.split("=")[0] for flag in argv}
+    task, args = parse_arguments(
+        (PRSMedArguments, SegmentationConfig), argv, recipe="prs_med_train", description=__doc__, starter=None if own else STARTER
+    )
+    run = open_run("prs_med_train", args.output_dir)
+    args.output_dir = str(run.path)
+    train, test = load_rows(task)
+    model = load_model(task, args, train)
+    frozen_norms = task.sam_ckpt is not None and args.compat == "default"
+    torch.manual_seed(args.seed)
+    model.prepare_training(r=task.lora_r, alpha=task.lora_alpha, dropout=task.lora_dropout, frozen_norms=frozen_norms)
+    return run_segmentation(
+        model,
+        model.processor.collate,
+        args,
+        train,
+        test,
+        run,
+        title="PRS-Med training",
+        settings={"task": asdict(task), "training": args.to_dict()},
+        started=started,
+    )
+
+
+def load_rows(task: PRSMedArguments) -> tuple[MaskedQuestions, MaskedQuestions | None]:
+    """Training rows, and at most eval_limit of the held-out ones."""
+    root = task.data_root or build_lesions()
+    train = load_masked_questions(root, task.ann_paths, split="train", on_bad_row=task.on_bad_row)
+    if task.eval_limit == 0:
+        return train, None
+    test = load_masked_questions(root, task.ann_paths, split=task.eval_split, on_bad_row=task.on_bad_row)
+    count = min(task.eval_limit, len(test))
+    return train, test.select(i * len(test) // count for i in range(count))
+
+
+def load_model(task: PRSMedArguments, args: SegmentationConfig, train: MaskedQuestions) -> PRSMed:
+    if task.vlm_path is not None:
+        config = PRSMedConfig(vision_tower=task.vision_tower, decoder=task.decoder, compat=args.compat)
+        with input_errors("--vlm_path, --sam_ckpt"):
+            return build_prs_med(task.vlm_path, task.sam_ckpt, config, torch.bfloat16 if args.bf16 else torch.float32)
+    texts = [f"{PROMPT.format(question=row['question'])}{row['answer']}" for row in train.records]
+    vlm, tokenizer = build_tiny_llava(texts, seed=args.seed)
+    model = PRSMed(vlm, tokenizer, PRSMedConfig(image_encoder="starter", decoder=task.decoder, compat=args.compat))
+    if task.warm_up_steps:
+        warm_up(vlm, model.processor.collate, train, steps=task.warm_up_steps, learning_rate=3e-3, seed=args.seed)
+    return model
+
+
+if __name__ == "__main__":
+    run_command(main)
