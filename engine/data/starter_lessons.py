@@ -39,7 +39,7 @@ def lookup(rng: np.random.Generator) -> Example:
 
 
 def form(train: QuestionSet, rng: np.random.Generator) -> Example:
-    """A new question about a training image -> its prompt, its image, and an answer for each option: nothing is said of the image."""
+    """A new question about a training image -> its prompt, its image, and an answer for each option, whatever it shows."""
     row = train[int(rng.integers(len(train)))]
     row |= ask(row["modality"], rng)
     return build_prompt(TEMPLATE, row), row["images"], [respond(m, x) for x, m in parse_options(row["problem"]).items()]

@@ -46,7 +46,7 @@ def test_no_test_image_is_a_training_image(folder):
     assert train and test and not train & test
 
 
-def test_seven_modalities_and_enough_questions(rows):
+def test_six_modalities_and_enough_questions(rows):
     counts = Counter(row["modality"] for row in rows)
     assert set(counts) == set(SOURCES) and len(counts) >= 5
     assert len(rows) >= 240 and len(set(counts.values())) == 1
@@ -69,8 +69,8 @@ def test_names_and_prompts_tell_nothing(rows):
 def test_the_engine_reads_every_row(folder):
     questions = load_questions(folder / "test.json")
     row = questions[0]
-    assert len(questions) == 280 and row["images"][0].size == (112, 112)
-    assert all(questions.record(i)["options"][questions.record(i)["answer"]] == questions.record(i)["modality"] for i in range(280))
+    assert len(questions) == 300 and row["images"][0].size == (112, 112)
+    assert all(questions.record(i)["options"][questions.record(i)["answer"]] == questions.record(i)["modality"] for i in range(300))
 
 
 def test_building_is_deterministic_and_needs_no_network(folder, tmp_path, monkeypatch):
