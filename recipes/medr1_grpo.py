@@ -29,13 +29,13 @@ from models.loading import load_policy
 
 # What the run without flags uses instead of Med-R1's settings: the starter policy is small and starts from little.
 STARTER = {
-    "learning_rate": 5e-4,
+    "learning_rate": 3e-4,
     "per_device_train_batch_size": 16,
     "gradient_accumulation_steps": 1,
     "num_generations": 8,
-    "max_completion_length": 40,
-    "max_steps": 100,
-    "save_steps": 50,
+    "max_completion_length": 32,
+    "max_steps": 120,
+    "save_steps": 60,
     "save_total_limit": 2,
 }
 
