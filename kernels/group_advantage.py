@@ -105,7 +105,7 @@ def group_advantages(
     """Advantages of (N,) rewards, groups of `num_generations` consecutive ones; (N,) float32.
 
     Raises ValueError where N is no multiple of `num_generations` or `scale_rewards` is not "group", "batch" or "none".
-    Formula: grpo_systems.md 8.1 (TRL); eps 1e-4 is the published one.
+    As in TRL; eps 1e-4 is the published one.
     """
     if scale_rewards not in SCALES:
         raise ValueError(f"scale_rewards must be one of {', '.join(SCALES)}, not {scale_rewards!r}")

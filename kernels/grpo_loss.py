@@ -344,7 +344,7 @@ def grpo_loss(
     `policy_mask` (B, T) weighs the policy term and not the KL: entropy or off-policy masks. `entropies` (B, T) only feed the
     metric. `num_items` divides bnpo, dapo and cispo (the batch's tokens over all processes / number of processes; by default
     the tokens of `mask`), `num_rows` divides grpo and dr_grpo (by default B): larger than B where rows of zero gradient were
-    left out. Raises ValueError naming the argument. Formulas: grpo_systems.md 8.1.
+    left out. Raises ValueError naming the argument.
     """
     settings = loss_settings(
         num_rows or logprobs.shape[0],

@@ -16,6 +16,8 @@ tokens end an answer; a prompt that is too long is an error instead of being cut
 from dataclasses import asdict, dataclass
 from functools import partial
 
+import torch
+
 from engine.arguments import parse_arguments
 from engine.data.splits import limit_prompts, load_splits
 from engine.data.templates import build_prompt
@@ -54,6 +56,8 @@ def main(argv: list[str]) -> dict:
     )
     run = open_run("medr1_grpo", args.output_dir)
     args.output_dir = str(run.path)
+    if model.model_name_or_path is None and args.use_cpu:
+        torch.set_num_threads(1)  # matrices so small that a second thread mostly waits for the first
     with input_errors("--model_name_or_path"):
         policy = load_policy(model.model_name_or_path, **model.load_options(args.bf16))
     prompt_of = partial(build_prompt, f"medr1_train_{task.template}")
