@@ -7,9 +7,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil
 
-from models.prs_med import PRSMed, PRSMedConfig, load_prs_med
+from models.prs_med import PRSMed, PRSMedConfig, build_prs_med, load_prs_med
 from models.prs_med_decoder import PooledMaskDecoder
 from models.sam.loading import CheckpointError
+from models.sam.sam import tiny_sam
 from models.tiny_llava import build_tiny_llava
 
 QUESTIONS = ["Where is the lesion?", "Which part of this image shows the dark lesion, and is it near the center?"]
@@ -188,6 +189,25 @@ def test_a_published_checkpoint_loads(model, checkpoint, tmp_path):
     (folder / "prs_med.json").unlink()
     with pytest.raises(CheckpointError, match="a published checkpoint; name the VLM"):
         load_prs_med(folder)
+
+
+def test_a_model_of_published_parts_reloads(tmp_path):
+    """A LLaVA folder and TinySAM's checkpoint, 1024 pixels: the checkpoint says where the VLM is and does not hold it."""
+    vlm, tokenizer = build_tiny_llava(QUESTIONS)
+    for part in (vlm, tokenizer):
+        part.save_pretrained(tmp_path / "vlm")
+    sam = tiny_sam()
+    torch.save(sam.state_dict(), tmp_path / "tinysam.pth")
+    model = build_prs_med(str(tmp_path / "vlm"), str(tmp_path / "tinysam.pth"), PRSMedConfig())
+    assert all(torch.equal(a, b) for a, b in zip(model.image_encoder.parameters(), sam.image_encoder.parameters(), strict=True))
+    model.prepare_training(r=4, alpha=4, dropout=0.0, frozen_norms=True)
+    model.eval().save_pretrained(tmp_path / "checkpoint")
+    assert not (tmp_path / "checkpoint" / "vlm").exists()
+    again = load_prs_med(tmp_path / "checkpoint")
+    assert torch.equal(again.segment(image(0), "Where?")[1], model.segment(image(0), "Where?")[1])
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "tinysam.pth")
+    with pytest.raises(CheckpointError, match="tinysam.pth: not a checkpoint of tiny_sam"):
+        build_prs_med(str(tmp_path / "vlm"), str(tmp_path / "tinysam.pth"), PRSMedConfig())
 
 
 @pytest.mark.parametrize("part", ["image_encoder", "mask_decoder", "cls"])
