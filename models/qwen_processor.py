@@ -75,7 +75,7 @@ class QwenProcessor:
     def save_pretrained(self, folder: str, **kwargs) -> None:
         """Qwen's own set of files: the tokenizer's, vocab.json, merges.txt, preprocessor_config.json, chat_template.json."""
         folder = Path(folder)
-        self.tokenizer.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder, save_jinja_files=False)  # the template in tokenizer_config.json, as Qwen has it
         self.tokenizer.backend_tokenizer.model.save(str(folder))
         self.image_processor.save_pretrained(folder)
         config_file = folder / "preprocessor_config.json"
