@@ -80,6 +80,8 @@ def main(argv: list[str]) -> dict:
     for line in questions.skipped:
         logger.warning("skipped: %s", line)
     device = local_device()
+    if args.model is None and device.type == "cpu":
+        torch.set_num_threads(1)  # matrices so small that a second thread mostly waits for the first
     with input_errors("--model"):
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         policy = load_policy(args.model, dtype=dtype, max_pixels=args.max_pixels)

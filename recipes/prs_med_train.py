@@ -79,6 +79,8 @@ def main(argv: list[str]) -> dict:
     )
     run = open_run("prs_med_train", args.output_dir)
     args.output_dir = str(run.path)
+    if not own and args.use_cpu:
+        torch.set_num_threads(1)  # matrices so small that a second thread mostly waits for the first
     train, test = load_rows(task)
     model = load_model(task, args, train)
     frozen_norms = task.sam_ckpt is not None and args.compat == "default"

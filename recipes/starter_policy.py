@@ -64,6 +64,7 @@ def main(argv: list[str]) -> dict:
     questions = load_questions(build_starter_data() / "train.json")
     first_held_out = len(questions) - VALIDATION
     train, held_out = questions.select(range(first_held_out)), questions.select(range(first_held_out, len(questions)))
+    torch.set_num_threads(1)  # matrices so small that a second thread mostly waits for the first
     policy = build_tiny_qwen_vl(corpus(), seed=args.seed)
     logger.info("starter policy: %d parameters, on %s", sum(p.numel() for p in policy.model.parameters()), describe_device())
 
