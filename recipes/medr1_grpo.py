@@ -6,7 +6,8 @@
 
 With no flags it trains the starter policy (a small Qwen2.5-VL warmed up by `recipes.starter_policy`) on the starter questions,
 on a laptop: held-out accuracy from 51.0 % to 80.7, 79.7 and 81.3 % with seeds 1, 2 and 3, in 138 to 151 seconds and 1.4 GB on one
-CPU thread. Its warm-up had a careless annotator's labels, so the gain is in naming rightly what it already tells apart. `--dataset_name` takes what `recipes.medr1_prepare` makes, the published JSON files or a save_to_disk folder.
+CPU thread. Its warm-up had a careless annotator's labels, so the gain is in naming rightly what it already tells apart.
+`--dataset_name` takes what `recipes.medr1_prepare` makes, the published JSON files or a save_to_disk folder.
 
 Differences from the published code (https://github.com/Yuxiang-Lai117/Med-R1): each completion sees its own prompt's image also
 with more than one prompt a process; answers are sampled from the distribution they are scored under (no hidden top-k 50); all end
