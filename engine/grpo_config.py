@@ -21,6 +21,7 @@ class GRPOConfig(TrainingArguments):
     """
 
     # Defaults of Med-R1's script where they differ from Hugging Face's.
+    output_dir: str = setting("", "Run folder; left out: runs/<recipe>/<time>.")
     learning_rate: float = setting(1e-6, "Peak learning rate.")
     per_device_train_batch_size: int = setting(
         1, "Prompts (not answers) per process and forward pass; each has num_generations answers."

@@ -71,6 +71,7 @@ def counted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 class SegmentationConfig(TrainingArguments):
     """Segmentation: `transformers.TrainingArguments` with the published settings, and what the losses need."""
 
+    output_dir: str = setting("", "Run folder; left out: runs/<recipe>/<time>.")
     learning_rate: float = setting(1e-4, "Peak learning rate; a cosine takes it to 1e-6.")
     lr_scheduler_type: str = setting("cosine_with_min_lr", "How the learning rate changes.")
     weight_decay: float = setting(1e-5, "Weight decay of AdamW (0.01 in the paper, 1e-5 in its code).")

@@ -50,6 +50,16 @@ def test_a_run_leaves_what_it_promises(finished):
     assert json.loads((folder / "config.json").read_text())["training"]["num_generations"] == 4
 
 
+def test_without_an_output_folder_a_run_has_its_own(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--max_steps", "1", "--max_completion_length", "4", "--eval_limit", "0", "--save_steps", "1", "--use_cpu", "true"]
+    headline = main(["--model_name_or_path", model, *flags])
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*/*/report.html")] == [
+        f"{headline['checkpoint'].parent}/report.html"
+    ]
+    assert str(headline["checkpoint"]).startswith("runs/medr1_grpo/20") and len(list(tmp_path.iterdir())) == 1
+
+
 def test_the_checkpoint_opens_with_transformers_alone(finished):
     code = (
         "import sys; from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer; p = sys.argv[1]; "
