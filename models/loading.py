@@ -28,7 +28,11 @@ def load_policy(
     if Path(path).is_absolute() or path.startswith("."):
         if not Path(path, "config.json").is_file():
             raise OSError(f"{path}: no checkpoint there (expected a folder with config.json)")
-    policy = load_qwen_vl(path, dtype=dtype, **options)
+    try:
+        policy = load_qwen_vl(path, dtype=dtype, **options)
+    except OSError as error:  # the hub's own words do not always say what was asked of it
+        reason = str(error).strip().splitlines()[0]
+        raise OSError(reason if path in reason else f"{path}: {reason}") from error
     if freeze_vision:
         policy.base.model.visual.requires_grad_(False)
     return add_lora(policy, **lora) if lora else policy
