@@ -1,23 +1,19 @@
 """A GRPO run from start to end: evaluate, train, evaluate again, report. Recipes bring the model, the data and the rewards."""
 
-import json
 import logging
 import time
 from collections.abc import Callable
 from functools import partial
 
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
-from engine.checkpoints import StopOnSignal, find_checkpoint, newest_checkpoint
-from engine.errors import Interrupted
+from engine.checkpoints import find_checkpoint
 from engine.evaluate import Evaluation, evaluate, read_evaluation, write_evaluation
 from engine.grpo import GRPOTrainer
 from engine.grpo_config import GRPOConfig
 from engine.policy import Policy
-from engine.progress import RunLog
 from engine.report import write_curves, write_report
 from engine.rollout import greedy_texts
 from engine.run import RunFolder, describe_device
+from engine.training_run import train_to_end
 
 EVALUATION_BATCH = 32
 logger = logging.getLogger(__name__)
@@ -45,21 +41,11 @@ def run_grpo(
     if args.resume_from_checkpoint in ("true", "True") and resume is None:
         logger.warning("--resume_from_checkpoint true: no checkpoint in %s; starting afresh", args.output_dir)
     run.write_json("config.json", settings)
-    stop = StopOnSignal()
-    trainer = GRPOTrainer(policy, reward_funcs, prompt_of, args, train, callbacks=[stop, RunLog(run)])
-    for callback in (PrinterCallback, ProgressCallback):  # they write to standard output; RunLog takes their place
-        trainer.remove_callback(callback)
+    trainer = GRPOTrainer(policy, reward_funcs, prompt_of, args, train)
     logger.info("%s: %d training questions, on %s, output in %s", title, len(train), describe_device(), run.path)
 
     before = test and _test(trainer, prompt_of, test, run, "before", compat, reuse=resume is not None)
-    if resume is not None:
-        step = json.loads((resume / "trainer_state.json").read_text())["global_step"]
-        logger.info("resuming after step %d from %s", step, resume)
-        run.truncate_metrics(step + 1)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    checkpoint = newest_checkpoint(args.output_dir)
-    if stop.received:
-        raise Interrupted(f"stopped by a signal after step {trainer.state.global_step}; resume from {checkpoint}")
+    checkpoint = train_to_end(trainer, run, resume)
     after = test and _test(trainer, prompt_of, test, run, "after", compat)
 
     rows = run.read_metrics()

@@ -10,12 +10,9 @@ from functools import partial
 import torch
 from torch import nn
 from tqdm.auto import trange
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from engine.checkpoints import StopOnSignal, find_checkpoint, newest_checkpoint
+from engine.checkpoints import find_checkpoint
 from engine.data.segmentation_rows import MaskedQuestions
-from engine.errors import Interrupted
-from engine.progress import RunLog
 from engine.report import write_curves, write_report
 from engine.run import RunFolder, describe_device
 from engine.segmentation import SegmentationConfig, SegmentationTrainer
@@ -25,6 +22,7 @@ from engine.segmentation_evaluate import (
     segmentation_samples,
     write_segmentation_evaluation,
 )
+from engine.training_run import train_to_end
 
 EVALUATION_BATCH = 8
 logger = logging.getLogger(__name__)
@@ -49,21 +47,11 @@ def run_segmentation(
     """
     resume = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
     run.write_json("config.json", settings)
-    stop = StopOnSignal()
-    trainer = SegmentationTrainer(model, collate, args, train, callbacks=[stop, RunLog(run)])
-    for callback in (PrinterCallback, ProgressCallback):  # they write to standard output; RunLog takes their place
-        trainer.remove_callback(callback)
+    trainer = SegmentationTrainer(model, collate, args, train)
     logger.info("%s: %d training rows, on %s, output in %s", title, len(train), describe_device(), run.path)
 
     dice_before = _dice_before(model, test, run, resume is not None)
-    if resume is not None:
-        step = json.loads((resume / "trainer_state.json").read_text())["global_step"]
-        logger.info("resuming after step %d from %s", step, resume)
-        run.truncate_metrics(step + 1)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    checkpoint = newest_checkpoint(args.output_dir)
-    if stop.received:
-        raise Interrupted(f"stopped by a signal after step {trainer.state.global_step}; resume from {checkpoint}")
+    checkpoint = train_to_end(trainer, run, resume)
     after = test and _evaluate(model, test, run, "after")
 
     headline = {"dice_before": dice_before, "dice_after": after and after.headline()["dice"]}
