@@ -20,7 +20,6 @@ import triton.language as tl
 from torch.library import triton_op
 
 from kernels.grpo_terms import (
-    IMPORTANCE_LEVELS,
     LossSettings,
     check_tokens,
     item_count,
@@ -114,13 +113,21 @@ def metrics_of(stats, settings: LossSettings, entropy: bool) -> dict[str, torch.
 
 
 @triton.jit
-def _load(pointer, offsets, inside, keep, default):
-    """What `pointer` holds where `keep`, and `default` elsewhere or where there is no tensor."""
+def _load(pointer, first, offsets, inside, keep, default):
+    """What `pointer` holds from `first` on where `keep`, and `default` elsewhere or where there is no tensor."""
     if pointer is None:
         value = tl.where(keep, default, default)
     else:
-        value = tl.where(keep, tl.load(pointer + offsets, mask=inside, other=0.0).to(tl.float32), default)
+        value = tl.where(keep, tl.load(pointer + first + offsets, mask=inside, other=0.0).to(tl.float32), default)
     return value
+
+
+@triton.jit
+def _is_clipped(ratio, advantage, low_edge, high_edge, delta):
+    """1.0 where the ratio is beyond the edge that its advantage pushes to, else 0.0."""
+    ratio = tl.minimum(ratio, delta)
+    low, high = (ratio < low_edge).to(tl.float32), (ratio > high_edge).to(tl.float32)
+    return tl.where(advantage < 0, low, tl.where(advantage > 0, high, 0.0))
 
 
 @triton.jit
@@ -143,21 +150,19 @@ def _loss_kernel(
     row = tl.program_id(0)
     first = row.to(tl.int64) * num_tokens
     advantage = tl.load(advantages + row).to(tl.float32)
-    lowered, raised = (advantage < 0).to(tl.float32), (advantage > 0).to(tl.float32)
     columns = tl.arange(0, BLOCK)
-    zeros = tl.zeros([BLOCK], tl.float32)
 
     # length of the row and its mean log-ratio
-    lengths, log_ratios = zeros, zeros
+    length, log_ratio_sum = 0.0, 0.0
     for start in range(0, num_tokens, BLOCK):
-        inside = start + columns < num_tokens
-        keep = tl.load(mask + first + start + columns, mask=inside, other=0) != 0
-        lengths += keep.to(tl.float32)
+        offsets = start + columns
+        inside = offsets < num_tokens
+        keep = tl.load(mask + first + offsets, mask=inside, other=0) != 0
+        length += tl.sum(keep.to(tl.float32), 0)
         if SEQUENCE and old_logprobs is not None:
-            offsets = first + start + columns
-            log_ratios += _load(logprobs, offsets, inside, keep, 0.0) - _load(old_logprobs, offsets, inside, keep, 0.0)
-    length = tl.sum(lengths, 0)
-    mean_log_ratio = tl.sum(log_ratios, 0) / tl.maximum(length, 1.0)
+            log_ratio = _load(logprobs, first, offsets, inside, keep, 0.0) - _load(old_logprobs, first, offsets, inside, keep, 0.0)
+            log_ratio_sum += tl.sum(log_ratio, 0)
+    mean_log_ratio = log_ratio_sum / tl.maximum(length, 1.0)
     weight = 1.0 / denominator
     if by_length:
         weight = weight / tl.maximum(length, 1.0)
@@ -165,57 +170,59 @@ def _loss_kernel(
         weight = weight / tl.load(num_items).to(tl.float32)
 
     # per token terms; the gradient is final at token level, and lacks the sequence's ratio at sequence level
-    losses, kls, entropy_sums, lows, highs, throughs = zeros, zeros, zeros, zeros, zeros, zeros
+    loss_sum, kl_sum, entropy_sum, clipped, through_sum = 0.0, 0.0, 0.0, 0.0, 0.0
     for start in range(0, num_tokens, BLOCK):
-        offsets = first + start + columns
-        inside = start + columns < num_tokens
-        keep = tl.load(mask + offsets, mask=inside, other=0) != 0
-        logprob = _load(logprobs, offsets, inside, keep, 0.0)
-        log_ratio = zeros
+        offsets = start + columns
+        inside = offsets < num_tokens
+        keep = tl.load(mask + first + offsets, mask=inside, other=0) != 0
+        logprob = _load(logprobs, first, offsets, inside, keep, 0.0)
+        log_ratio = tl.zeros([BLOCK], tl.float32)
         if SEQUENCE:
-            log_ratio = zeros + mean_log_ratio
+            log_ratio += mean_log_ratio
         elif old_logprobs is not None:
-            log_ratio = logprob - _load(old_logprobs, offsets, inside, keep, 0.0)
-        ref = _load(ref_logprobs, offsets, inside, keep, 0.0)
-        policy = _load(policy_mask, offsets, inside, keep, 1.0)
+            log_ratio = logprob - _load(old_logprobs, first, offsets, inside, keep, 0.0)
+        ref = _load(ref_logprobs, first, offsets, inside, keep, 0.0)
+        policy = _load(policy_mask, first, offsets, inside, keep, 1.0)
         token, direct, through, kl, ratio = token_terms_kernel(
             logprob, log_ratio, advantage, ref, policy, low_edge, high_edge, delta, beta, CISPO, KL
         )
-        ratio = tl.minimum(ratio, delta)
-        losses += tl.where(keep, token, 0.0)
-        kls += tl.where(keep, kl, 0.0)
-        entropy_sums += _load(entropies, offsets, inside, keep, 0.0)
-        lows += tl.where(keep & (ratio < low_edge), lowered, 0.0)
-        highs += tl.where(keep & (ratio > high_edge), raised, 0.0)
-        throughs += tl.where(keep, through, 0.0)
-        slope = direct if SEQUENCE else direct + through
-        tl.store(gradient + offsets, tl.where(keep, weight * slope, 0.0), mask=inside)
-    if SEQUENCE:
-        shared = weight * tl.sum(throughs, 0) / tl.maximum(length, 1.0)
-        for start in range(0, num_tokens, BLOCK):
-            offsets = first + start + columns
-            inside = start + columns < num_tokens
-            keep = tl.load(mask + offsets, mask=inside, other=0) != 0
-            direct = tl.load(gradient + offsets, mask=inside, other=0.0)
-            tl.store(gradient + offsets, tl.where(keep, direct + shared, 0.0), mask=inside)
-
-    low, high, among = tl.sum(lows, 0), tl.sum(highs, 0), length
+        loss_sum += tl.sum(tl.where(keep, token, 0.0), 0)
+        if KL != "none":
+            kl_sum += tl.sum(tl.where(keep, kl, 0.0), 0)
+        if entropies is not None:
+            entropy_sum += tl.sum(_load(entropies, first, offsets, inside, keep, 0.0), 0)
+        if SEQUENCE:
+            through_sum += tl.sum(tl.where(keep, through, 0.0), 0)
+            tl.store(gradient + first + offsets, tl.where(keep, direct, 0.0), mask=inside)
+        else:
+            clipped += tl.sum(tl.where(keep, _is_clipped(ratio, advantage, low_edge, high_edge, delta), 0.0), 0)
+            tl.store(gradient + first + offsets, tl.where(keep, weight * (direct + through), 0.0), mask=inside)
+    among = length
     if SEQUENCE:
         # one ratio a sequence, also where every token is masked
-        ratio = tl.minimum(tl.exp(mean_log_ratio), delta)
-        low = tl.where(ratio < low_edge, lowered, 0.0)
-        high = tl.where(ratio > high_edge, raised, 0.0)
-        among = length * 0.0 + 1.0
+        clipped = _is_clipped(tl.exp(mean_log_ratio), advantage, low_edge, high_edge, delta)
+        among = tl.full([], 1.0, tl.float32)
+    # a row's advantage has one sign: its tokens are clipped low or clipped high
+    low = tl.where(advantage < 0, clipped, 0.0)
+    high = clipped - low
     mine = partials + row * PARTIALS
-    tl.store(mine, weight * tl.sum(losses, 0))
-    tl.store(mine + 1, tl.sum(kls, 0))
-    tl.store(mine + 2, tl.sum(entropy_sums, 0))
+    tl.store(mine, weight * loss_sum)
+    tl.store(mine + 1, kl_sum)
+    tl.store(mine + 2, entropy_sum)
     tl.store(mine + 3, low)
     tl.store(mine + 4, high)
     tl.store(mine + 5, length)
     tl.store(mine + 6, among)
     tl.store(mine + 7, tl.where(among > 0, low / among, float("inf")))
     tl.store(mine + 8, tl.where(among > 0, high / among, float("-inf")))
+    if SEQUENCE:
+        shared = through_sum / tl.maximum(length, 1.0)
+        for start in range(0, num_tokens, BLOCK):
+            offsets = start + columns
+            inside = offsets < num_tokens
+            keep = tl.load(mask + first + offsets, mask=inside, other=0) != 0
+            direct = tl.load(gradient + first + offsets, mask=inside, other=0.0)
+            tl.store(gradient + first + offsets, tl.where(keep, weight * (direct + shared), 0.0), mask=inside)
 
     # the program that finishes last adds up all rows in their order: same inputs, same bits
     tl.debug_barrier()
@@ -244,25 +251,30 @@ def _loss_kernel(
 
 
 def _constants(num_tokens: int, settings: LossSettings) -> dict:
-    block = min(1024, max(128, triton.next_power_of_2(num_tokens)))
+    block = min(1024, max(256, triton.next_power_of_2(num_tokens)))
     flags = {"CISPO": settings.cispo, "SEQUENCE": settings.sequence_level, "KL": kl_kind(settings)}
-    return flags | {"BLOCK": block, "num_warps": max(1, block // 256)}
+    # one token a thread: with more, ptxas spills a few bytes to fit more programs than there are
+    return flags | {"BLOCK": block, "num_warps": block // 32}
 
 
 def launch_configs():
-    """[32, 1024] with everything on, at token and at sequence level; a short on-policy batch without KL."""
+    """[32, 1024] off-policy with KL and without, at both levels, and cispo; a batch of short answers on-policy."""
     vector, flags = torch.empty(0, device="meta"), torch.empty(0, dtype=torch.int64, device="meta")
     count = torch.empty(0, dtype=torch.int32, device="meta")
     outputs = (vector, vector, count, vector, vector)
-    for level in IMPORTANCE_LEVELS:
-        settings = loss_settings(32, "grpo", 0.2, 0.28, 4.0, 0.04, level, True, None)
-        inputs = (vector, vector, flags, vector, vector, vector, vector, None)
-        numbers = (32, 1024, *settings[:5], int(settings.by_length))
-        yield LaunchConfig(f"grpo loss, {level} level", _loss_kernel, (*inputs, *outputs, *numbers), _constants(1024, settings))
-    settings = loss_settings(32, "dapo", 0.2, None, None, 0.0, "token", True, None)
-    inputs = (vector, vector, flags, None, None, None, None, vector)
-    numbers = (32, 200, *settings[:5], int(settings.by_length))
-    yield LaunchConfig("grpo loss, on-policy", _loss_kernel, (*inputs, *outputs, *numbers), _constants(200, settings))
+    for name, loss_type, tokens, beta, level in (
+        ("token level, KL", "grpo", 1024, 0.04, "token"),
+        ("token level", "grpo", 1024, 0.0, "token"),
+        ("sequence level, KL", "grpo", 1024, 0.04, "sequence"),
+        ("sequence level", "grpo", 1024, 0.0, "sequence"),
+        ("cispo", "cispo", 1024, 0.0, "token"),
+        ("on-policy", "dapo", 200, 0.0, "token"),
+    ):
+        settings = loss_settings(32, loss_type, 0.2, 0.28, None, beta, level, True, None)
+        old, ref = None if name == "on-policy" else vector, vector if beta else None
+        inputs = (vector, vector, flags, old, ref, None, vector, None if loss_type == "grpo" else vector)
+        numbers = (32, tokens, *settings[:5], int(settings.by_length))
+        yield LaunchConfig(f"grpo loss, {name}", _loss_kernel, (*inputs, *outputs, *numbers), _constants(tokens, settings))
 
 
 @triton_op("vesalius::grpo_loss", mutates_args=())
@@ -287,6 +299,8 @@ def grpo_loss_forward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     settings = LossSettings(low_edge, high_edge, delta, beta, denominator, cispo, sequence_level, by_length, bias_correction)
     if runs_triton(logprobs):
+        if sequence_level and old_logprobs is None:
+            old_logprobs = logprobs
         inputs = (logprobs, advantages, mask, old_logprobs, ref_logprobs, policy_mask, entropies, num_items)
         num_rows, num_tokens = logprobs.shape
         gradient, partials = logprobs.new_empty(logprobs.shape), logprobs.new_empty((num_rows, PARTIALS.value))
@@ -344,7 +358,7 @@ def grpo_loss(
     `policy_mask` (B, T) weighs the policy term and not the KL: entropy or off-policy masks. `entropies` (B, T) only feed the
     metric. `num_items` divides bnpo, dapo and cispo (the batch's tokens over all processes / number of processes; by default
     the tokens of `mask`), `num_rows` divides grpo and dr_grpo (by default B): larger than B where rows of zero gradient were
-    left out. Raises ValueError naming the argument.
+    left out. Raises ValueError naming the argument. Formulas: grpo_systems.md 8.1.
     """
     settings = loss_settings(
         num_rows or logprobs.shape[0],

@@ -82,8 +82,9 @@ def token_terms(logprobs, log_ratio, advantages, ref_logprobs, policy_mask, sett
         unclipped = ratio.clamp(max=settings.delta) * advantages
         clipped = ratio.clamp(settings.low_edge, settings.high_edge) * advantages
         loss = -torch.minimum(unclipped, clipped)
-        inside = (ratio >= settings.low_edge) & (ratio <= settings.high_edge)
-        through = torch.where(torch.where(unclipped <= clipped, ratio <= settings.delta, inside), -ratio * advantages, 0.0)
+        outside = (ratio < settings.low_edge) | (ratio > settings.high_edge)
+        flat = torch.where(unclipped <= clipped, ratio > settings.delta, outside)
+        through = torch.where(flat, 0.0, -ratio * advantages)
         direct = torch.zeros_like(through)
     if policy_mask is not None:
         loss, direct, through = loss * policy_mask, direct * policy_mask, through * policy_mask
@@ -139,21 +140,20 @@ def item_count(mask, num_items, loss_type):
 def token_terms_kernel(
     logprob, log_ratio, advantage, ref, policy, low_edge, high_edge, delta, beta, CISPO: tl.constexpr, KL: tl.constexpr
 ):
-    """`token_terms` with KL "none", "plain" or "ratio" (times the importance ratio)."""
+    """`token_terms` with KL "none", "plain" or "ratio" (times the importance ratio); a NaN passes."""
+    NAN: tl.constexpr = tl.PropagateNan.ALL
     ratio = tl.exp(log_ratio)
+    direct, through, kl = 0.0, 0.0, 0.0
     if CISPO:
-        direct = -tl.minimum(ratio, high_edge) * advantage * policy
+        direct = -tl.minimum(ratio, high_edge, propagate_nan=NAN) * advantage * policy
         loss = direct * logprob
-        through = direct * 0.0
     else:
-        unclipped = tl.minimum(ratio, delta) * advantage
-        clipped = tl.minimum(tl.maximum(ratio, low_edge), high_edge) * advantage
-        loss = -tl.minimum(unclipped, clipped) * policy
-        inside = (ratio >= low_edge) & (ratio <= high_edge)
-        live = ((unclipped <= clipped) & (ratio <= delta)) | ((unclipped > clipped) & inside)
-        through = tl.where(live, -ratio * advantage * policy, 0.0)
-        direct = through * 0.0
-    kl = direct * 0.0
+        unclipped = tl.minimum(ratio, delta, propagate_nan=NAN) * advantage
+        clipped = tl.minimum(tl.maximum(ratio, low_edge, propagate_nan=NAN), high_edge, propagate_nan=NAN) * advantage
+        loss = -tl.minimum(unclipped, clipped, propagate_nan=NAN) * policy
+        outside = (ratio < low_edge) | (ratio > high_edge)
+        flat = ((unclipped <= clipped) & (ratio > delta)) | ((unclipped > clipped) & outside)
+        through = tl.where(flat, 0.0, -ratio * advantage * policy)
     if KL != "none":
         drift = ref - logprob
         kl = tl.exp(drift) - drift - 1.0

@@ -8,9 +8,11 @@ The gradient of a row's logits depends on that row alone once its log-sum-exp is
     dweight += dz^T hidden / temperature                 GEMM 3, accumulated in fp32; left out for a frozen head
 
 B rows (completions), T tokens, H hidden, V vocabulary. The forward makes the gradients, the backward scales them. With sequence
-level importance sampling g needs the ratio of the whole sequence, so chunks end at sequence ends. Masked tokens cost nothing.
-6 H V FLOP a token; working memory is C V logits in the dtype of `hidden` and one fp32 dweight. TRL's and Liger's chunked losses
-recompute the logits in backward (four GEMMs), Liger's in fp32.
+level importance sampling g needs the ratio of the whole sequence, so chunks end at sequence ends. Masked tokens cost nothing: on
+CUDA one synchronisation with the host counts the others. 6 H V FLOP a token; working memory is C V logits in the dtype of `hidden`
+and one fp32 dweight. TRL's and Liger's chunked losses recompute the logits in backward (four GEMMs), Liger's in fp32.
+
+The op is opaque to torch.compile for the reason given in linear_logprob.py.
 """
 
 import torch
@@ -89,7 +91,7 @@ def _row_kernel(
     tl.store(logprobs + token, logprob)
     tl.store(entropies + token, log_total - moment / total)
     if GRADIENT:
-        log_ratio, ref, policy = logprob * 0.0, logprob, 1.0
+        log_ratio, ref, policy = tl.full([], 0.0, tl.float32), logprob, 1.0
         if old_logprobs is not None:
             log_ratio = logprob - tl.load(old_logprobs + token).to(tl.float32)
         if ref_logprobs is not None:
@@ -270,7 +272,8 @@ def linear_grpo_loss(
     `target_ids` and `mask` (B, T), `advantages` (B,); the loss settings are those of `grpo_loss`. Differentiable once in hidden
     and weight, whose gradients are made in the forward where they require grad. Masked tokens have logprob 0 and may hold
     anything. `chunk_rows` caps the rows of logits held at once (0: by memory). For a policy mask by entropy take the entropies
-    from `linear_logprob` under no_grad: the mask of all tokens is needed before the gradient of the first. Raises ValueError.
+    from `linear_logprob` under no_grad: the mask of all tokens is needed before the gradient of the first. Raises ValueError, also
+    for float16.
     """
     if hidden.dim() != 3 or weight.dim() != 2 or hidden.shape[2] != weight.shape[1]:
         raise ValueError(f"hidden and weight must be (B, T, H) and (V, H), not {tuple(hidden.shape)} and {tuple(weight.shape)}")
@@ -293,6 +296,8 @@ def linear_grpo_loss(
         max_completion_length,
     )
     hidden, weight = head_operands(hidden, weight)
+    if hidden.dtype == torch.float16:
+        raise ValueError("hidden must be bfloat16, float32 or float64: the gradient of a logit is too small for float16")
     grad = torch.is_grad_enabled()
     loss, stats, logprobs, _, _ = linear_grpo_forward(
         hidden,

@@ -129,6 +129,17 @@ def test_masked_tokens_may_hold_anything():
     assert all(value.isfinite() for value in metrics.values())
 
 
+def test_a_nan_is_not_hidden():
+    logprobs, advantages, mask, settings = draw(4, 9)
+    logprobs[1, 0] = torch.nan
+    for options in ({}, {"loss_type": "cispo"}, {"importance_sampling_level": "sequence"}):
+        leaf = logprobs.clone().requires_grad_()
+        loss, _ = grpo_loss(leaf, advantages, mask, **settings, **options)
+        loss.backward()
+        assert loss.isnan()
+        assert options.get("loss_type") == "cispo" or leaf.grad[1, 0].isnan()
+
+
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_all_masked_is_zero_without_nan(loss_type):
     logprobs = torch.randn(3, 4, requires_grad=True)
@@ -180,6 +191,7 @@ def test_triton_body_equals_autograd_in_float64(variant):
 def test_triton_body_on_masked_and_long_rows():
     test_masked_tokens_may_hold_anything()
     test_all_masked_is_zero_without_nan("grpo")
+    test_a_nan_is_not_hidden()
     check_variant({"beta": 0.1}, 34, 1100)
 
 

@@ -117,6 +117,15 @@ def test_masked_tokens_may_hold_anything():
         assert torch.equal(a, b)
 
 
+def test_a_nan_is_not_hidden():
+    tensors, settings = draw(4, 6, 8, 33)
+    hidden = tensors[0].clone()
+    hidden[1, 0, 0] = torch.nan
+    for options in ({}, {"loss_type": "cispo", "epsilon_high": 1.2}, {"importance_sampling_level": "sequence"}):
+        loss, grad_hidden, grad_weight = run(linear_grpo_loss, (hidden, *tensors[1:]), settings | options, torch.float32)
+        assert loss.isnan() and grad_hidden[1, 0].isnan().all() and grad_weight.isnan().all()
+
+
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_all_masked_is_zero_without_nan(level):
     tensors, _ = draw(3, 4, 8, 33)
@@ -195,6 +204,8 @@ def test_bad_arguments_are_named():
         linear_grpo_loss(hidden, weight, ids, advantages, mask, beta=0.1)
     with pytest.raises(ValueError, match="temperature must be positive"):
         linear_grpo_loss(hidden, weight, ids, advantages, mask, temperature=-1.0)
+    with pytest.raises(ValueError, match="hidden must be bfloat16, float32 or float64"):
+        linear_grpo_loss(hidden.half(), weight.half(), ids, advantages, mask)
 
 
 @pytest.mark.triton
@@ -222,4 +233,5 @@ def test_triton_body_on_masked_tokens():
     test_masked_tokens_may_hold_anything()
     test_all_masked_is_zero_without_nan("token")
     test_all_masked_is_zero_without_nan("sequence")
+    test_a_nan_is_not_hidden()
     test_same_inputs_give_the_same_bits()
