@@ -208,6 +208,8 @@ class GRPOTrainer(WholeCheckpoints, Trainer):
             return sum(p.flatten()[0] * 0.0 for p in model.parameters() if p.requires_grad)
         live = live or [0]  # the other processes wait for this one's gradients, which are zero
         part = _answers_of(live, micro)
+        # bnpo divides by the tokens of the micro-batch, skipped rows included; dapo and cispo by those of the whole step
+        num_items = micro.completion_mask.sum() if args.loss_type == "bnpo" else num_items_in_batch
 
         def head(hidden, weight):
             return linear_grpo_loss(
@@ -228,7 +230,7 @@ class GRPOTrainer(WholeCheckpoints, Trainer):
                 importance_sampling_level=args.importance_sampling_level,
                 use_bias_correction_kl=args.use_bias_correction_kl,
                 max_completion_length=args.max_completion_length,
-                num_items=num_items_in_batch,
+                num_items=num_items,
                 num_rows=num_rows,
             )
 

@@ -78,6 +78,18 @@ def test_groups_without_advantage_are_skipped_and_counted(model, tmp_path, loss_
     assert any(g.abs().max() > 1e-3 for g in gradients[0])
 
 
+def test_bnpo_divides_by_its_own_tokens_and_dapo_by_the_steps(model, tmp_path):
+    losses = {}
+    for loss_type in ("bnpo", "dapo"):
+        trainer = make_trainer(model, tmp_path, loss_type=loss_type)
+        micro = first_micro_batch(trainer)
+        micro.ref_logprobs = torch.full_like(micro.completion_mask, -3.0, dtype=torch.float32)
+        tokens = micro.completion_mask.sum().float()
+        losses[loss_type] = [trainer.compute_loss(trainer.model, micro, num_items_in_batch=tokens * k).item() for k in (1, 2)]
+    assert losses["bnpo"][0] == losses["bnpo"][1] == pytest.approx(losses["dapo"][0], rel=1e-5)
+    assert losses["dapo"][1] == pytest.approx(losses["dapo"][0] / 2, rel=1e-5)
+
+
 def test_a_step_without_any_advantage_moves_nothing(model, tmp_path):
     def flat(prompts, completions, **columns):
         return [1.0] * len(completions)
