@@ -1,5 +1,6 @@
 """Checkpoints that are whole or absent, resuming from the newest, and stopping on a signal."""
 
+import logging
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from engine.errors import InputError
 
 STAGING = ".saving"
+logger = logging.getLogger(__name__)
 
 
 class WholeCheckpoints:
@@ -77,7 +79,9 @@ def find_checkpoint(output_dir: str, flag: str | None) -> Path | None:
             )
         return None
     if flag in ("true", "True"):
-        if newest is not None:
+        if newest is None:
+            logger.warning("--resume_from_checkpoint true: no checkpoint in %s; starting afresh", output_dir)
+        else:
             _check_resumable(newest)
         return newest
     path = Path(flag)

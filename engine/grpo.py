@@ -196,7 +196,7 @@ class GRPOTrainer(WholeCheckpoints, Trainer):
 
     def compute_loss(self, model, inputs: MicroBatch, return_outputs=False, num_items_in_batch=None) -> torch.Tensor:
         """The GRPO objective of one micro-batch; gradients are those of training on every answer separately."""
-        start, args, micro = time.perf_counter(), self.args, inputs
+        args, micro = self.args, inputs
         if micro.ref_logprobs is None and self.reference is not None:
             micro.ref_logprobs = self._score(self.reference, micro)[0]
         if micro.policy_mask is None and args.top_entropy_quantile < 1:
@@ -204,7 +204,6 @@ class GRPOTrainer(WholeCheckpoints, Trainer):
         live = self._rows_with_gradient(micro)
         num_rows = micro.completion_mask.shape[0]
         if not live and args.world_size == 1:
-            self.step_log.add_seconds("train", start)
             return sum(p.flatten()[0] * 0.0 for p in model.parameters() if p.requires_grad)
         live = live or [0]  # the other processes wait for this one's gradients, which are zero
         part = _answers_of(live, micro)
@@ -239,14 +238,12 @@ class GRPOTrainer(WholeCheckpoints, Trainer):
             micro.old_logprobs = torch.zeros_like(micro.completion_mask, dtype=logprobs.dtype)
             micro.old_logprobs.unflatten(0, (len(micro), -1))[live] = logprobs.detach().unflatten(0, (len(live), -1))
         self.step_log.add_tensors(metrics)
-        self.step_log.add_seconds("train", start)
         return loss
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         start = time.perf_counter()
-        before = self.step_log.seconds["train"]
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self.step_log.seconds["train"] = before + time.perf_counter() - start
+        self.step_log.seconds["train"] += time.perf_counter() - start
         return loss
 
     def _prepare_inputs(self, inputs: MicroBatch) -> MicroBatch:

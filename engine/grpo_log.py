@@ -41,9 +41,6 @@ class StepLog:
         for name, value in metrics.items():
             self.add(name, value)
 
-    def add_seconds(self, name: str, start: float) -> None:
-        self.seconds[name] += time.perf_counter() - start
-
     def add_groups(self, groups: list[Group], totals: torch.Tensor, step: int) -> None:
         """Rewards and lengths of a step's answers; `totals` (N,) are their weighted rewards."""
         by_group = totals.view(len(groups), -1)

@@ -38,8 +38,6 @@ def run_grpo(
     """
     started = time.perf_counter()
     resume = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
-    if args.resume_from_checkpoint in ("true", "True") and resume is None:
-        logger.warning("--resume_from_checkpoint true: no checkpoint in %s; starting afresh", args.output_dir)
     run.write_json("config.json", settings)
     trainer = GRPOTrainer(policy, reward_funcs, prompt_of, args, train)
     logger.info("%s: %d training questions, on %s, output in %s", title, len(train), describe_device(), run.path)
