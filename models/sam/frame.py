@@ -24,9 +24,9 @@ class Frame:
     @classmethod
     def fit(cls, original: tuple[int, int], size: int, how: str) -> "Frame":
         """`how`: "corner" scales the longest side to `size` and puts the image at the top left, "centre" in the middle,
-        "stretch" scales both sides to `size`, picking pixels (as SAM-Med2D was trained)."""
-        if how == "stretch":
-            return cls(original, (size, size), size, nearest=True)
+        "stretch" scales both sides to `size`, "stretch_nearest" too, picking pixels (as SAM-Med2D was trained)."""
+        if how.startswith("stretch"):
+            return cls(original, (size, size), size, nearest=how == "stretch_nearest")
         height, width = (max(1, int(side * size / max(original) + 0.5)) for side in original)
         if how == "corner":
             return cls(original, (height, width), size)

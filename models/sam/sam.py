@@ -4,7 +4,7 @@
 |---|---|---|---|---|
 | tiny_sam | TinyViT-5M | 1024, longest side, ImageNet statistics | tinysam_42.3.pth | arXiv 2312.13789 |
 | lite_medsam | TinyViT-5M, stem of stride 1 | 256, longest side, minimum to maximum as 0-1 | lite_medsam.pth | arXiv 2304.12306 |
-| sam_med2d | ViT-B with adapters | 256, both sides stretched, ImageNet statistics | sam-med2d_b.pth | arXiv 2308.16184 |
+| sam_med2d | ViT-B with adapters | 256, both sides stretched (nearest), ImageNet statistics | sam-med2d_b.pth | arXiv 2308.16184 |
 | sam_vit_b, _l, _h | ViT-B, L, H | 1024, longest side, ImageNet statistics | sam_vit_*.pth | arXiv 2304.02643 |
 
 Shape letters: B images, P prompts of an image, M masks of a prompt, S input size, C embedding channels, h w embedding size.
@@ -63,7 +63,7 @@ def lite_medsam() -> Sam:
 
 def sam_med2d() -> Sam:
     encoder = ImageEncoder(768, 12, 12, global_blocks=(2, 5, 8, 11), image_size=256, adapters=True)
-    return Sam(encoder, 256, 16, "imagenet", "stretch")
+    return Sam(encoder, 256, 16, "imagenet", "stretch_nearest")
 
 
 def sam_vit_b() -> Sam:

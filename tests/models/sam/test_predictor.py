@@ -18,7 +18,7 @@ REAL = [
 ]
 
 
-@pytest.mark.parametrize("how", ["corner", "centre", "stretch"])
+@pytest.mark.parametrize("how", ["corner", "centre", "stretch", "stretch_nearest"])
 def test_points_and_masks_of_a_frame_are_inverse(how):
     frame = Frame.fit((60, 100), 64, how)
     assert frame.points(torch.tensor([[0.0, 0.0], [100.0, 60.0]])).tolist() == [
