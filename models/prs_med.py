@@ -172,7 +172,7 @@ class PRSMed(nn.Module):
 
     def prepare_training(self, *, r: int, alpha: int, dropout: float, frozen_norms: bool) -> "PRSMed":
         """LoRA on the language model's attention; beside it the image encoder, the mask decoder and the class head learn."""
-        self.vlm = add_adapters(self.vlm, r=r, alpha=alpha, dropout=dropout, master_weights=self.config.compat == "default")
+        self.vlm = add_adapters(self.vlm, r=r, alpha=alpha, dropout=dropout, compat=self.config.compat)
         self.frozen_norms = frozen_norms
         for name, parameter in self.image_encoder.named_parameters():
             parameter.requires_grad_(not name.startswith(("norm_head.", "head.")))  # TinyViT's classifier, which nothing uses
@@ -231,10 +231,13 @@ def build_prs_med(vlm_path: str, sam_ckpt: str | None, config: PRSMedConfig, dty
     return model
 
 
-def load_prs_med(path: str | Path, *, vlm: str | None = None, dtype: torch.dtype = torch.float32) -> PRSMed:
+def load_prs_med(
+    path: str | Path, *, vlm: str | None = None, dtype: torch.dtype = torch.float32, compat: str = "default"
+) -> PRSMed:
     """A trained model for inference, in eval mode, its adapters applied: one of our checkpoints or a published `llm_seg_N`.
 
     `vlm`: where the VLM is, if not where the checkpoint says; a published one says nothing. `dtype` is that of the VLM.
+    `compat="reference"`: as the published inference, which loses the adapters and asks with another prompt than training did.
     Raises CheckpointError or OSError, in one line, for a checkpoint that cannot be used.
     """
     folder = Path(path)
@@ -243,15 +246,15 @@ def load_prs_med(path: str | Path, *, vlm: str | None = None, dtype: torch.dtype
         config = PRSMedConfig(**json.loads(settings.read_text()))
     elif (folder / "mask_decoder.pth").is_file():
         version = "v5" if "image_norm.weight" in read_state_dict(folder / "mask_decoder.pth") else "v6"
-        config = PRSMedConfig(vlm=vlm, vision_tower="openai", decoder=version, compat="reference")
+        config = PRSMedConfig(vlm=vlm, vision_tower="openai", decoder=version)
         if vlm is None:
             raise CheckpointError(f"{path}: a published checkpoint; name the VLM it was trained on as well")
     else:
         raise OSError(f"{path}: no PRS-Med checkpoint there (expected prs_med.json or mask_decoder.pth)")
     base, _ = load_llava(vlm or config.vlm or str(folder / "vlm"), vision_tower=config.vision_tower, dtype=dtype)
-    adapters = folder / "lora_adapter"
-    model = PRSMed(
-        read_adapters(base, adapters) if adapters.is_dir() else base, AutoTokenizer.from_pretrained(folder / "tokenizer"), config
-    )
+    adapters, config.compat = folder / "lora_adapter", compat
+    if adapters.is_dir() and compat == "default":
+        base = read_adapters(base, adapters)
+    model = PRSMed(base, AutoTokenizer.from_pretrained(folder / "tokenizer"), config)
     model.load_trained(folder)
     return model.eval()

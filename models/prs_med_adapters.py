@@ -1,7 +1,8 @@
 """LoRA on PRS-Med's language model, through PEFT (arXiv:2106.09685), and adapters read back so that they really are applied.
 
 The published code loads adapters into a model that already has some; PEFT then finds no key that fits, says so in a warning, and
-the untrained adapters stay. Here every key must fit, also those of adapters saved in LLaVA-Med's original layout.
+the untrained adapters stay. Here every key must fit, also those of adapters saved in LLaVA-Med's original layout. It also names
+the adapted layers by their endings alone, which the vision tower shares: that has adapters too, which never learn.
 """
 
 from pathlib import Path
@@ -13,15 +14,29 @@ from torch import Tensor, nn
 from models.llava_med import module_key
 from models.sam.loading import CheckpointError, check_keys, read_state_dict
 
-ATTENTION = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj)"
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj"]
+ATTENTION = rf".*language_model\..*\.({'|'.join(PROJECTIONS)})"
 PREFIX = "base_model.model."
 ORIGINAL = ("model.layers.", "model.vision_tower.vision_tower.")  # how keys of the original layout begin
 
 
-def add_adapters(vlm: nn.Module, *, r: int, alpha: int, dropout: float, master_weights: bool) -> PeftModel:
-    """`vlm` with everything frozen but new adapters, in float32 with `master_weights`, else in the VLM's own type."""
-    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=ATTENTION, bias="none", task_type="CAUSAL_LM")
-    return get_peft_model(vlm, config, autocast_adapter_dtype=master_weights)
+def add_adapters(vlm: nn.Module, *, r: int, alpha: int, dropout: float, compat: str = "default") -> PeftModel:
+    """`vlm` with everything frozen but new adapters on the language model's attention, in float32.
+
+    `compat="reference"`: as published, in the VLM's own type, and frozen ones on the vision tower as well.
+    """
+    published = compat == "reference"
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=PROJECTIONS if published else ATTENTION,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(vlm, config, autocast_adapter_dtype=not published)
+    model.get_base_model().model.vision_tower.requires_grad_(False)  # the published code computes it without gradients
+    return model
 
 
 def read_adapters(vlm: nn.Module, folder: Path) -> PeftModel:

@@ -6,8 +6,8 @@
     mask      stretched to S, bilinear, above one half
 
 Training and inference have the same prompt, tokenised on its own, so that its states do not depend on what follows.
-`compat="reference"` is what the published code does: another prompt at inference, loss on the question too, no end token, every
-position (the answer's and the padding's) a prompt state of the mask decoder, and masks with soft edges.
+`compat="reference"` is what the published code does: another prompt at inference, loss on the question too, no end token, a cut
+after 512 tokens, every position (the answer's and the padding's) a prompt state of the mask decoder, and masks with soft edges.
 
 Shape letters: B batch, T tokens, S side of the encoder's input and of the masks, s side of CLIP's.
 """
@@ -21,6 +21,7 @@ from models.sam.frame import Frame
 from models.sam.sam import PIXEL_MEAN, PIXEL_STD
 
 PROMPT = "\n### User: {question} \n### Assistant: \n"
+REFERENCE_LENGTH = 512  # tokens, <s> and the image (one, before it becomes its tokens) included
 REFERENCE_INFERENCE_PROMPT = "\n### User: As a doctor, and you are seeing the image, {question}\n"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IGNORED = -100
@@ -70,7 +71,7 @@ class PRSMedProcessor:
     def _texts(self, question: str, answer: str) -> tuple[list[int], list[int]]:
         prompt = PROMPT.format(question=question)
         if self.compat == "reference":
-            return self._tokens(prompt + answer), []
+            return self._tokens(prompt + answer)[: REFERENCE_LENGTH - 2], []
         return self._tokens(prompt), self._tokens(answer) + [self.tokenizer.eos_token_id]
 
     def _tokens(self, text: str) -> list[int]:

@@ -8,8 +8,9 @@ newest checkpoint of `recipes.prs_med_train` on the first starter test row. The 
 answer by fixed rules), mask, overlay, area (fraction of the image), dice (with --mask), seconds.
 
 CHECKPOINT is a folder of `recipes.prs_med_train`, or a published `llm_seg_N` with --vlm_path. Differences from the published
-infer.py: the trained adapters are applied (there they are silently lost), images are normalised as in training, the answer is
-greedy, and the mask is where its logits are positive rather than where a mask stretched to its full range passes a half.
+infer.py: images are normalised as in training and the answer is greedy; and, which `--compat reference` takes back, the trained
+adapters are applied (there they are silently lost), the prompt is that of training, and the mask is where its probability passes a
+half (there it is first stretched to its full range).
 """
 
 import argparse
@@ -28,7 +29,7 @@ from engine.data.segmentation_rows import clean_mask, load_masked_questions
 from engine.errors import InputError, input_errors
 from engine.overlay import draw_overlay, write_png
 from engine.run import describe_device, local_device, open_run, run_command
-from engine.segmentation_evaluate import newest_checkpoint
+from engine.segmentation_evaluate import newest_checkpoint, to_levels
 from models.prs_med import load_prs_med
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--question", help="the question about it")
     parser.add_argument("--out", help="the mask to write (default: mask.png in a new run folder)")
     parser.add_argument("--mask", help="the true mask, to compute Dice and to draw")
+    parser.add_argument(
+        "--compat", choices=("default", "reference"), default="default", help="infer well, or as the published code (default)"
+    )
     parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer in tokens (64)")
     return parser.parse_args(argv)
 
@@ -54,13 +58,14 @@ def main(argv: list[str]) -> dict:
     device = local_device()
     checkpoint = args.model or newest_checkpoint("prs_med_train", "prs_med.json")
     with input_errors("--model"):
-        model = load_prs_med(checkpoint, vlm=args.vlm_path, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        model = load_prs_med(checkpoint, vlm=args.vlm_path, dtype=dtype, compat=args.compat)
     model.to(device)
     logger.info("%s on %s: %s", checkpoint, describe_device(), question)
 
     start = time.perf_counter()
     answer, logits = model.segment(image, question, max_new_tokens=args.max_new_tokens)
-    mask = (logits > 0).cpu().numpy()
+    mask = to_levels(logits, args.compat) >= 128
     seconds = time.perf_counter() - start
 
     out = Path(args.out) if args.out else open_run("prs_med_infer").path / "mask.png"

@@ -15,8 +15,9 @@ form, but so small a language model does not learn where lesions are in that tim
 
 Differences from the published code, which `--compat reference` takes back: the mask decoder sees the states of the question alone
 in training too (not the answer it is to find) and none of padding; the structure loss weights edges in its cross entropy as well;
-the text loss counts the answer and its end, not the question; training and inference have one prompt; adapters are float32; masks
-are binary; TinySAM's BatchNorm keeps its statistics; the cosine of the learning rate ends with the run and not after 20 epochs.
+the text loss counts the answer and its end, not the question; training and inference have one prompt; adapters are float32 and on
+the language model alone; masks are binary; texts are not cut; TinySAM's BatchNorm keeps its statistics; the cosine of the learning
+rate ends with the run and not after 20 epochs. (What the published inference loses, `recipes.prs_med_eval` can lose as well.)
 Always: one pass of the VLM a step (not two), the `val` rows stay out of training, seeds are set, adapters are loaded back at
 inference, and the vision tower is the checkpoint's own (`--vision_tower openai` is what the published code loads).
 """

@@ -9,8 +9,9 @@ from transformers import CLIPImageProcessorPil
 
 from models.prs_med import PRSMed, PRSMedConfig, build_prs_med, load_prs_med
 from models.prs_med_decoder import PooledMaskDecoder
+from models.prs_med_processor import REFERENCE_INFERENCE_PROMPT, REFERENCE_LENGTH
 from models.sam.loading import CheckpointError
-from models.sam.sam import tiny_sam
+from models.sam.sam import PIXEL_MEAN, PIXEL_STD, tiny_sam
 from models.tiny_llava import build_tiny_llava
 
 QUESTIONS = ["Where is the lesion?", "Which part of this image shows the dark lesion, and is it near the center?"]
@@ -141,7 +142,14 @@ def test_images_reach_clip_padded_to_a_square_as_its_own_processor_has_them(mode
     assert (model.processor.prompts([picture], ["?"])["pixel_values"][0] - expected).abs().max() < 1e-5
 
 
-def test_only_the_language_model_has_adapters_and_they_are_float32():
+def test_images_reach_the_encoder_stretched_with_interpolation(model):
+    picture = image(3, 200, 120)
+    pixels = np.asarray(picture.resize((128, 128), Image.Resampling.BILINEAR), dtype=np.float32)
+    expected = torch.from_numpy(((pixels - PIXEL_MEAN) / PIXEL_STD).astype(np.float32)).permute(2, 0, 1)
+    assert torch.allclose(model.processor.prompts([picture], ["?"])["images"][0], expected, atol=1e-5)
+
+
+def test_only_the_language_model_has_adapters_and_they_are_float32(tmp_path):
     """In the published code the vision tower has some too, without gradient, and all of them are in bfloat16."""
     model = build(dtype=torch.bfloat16)
     trained = {name: parameter for name, parameter in model.vlm.named_parameters() if parameter.requires_grad}
@@ -150,6 +158,36 @@ def test_only_the_language_model_has_adapters_and_they_are_float32():
     assert {parameter.dtype for parameter in model.vlm.parameters() if not parameter.requires_grad} == {torch.bfloat16}
     reference = build(dtype=torch.bfloat16, compat="reference")
     assert {parameter.dtype for parameter in reference.vlm.parameters()} == {torch.bfloat16}
+    assert {name for name, parameter in reference.vlm.named_parameters() if parameter.requires_grad} == set(trained)
+    reference.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "lora_adapter" / "adapter_model.safetensors")
+    of_vision = [key for key in saved if ".vision_tower." in key]
+    assert len(saved) - len(of_vision) == len(trained) and len(of_vision) == 3 * 3 * 2  # q, k and v; its o is called out_proj
+    names = [name for name, _ in load_prs_med(tmp_path).vlm.named_parameters() if "lora_" in name]
+    assert len(names) == len(saved)  # the published checkpoints' adapters find their places
+
+
+def test_the_published_inference_loses_the_adapters_and_has_its_own_prompt(model, checkpoint):
+    again, published = load_prs_med(checkpoint), load_prs_med(checkpoint, compat="reference")
+    question = QUESTIONS[0]
+    asked = published.processor.prompts([image(0)], [question])["input_ids"][0].tolist()
+    assert published.processor.decode(asked) == REFERENCE_INFERENCE_PROMPT.format(question=question).strip()
+    again.processor = published.processor
+    (answer, logits), (lost_answer, lost) = (m.segment(image(0), question, max_new_tokens=12) for m in (again, published))
+    assert (lost - logits).abs().max() > 1e-2 and answer != lost_answer
+    with again.vlm.disable_adapter():
+        assert torch.equal(again.segment(image(0), question)[1], lost)
+
+
+def test_the_published_code_cuts_long_texts_and_ours_does_not():
+    long = [{**row, "answer": "far away " * 400} for row in rows()]
+    lengths = {}
+    for compat in ("default", "reference"):
+        processor = build(compat=compat).processor
+        batch = processor.collate(long)
+        lengths[compat] = batch["input_ids"].shape[1] - len(processor.image_ids) + 2
+        assert batch["labels"].shape == batch["input_ids"].shape
+    assert lengths["reference"] == REFERENCE_LENGTH < lengths["default"]
 
 
 def test_a_checkpoint_reloads_to_the_same_bits_and_its_adapters_are_applied(model, checkpoint):
