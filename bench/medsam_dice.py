@@ -23,6 +23,7 @@ from PIL import Image
 
 from engine.errors import InputError
 from engine.run import describe_device, run_command
+from engine.segmentation_metrics import dice_score
 from models.sam.loading import CheckpointError, lite_medsam_checkpoint, load_sam
 from models.sam.predictor import Predictor
 
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> dict:
         predicted = predict(predictor, image, masks)
         seconds.append(time.perf_counter() - start)
         cpu_seconds.append(time.process_time() - cpu_start)
-        dice[modality] += [2.0 * (p & m).sum() / (p.sum() + m.sum()) for p, m in zip(predicted, masks, strict=True)]
+        dice[modality] += map(dice_score, predicted, masks)
 
     for modality, values in sorted(dice.items(), key=lambda item: item[0] not in MAIN):
         print(f"{modality:12} {len(values):4} masks   Dice {np.mean(values):.4f}   worst {min(values):.4f}")

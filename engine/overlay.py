@@ -23,7 +23,7 @@ def draw_overlay(
         if part is not None:
             drawn.paste(colour, mask=_edge(part, max(3, min(image.size) // 150 | 1)))
     if box is not None:
-        ImageDraw.Draw(drawn).rectangle(box, outline=BOX)
+        ImageDraw.Draw(drawn).rectangle(box, outline=BOX, width=max(1, min(image.size) // 300))
     return drawn
 
 

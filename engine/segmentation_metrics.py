@@ -37,6 +37,12 @@ def stretch(probability: np.ndarray) -> np.ndarray:
     return (probability - low) / (high - low) if high > low else np.zeros_like(probability)
 
 
+def dice_score(mask: np.ndarray, truth: np.ndarray) -> float:
+    """Dice of two masks (bool, one shape); 1 where both are empty."""
+    size = mask.sum() + truth.sum()
+    return float(2 * (mask & truth).sum() / size) if size else 1.0
+
+
 def score_mask(levels: np.ndarray, truth: np.ndarray) -> dict:
     """All measures of one image. levels: [H, W] uint8 (see `quantise`); truth: [H, W] bool.
 
@@ -47,14 +53,12 @@ def score_mask(levels: np.ndarray, truth: np.ndarray) -> dict:
     truth = truth.astype(bool)
     inside, outside = (np.bincount(levels[where], minlength=256) for where in (truth, ~truth))
     hit, false = (np.bincount(FIRST_PASSED, weights=counts, minlength=256).cumsum() for counts in (inside, outside))
-    half = levels >= 128
-    size = half.sum() + truth.sum()
-    met = (half & truth).sum()
-    soft = levels / 255
+    half, soft = levels >= 128, levels / 255
+    either = (half | truth).sum()
     return {
         "sweep": _sweep(hit, false, int(truth.sum()), truth.size),
-        "dice": float(2 * met / size) if size else 1.0,
-        "iou": float(met / (size - met)) if size else 1.0,
+        "dice": dice_score(half, truth),
+        "iou": float((half & truth).sum() / either) if either else 1.0,
         "s_measure": _s_measure(soft, truth),
         "weighted_f": _weighted_f(soft, truth),
         "mae": float(np.abs(soft - truth).mean()),

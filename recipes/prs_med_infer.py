@@ -5,7 +5,7 @@
 IMAGE is PNG, JPEG, TIFF, BMP or DICOM. Writes the mask as a PNG of 0 and 255 in the image's own size (--out, else mask.png in a new
 run folder) and, beside it, .overlay.png: the mask tinted and its edge drawn, with --mask the true edge in green. With no flags: the
 newest checkpoint of `recipes.prs_med_train` on the first starter test row. The last line is JSON: answer, places (read from the
-answer by fixed rules), mask, overlay, area (fraction of the image), dice (with --mask), seconds.
+answer by fixed rules), mask, overlay, area (pixels), dice (with --mask), seconds.
 
 CHECKPOINT is a folder of `recipes.prs_med_train`, or a published `llm_seg_N` with --vlm_path. Differences from the published
 infer.py: images are normalised as in training and the answer is greedy; and, which `--compat reference` takes back, the trained
@@ -25,11 +25,12 @@ from PIL import Image
 from engine.data.images import open_image
 from engine.data.lesions import build_lesions
 from engine.data.positions import read_positions
-from engine.data.segmentation_rows import clean_mask, load_masked_questions
+from engine.data.segmentation_rows import load_masked_questions, read_mask
 from engine.errors import InputError, input_errors
 from engine.overlay import draw_overlay, write_png
 from engine.run import describe_device, local_device, open_run, run_command
 from engine.segmentation_evaluate import newest_checkpoint, to_levels
+from engine.segmentation_metrics import dice_score
 from models.prs_med import load_prs_med
 
 logger = logging.getLogger(__name__)
@@ -72,9 +73,9 @@ def main(argv: list[str]) -> dict:
     places = [position.place for position in read_positions(answer)]
     result = {"answer": answer, "places": places, "mask": write_png(out, Image.fromarray(mask).convert("L"))}
     result["overlay"] = write_png(out.with_suffix(".overlay.png"), draw_overlay(image, mask, truth=truth))
-    result["area"] = float(mask.mean())
+    result["area"] = int(mask.sum())
     if truth is not None:
-        result["dice"] = float(2 * (mask & truth).sum() / max(mask.sum() + truth.sum(), 1))
+        result["dice"] = dice_score(mask, truth)
     return result | {"seconds": seconds}
 
 
@@ -90,12 +91,7 @@ def read_input(args: argparse.Namespace) -> tuple[Image.Image, str, np.ndarray |
     if not (args.question or "").strip():
         raise InputError('--question is missing, e.g. "Where is the tumor in this image?"')
     image = open_image(args.image)
-    if args.mask is None:
-        return image, args.question, None
-    mask = open_image(args.mask)
-    if mask.size != image.size:
-        raise InputError(f"{args.mask}: the mask is {mask.width} x {mask.height}, the image {image.width} x {image.height}")
-    return image, args.question, np.asarray(clean_mask(mask, image.size)) > 0
+    return image, args.question, None if args.mask is None else read_mask(args.mask, image)
 
 
 if __name__ == "__main__":

@@ -86,6 +86,14 @@ def clean_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
     return binary if binary.size == size else binary.resize(size, Image.Resampling.NEAREST)
 
 
+def read_mask(path: str | Path, image: Image.Image) -> np.ndarray:
+    """[H, W] bool: the mask file that belongs to an image; InputError if it cannot be read or is of another size."""
+    mask = open_image(path)
+    if mask.size != image.size:
+        raise InputError(f"{path}: the mask is {mask.width} x {mask.height}, the image {image.width} x {image.height}")
+    return np.asarray(clean_mask(mask, image.size)) > 0
+
+
 class MaskedQuestions(Dataset):
     """Checked rows. Images and masks are opened when a row is asked for."""
 
