@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 from tqdm.auto import tqdm
 
 from engine.errors import InputError
-from engine.run import rank
+from engine.processes import rank
 
 TRIES = 4
 TIMEOUT = 60.0  # seconds without a byte

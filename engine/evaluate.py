@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
 from scipy.stats import binomtest
 from tqdm.auto import tqdm
 
@@ -22,6 +21,7 @@ from engine.charts import accuracy_figure, as_png
 from engine.data.options import match_option
 from engine.data.templates import build_prompt
 from engine.files import write_json, write_whole
+from engine.processes import gather, my_share
 from engine.rewards import extract_reference, parse_answer
 
 GROUPINGS = ("modality", "question_type")
@@ -100,9 +100,7 @@ def evaluate(
     name = _name_of(prompt_of)
     records = [questions.record(i) for i in range(len(questions))]
     # Questions about one image lie together, and beside those of its folder, whose images are mostly of one size.
-    order = sorted(range(len(questions)), key=lambda i: records[i]["image_id"])
-    together = torch.distributed.is_available() and torch.distributed.is_initialized()
-    mine = order[torch.distributed.get_rank() :: torch.distributed.get_world_size()] if together else order
+    mine = my_share(sorted(range(len(questions)), key=lambda i: records[i]["image_id"]))
     texts = {}
     with tqdm(total=len(mine), desc="evaluating", unit="question", disable=not progress, leave=False) as bar:
         for start in range(0, len(mine), batch_size):
@@ -112,10 +110,7 @@ def evaluate(
             answers = answer_fn([prompt_of(row) for row in rows], [row["images"] for row in rows], image_keys=keys)
             texts |= zip(batch, answers, strict=True)
             bar.update(len(batch))
-    if together:
-        parts = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, texts)
-        texts = {i: text for part in parts for i, text in part.items()}
+    texts = gather(texts)
     return Evaluation([_result(record, texts[i], name, compat) for i, record in enumerate(records)], name, compat)
 
 

@@ -21,13 +21,9 @@ from pathlib import Path
 import torch
 import transformers
 
+from engine import processes
 from engine.errors import InputError, Interrupted
 from engine.files import write_whole
-
-
-def rank() -> int:
-    """This process's place among those `torchrun` started; 0 when alone."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def describe_device() -> str:
@@ -53,7 +49,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.writes = rank() == 0
+        self.writes = processes.rank() == 0
 
     def write_json(self, name: str, data) -> None:
         """Write `data` whole as `name`; what JSON has no word for becomes its `str`, and non-finite numbers null."""
@@ -85,7 +81,8 @@ class RunFolder:
 
 def open_run(recipe: str, output_dir: str | Path | None = None) -> RunFolder:
     """Make the run folder: `output_dir`, or else a new `runs/<recipe>/<YYYYmmdd-HHMMSS>`, the same one in every process."""
-    path = Path(output_dir or _first_rank_says(_new_folder, Path("runs") / recipe))
+    processes.join()
+    path = Path(output_dir or processes.first_rank_says(_new_folder, Path("runs") / recipe))
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -101,17 +98,6 @@ def _new_folder(parent: Path) -> str:
             return str(path)
         except FileExistsError:  # another run started within this second
             time.sleep(0.2)
-
-
-def _first_rank_says(function: Callable, *args):
-    """`function(*args)` as computed by the first process, told to all (this starts the process group where it must)."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return function(*args)
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group()
-    told = [function(*args) if rank() == 0 else None]
-    torch.distributed.broadcast_object_list(told)
-    return told[0]
 
 
 def run_command(main: Callable[[list[str]], dict | None], argv: list[str] | None = None) -> None:
@@ -133,9 +119,8 @@ def run_command(main: Callable[[list[str]], dict | None], argv: list[str] | None
         _end(f"error: {_last_line(error)}", 2)
     except (KeyboardInterrupt, Interrupted) as error:
         _end(_last_line(error) or "interrupted", 130)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    if result is not None and rank() == 0:
+    processes.leave()
+    if result is not None and processes.rank() == 0:
         print(json.dumps(plain(result, digits=6)), flush=True)
 
 

@@ -25,6 +25,7 @@ from engine.evaluate import Score
 from engine.files import write_json, write_whole
 from engine.judge import Judge, judge_scores
 from engine.overlay import draw_overlay
+from engine.processes import gather, my_share
 from engine.segmentation_metrics import NAMES, quantise, score_mask, stretch, summarise
 
 ALL = "all"  # the line of all rows together
@@ -76,23 +77,26 @@ def evaluate_segmentation(
     """Ask every row of a `MaskedQuestions`.
 
     `segment_fn(images, questions)` gives a list of (answer, mask logits [H, W] in the image's size). `keep_mask` is called with
-    each row and its mask [H, W] in 256 levels.
+    each row and its mask [H, W] in 256 levels. Where processes were started together the rows are divided among them, and every
+    process returns the whole.
     """
-    results, scores = [], []
-    with tqdm(total=len(rows), desc="evaluating", unit="row", disable=not progress) as bar:
-        for start in range(0, len(rows), batch_size):
-            batch = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
+    found, mine = {}, my_share(range(len(rows)))
+    with tqdm(total=len(mine), desc="evaluating", unit="row", disable=not progress) as bar:
+        for start in range(0, len(mine), batch_size):
+            places = mine[start : start + batch_size]
+            batch = [rows[i] for i in places]
             outputs = segment_fn([row["image"] for row in batch], [row["question"] for row in batch])
-            for row, (answer, logits) in zip(batch, outputs, strict=True):
+            for i, row, (answer, logits) in zip(places, batch, outputs, strict=True):
                 truth = np.asarray(row["mask"]) > 0
                 levels = to_levels(logits, compat)
                 score = score_mask(levels, truth)
                 if keep_mask is not None:
                     keep_mask(row, levels)
-                scores.append(score)
-                results.append(_result(row, truth, answer, score))
+                found[i] = _result(row, truth, answer, score), score
                 bar.update()
-    return SegmentationEvaluation(results, scores, compat)
+    found = gather(found)
+    results, scores = zip(*(found[i] for i in range(len(rows))), strict=True)
+    return SegmentationEvaluation(list(results), list(scores), compat)
 
 
 def to_levels(logits: torch.Tensor, compat: str = "default") -> np.ndarray:

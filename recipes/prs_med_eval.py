@@ -79,7 +79,7 @@ class EvaluationArguments:
             raise InputError("--judge_url and --judge_model belong together")
 
 
-def main(argv: list[str]) -> dict:
+def main(argv: list[str]) -> dict | None:
     (args,) = parse_arguments(EvaluationArguments, argv, recipe="prs_med_eval", description=__doc__)
     judge = None if args.judge_url is None else Judge(args.judge_url, args.judge_model)
     data_root = args.data_root or build_lesions()
@@ -98,7 +98,11 @@ def main(argv: list[str]) -> dict:
 
     segment = partial(model.segment_batch, max_new_tokens=args.max_new_tokens)
     keep = partial(save_mask, run.path / "masks") if args.save_masks else None
-    evaluation = evaluate_segmentation(segment, rows, batch_size=args.batch_size, compat=args.compat, keep_mask=keep)
+    evaluation = evaluate_segmentation(
+        segment, rows, batch_size=args.batch_size, compat=args.compat, keep_mask=keep, progress=run.writes
+    )
+    if not run.writes:
+        return None
     write_segmentation_evaluation(run.path, evaluation)  # before the judge, whose server may fail
     if judge is not None:
         ask_judge(evaluation, judge)

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from engine.data.images import MISSING, ImageError
 from engine.files import cache_folder, write_whole
-from engine.run import rank
+from engine.processes import rank
 
 
 def find_bad_images(images: list, root: Path, stop_at_first: bool = False) -> dict[str, str]:

@@ -78,8 +78,8 @@ def test_help_stays_on_standard_output(capsys):
 
 
 def test_two_processes_agree_on_one_folder_and_the_first_one_writes(tmp_path):
-    body = """import os
-from pathlib import Path
+    body = """from pathlib import Path
+from engine.processes import rank
 run = open_run("demo")
 run.append_metrics({"step": 1, "rank": rank()})
 Path(f"rank{rank()}").write_text(str(run.path))

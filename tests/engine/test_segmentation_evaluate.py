@@ -4,6 +4,9 @@ import csv
 import json
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,6 +66,33 @@ def segment(images, questions):
 @pytest.fixture
 def evaluation(rows):
     return evaluate_segmentation(segment, rows, batch_size=3, progress=False)
+
+
+def test_processes_share_the_rows_and_each_has_the_whole(evaluation, rows, tmp_path):
+    script = """
+import json, sys
+from engine.data.segmentation_rows import load_masked_questions
+from engine.processes import join, leave, rank
+from tests.engine.test_segmentation_evaluate import evaluate_segmentation, segment
+join()
+asked = []
+def counted(images, questions):
+    asked.extend(questions)
+    return segment(images, questions)
+evaluation = evaluate_segmentation(counted, load_masked_questions(sys.argv[1], split="test"), batch_size=1, progress=False)
+with open(f"rank{rank()}.json", "w") as file:
+    json.dump({"asked": len(asked), "results": evaluation.results, "table": evaluation.table()}, file)
+leave()
+"""
+    (tmp_path / "shared.py").write_text(script)
+    root = Path(rows.records[0]["source"]).parents[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=3", "--standalone", "shared.py", str(root)]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(launch, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(3)]
+    assert [one["asked"] for one in told] == [2, 1, 1]
+    assert all(one["results"] == evaluation.results and one["table"] == evaluation.table() for one in told)
 
 
 def test_each_set_has_its_line_and_all_rows_have_one(evaluation, rows):
