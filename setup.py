@@ -10,6 +10,7 @@ REQUIREMENTS = [
     "transformers==5.22.2",
     "tokenizers==0.23.3",
     "huggingface_hub==2.4.0",
+    "httpx2==2.16.2",  # huggingface_hub's client, and ours
     "safetensors==0.8.0",
     "trl==1.16.0",
     "peft==0.21.2",

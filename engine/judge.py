@@ -6,22 +6,18 @@ llama.cpp, OpenAI): `POST URL/chat/completions`. It is asked greedily; a reply c
 no, thoughts between <think> tags left out. A reply with neither counts as no and is counted in `unclear`.
 """
 
-import http.client
 import json
 import os
 import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from multiprocessing.pool import ThreadPool
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from engine.errors import InputError
+from engine.http_session import HTTPSession, is_web_address
 
 INSTRUCTION = "Instruction: Answer the question related to the position content, return only yes or no.\n"
 PROMPTS = (  # the appendix's, as a public re-implementation transcribes them
@@ -37,17 +33,6 @@ PROMPTS = (  # the appendix's, as a public re-implementation transcribes them
 )
 KEY_VARIABLE = "OPENAI_API_KEY"
 LONGEST_REPLY = 2**20  # bytes
-RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirected question would lose its body and take the key to another server: a redirect is an error."""
-
-    def redirect_request(self, *args):
-        return None
-
-
-OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 @dataclass
@@ -64,37 +49,24 @@ class Judge:
     api_key: str | None = field(default_factory=lambda: os.environ.get(KEY_VARIABLE), repr=False)
 
     def __post_init__(self):
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        if not is_web_address(self.url):
             raise InputError(f"--judge_url {self.url}: expected http://HOST[:PORT]/v1 or https://...")
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise InputError(f"{KEY_VARIABLE}: expected printable ASCII characters")
         self.url = self.url.rstrip("/").removesuffix("/chat/completions")
+        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        self.session = HTTPSession(self.url, timeout=self.timeout, tries=self.tries, pause=self.pause, headers=headers)
 
     def reply(self, prompt: str) -> str:
         """The model's text. InputError, naming the server and the reason, where it gives none."""
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": prompt}],
-            "temperature": 0,
-            "max_tokens": self.max_tokens,
-        }
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.api_key}"} if self.api_key else {})
-        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
-        reason = ""
-        for attempt in range(self.tries):
-            if attempt:
-                time.sleep(self.pause * 2 ** (attempt - 1))
-            try:
-                with OPENER.open(request, timeout=self.timeout) as response:
-                    return _text_of(response.read(LONGEST_REPLY))
-            except urllib.error.HTTPError as error:
-                reason = f"HTTP {error.code} {' '.join(error.read(200).decode(errors='replace').split())}".strip()
-                if error.code not in RETRIED:
-                    break
-            except (OSError, http.client.HTTPException) as error:  # no connection, or lost, or none in time
-                reason = str(getattr(error, "reason", None) or error) or type(error).__name__
-            except ValueError as error:
-                reason = f"not a chat completion: {error}"
-                break
+        messages = [{"role": "user", "content": prompt}]
+        question = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": self.max_tokens}
+        try:
+            return _text_of(self.session.read("POST", "/chat/completions", LONGEST_REPLY, json=question))
+        except OSError as error:
+            reason = str(error)
+        except ValueError as error:
+            reason = f"not a chat completion: {error}"
         raise InputError(f"--judge_url {self.url}: no answer from {self.model!r} ({reason})")
 
     def judge(self, cases: Sequence[dict], progress: bool = True) -> list[list[bool | None]]:
@@ -103,12 +75,9 @@ class Judge:
         The first question that gets no answer ends it all with an InputError; no further ones are sent.
         """
         prompts = [fill(prompt, **case) for case in cases for prompt in PROMPTS]
-        pool = ThreadPoolExecutor(self.workers)
-        try:
-            replies = pool.map(self.reply, prompts)
+        with ThreadPool(self.workers) as pool, self.session:  # a pool that is left without waiting for its threads
+            replies = pool.imap(self.reply, prompts)
             verdicts = [read_verdict(text) for text in tqdm(replies, "judging", len(prompts), unit="reply", disable=not progress)]
-        finally:
-            pool.shutdown(cancel_futures=True)
         return [verdicts[i : i + len(PROMPTS)] for i in range(0, len(verdicts), len(PROMPTS))]
 
 

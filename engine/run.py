@@ -107,7 +107,7 @@ def run_command(main: Callable[[list[str]], dict | None], argv: list[str] | None
     """
     argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    for chatty in ("httpx", "matplotlib", "PIL", "fsspec", "torch.distributed"):
+    for chatty in ("httpx2", "matplotlib", "PIL", "fsspec", "torch.distributed"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno > logging.WARNING)  # it sets its own level when imported
     transformers.utils.logging.disable_progress_bar()  # a bar for each file loaded or saved

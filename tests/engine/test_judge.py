@@ -27,9 +27,20 @@ def test_texts_with_braces_are_not_templates():
     assert "Question: Where {x}?" in prompt and "Prediction: In the {truth} top left." in prompt
 
 
-def test_a_busy_server_is_asked_again():
+def test_a_busy_server_is_asked_again_and_the_reason_told_once(capsys):
     with serve(lambda body, number: says("yes") if number == 3 else (503, b"busy")) as server:
         assert Judge(server.url + "/chat/completions", "m", pause=0.01).reply("?") == "yes" and len(server.bodies) == 3
+    assert capsys.readouterr().err.count("HTTP 503 busy; trying again") == 1
+
+
+def test_after_a_failure_it_can_be_asked_again():
+    answers = [(401, b"no key")]
+    with serve(lambda *_: answers[-1] if len(answers) == 1 else answers.pop()) as server:
+        judge = Judge(server.url, "m", pause=0.01)
+        with pytest.raises(InputError, match="HTTP 401 no key"):
+            judge.judge([CASE], progress=False)
+        answers[:] = [says("yes"), (503, b"busy")]
+        assert judge.judge([CASE], progress=False) == [[True] * 3]
 
 
 @pytest.mark.parametrize(
@@ -39,6 +50,7 @@ def test_a_busy_server_is_asked_again():
         (lambda *_: (401, {"error": "bad key"}), 1, '(HTTP 401 {"error": "bad key"})'),
         (lambda *_: (302, b"elsewhere"), 1, "(HTTP 302 elsewhere)"),
         (lambda *_: (200, b"<html>"), 1, "(not a chat completion: "),
+        (lambda *_: (200, b"[" + b" " * 2**24), 1, "(not a chat completion: "),
         (lambda *_: (200, {"choices": []}), 1, "(not a chat completion: IndexError"),
     ],
 )
@@ -63,10 +75,17 @@ def test_no_server_is_one_line_and_ends_at_once(monkeypatch):
         Judge("http://127.0.0.1:9/v1", "m", tries=2, pause=0.01).judge([CASE] * 50, progress=False)
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/v1", "localhost:8000", "http://"])
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "ftp://host/v1", "localhost:8000", "http://", "http://host:port/v1", "http://[::1"]
+)
 def test_only_web_addresses_are_asked(url):
     with pytest.raises(InputError, match="expected http://HOST"):
         Judge(url, "m")
+
+
+def test_a_key_that_no_header_can_hold_is_not_printed():
+    with pytest.raises(InputError, match="^OPENAI_API_KEY: expected printable ASCII characters$"):
+        Judge("http://127.0.0.1:9/v1", "m", api_key="secret\n")
 
 
 @pytest.mark.parametrize(

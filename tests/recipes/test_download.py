@@ -50,6 +50,8 @@ class Handler(BaseHTTPRequestHandler):
         failure = failures.pop(0) if failures else None
         if failure == "busy":
             return self.send(503, b"")
+        if failure == "moved":
+            return self.send(302, b"", location=f"{self.server.url}/{sorted(FILES)[0]}")
         body = content[start:] if failure != "damaged" else b"x" * len(content[start:])
         self.send(206 if start else 200, body, cut=1000 if failure == "cut" else None)
 
@@ -68,8 +70,10 @@ class Handler(BaseHTTPRequestHandler):
         more = f"<NextContinuationToken>{first + 2}</NextContinuationToken>" if first + 2 < len(names) else ""
         return f'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{entries}{more}</ListBucketResult>'.encode()
 
-    def send(self, status: int, body: bytes, cut: int | None = None) -> None:
+    def send(self, status: int, body: bytes, cut: int | None = None, location: str | None = None) -> None:
         self.send_response(status)
+        if location is not None:
+            self.send_header("Location", location)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body[:cut])
@@ -150,6 +154,13 @@ def test_damaged_content_is_not_kept(server):
     with pytest.raises(InputError, match=r"skin/b.bin: cannot be fetched from .* \(size or MD5\)"):
         download(server)
     assert not list(Path("out/prs-med-dataset/skin").glob("*b.bin*"))
+
+
+def test_a_redirect_is_not_followed(server):
+    server.fail["data/prs-med-dataset/skin/b.bin"] = ["moved"]
+    with pytest.raises(InputError, match=rf"skin/b.bin: cannot be fetched from .*: HTTP 302 to {server.url}/data/our-dataset"):
+        download(server)
+    assert not Path("out/prs-med-dataset/skin/b.bin").exists()
 
 
 def test_an_etag_of_parts_is_no_md5(server):
