@@ -55,6 +55,7 @@ def _panels(rows: list[dict]) -> list[Panel]:
         "completions/clipped_ratio": "answers cut off",
         "clip_ratio/region_mean": "clipped tokens",
     }
+    terms = [key for key in ("loss/mask", "loss/text", "loss/class") if _series(rows, key)[1].any()]
     phases = {"seconds/rollout": "rollout", "seconds/reward": "reward", "seconds/train": "forward + backward"}
     panels = [
         Panel("Reward", "mean per answer", {"reward": "total"} | {key: key.split("/")[1] for key in components}),
@@ -71,7 +72,7 @@ def _panels(rows: list[dict]) -> list[Panel]:
         Panel("Lost signal", "fraction", fractions, limits=(-0.02, 1.02)),
         Panel("Time", "seconds per step", phases, stacked=True, limits=(0, None)),
         Panel("Throughput", "answer tokens per second", {"tokens_per_second": "tokens/s"}, limits=(0, None)),
-        Panel("Loss", "", {"loss": "loss"}),
+        Panel("Loss", "", {"loss": "total" if terms else "loss"} | {key: key.split("/")[1] for key in terms}),
         Panel("Gradient norm", "before clipping", {"grad_norm": "norm"}, limits=(0, None)),
     ]
     return [panel for panel in panels if any(len(_series(rows, key)[0]) for key in panel.lines)]

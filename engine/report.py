@@ -24,7 +24,8 @@ IMAGE_SIDE = 448  # pixels of the longer side of a shown image, at most
 AT_A_GLANCE = (
     "model_name_or_path", "dataset_name", "template", "compat", "use_peft", "learning_rate", "max_steps", "num_train_epochs",
     "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "max_completion_length", "temperature", "beta",
-    "loss_type", "scale_rewards", "num_iterations", "seed",
+    "loss_type", "scale_rewards", "num_iterations", "data_root", "ann_paths", "vlm_path", "sam_ckpt", "decoder", "mask_loss",
+    "judge_model", "seed",
 )  # fmt: skip
 
 
@@ -42,13 +43,16 @@ def write_report(
     rows: list[dict],
     samples: list[dict],
     evaluations: dict[str, Evaluation] | None = None,
+    measures: dict[str, dict[str, float]] | None = None,
+    legend: str = "",
     skipped: Sequence[str] = (),
 ) -> None:
     """Write the page.
 
     headline: name -> number or text. settings: name -> value, or group -> {name: value}. rows: those of metrics.jsonl.
     samples: {"image": PIL, "step": int or None, "question": str, "solution": str, "completions": [{"text": str,
-    "rewards": {name: float or None}, "advantage": float or None}]}. evaluations: in the order of time, of the same questions.
+    "rewards": {name: float or None}, "advantage": float or None}]}; `legend` says what is drawn over the images.
+    evaluations: in the order of time, of the same questions. measures: data set -> name -> number, the same names for each.
     skipped: one line for each bad row that was left out.
     """
     evaluations = evaluations or {}
@@ -70,10 +74,15 @@ def write_report(
         glance={name: every[name] for name in AT_A_GLANCE if every.get(name) is not None},
         settings={"": loose} | groups if loose else groups,
         curves=Markup(as_svg(curves_figure(rows))) if rows else None,
+        groups=any("frac_reward_zero_std" in row for row in rows),
         scores={name: _shown_score(evaluation.overall) for name, evaluation in evaluations.items()},
         unanswered={name: evaluation.unanswered for name, evaluation in evaluations.items()},
         change=_change(list(evaluations.values())),
         tables=[table for grouping in GROUPINGS if (table := _table(grouping, evaluations))],
+        measures={
+            name: {_words(key): _format(key, value) for key, value in line.items()} for name, line in (measures or {}).items()
+        },
+        legend=legend,
         samples=_shown_samples(samples),
         single=bool(samples)
         and all(len(sample["completions"]) == len(sample["completions"][0]["rewards"]) == 1 for sample in samples),
@@ -112,7 +121,7 @@ def _format(key: str, value) -> str:
     if key == "seconds" and isinstance(value, int | float):
         return f"{value:.0f} s" if value < 120 else f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
     if isinstance(value, float):
-        fraction = key.split("_")[0] in ("accuracy", "low", "high", "unanswered") and 0 <= value <= 1
+        fraction = {"accuracy", "low", "high", "unanswered", "unread"} & set(key.split("_")) and 0 <= value <= 1
         return f"{100 * value:.1f} %" if fraction else f"{value:.4g}"
     return f"{value:,}".replace(",", " ") if type(value) is int else str(value)
 

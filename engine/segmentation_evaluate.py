@@ -29,6 +29,7 @@ from engine.processes import gather, my_share
 from engine.segmentation_metrics import NAMES, quantise, score_mask, stretch, summarise
 
 ALL = "all"  # the line of all rows together
+LEGEND = "Red is the predicted mask, the green line the edge of the true one."
 
 
 @dataclass
@@ -57,6 +58,11 @@ class SegmentationEvaluation:
         if self.verdicts:
             line |= {f"judge_{name}": value for name, value in judge_scores([self.verdicts[i] for i in chosen]).items()}
         return line
+
+    def shown(self) -> dict[str, dict]:
+        """The table without what only a file needs: the paper's measures and the accuracies of positions."""
+        columns = ["num_samples", *NAMES, "place_accuracy", "majority_accuracy"] + ["judge_accuracy"] * bool(self.verdicts)
+        return {name: {column: line[column] for column in columns} for name, line in self.table().items()}
 
     def headline(self) -> dict:
         """The measures of all rows together that the paper reports, and what position accuracy has to be compared with."""
@@ -144,8 +150,8 @@ def write_segmentation_evaluation(folder: str | Path, evaluation: SegmentationEv
 
 def format_table(evaluation: SegmentationEvaluation) -> str:
     """The table as text: a line a data set, the measures of the paper and the position accuracies in percent."""
-    table = evaluation.table()
-    columns = [*NAMES, "place_accuracy", "majority_accuracy"] + ["judge_accuracy"] * bool(evaluation.verdicts)
+    table = evaluation.shown()
+    columns = [name for name in table[ALL] if name != "num_samples"]
     widths = [max(len(column), 5) for column in columns]
     indent = max(map(len, table)) + 2
     lines = [" " * (indent + 3) + "n" + "".join(f"  {column:>{width}}" for column, width in zip(columns, widths, strict=True))]

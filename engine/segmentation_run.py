@@ -17,6 +17,7 @@ from engine.report import write_curves, write_report
 from engine.run import RunFolder, describe_device
 from engine.segmentation import SegmentationConfig, SegmentationTrainer
 from engine.segmentation_evaluate import (
+    LEGEND,
     SegmentationEvaluation,
     evaluate_segmentation,
     segmentation_samples,
@@ -68,6 +69,8 @@ def run_segmentation(
             settings=settings,
             rows=rows,
             samples=samples,
+            measures=after and after.shown(),
+            legend=LEGEND,
             skipped=train.skipped,
         )
     return headline

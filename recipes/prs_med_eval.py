@@ -36,6 +36,7 @@ from engine.recipe_arguments import setting
 from engine.report import write_report
 from engine.run import describe_device, local_device, open_run, run_command
 from engine.segmentation_evaluate import (
+    LEGEND,
     ask_judge,
     evaluate_segmentation,
     format_table,
@@ -116,6 +117,8 @@ def main(argv: list[str]) -> dict | None:
         settings=asdict(args),
         rows=[],
         samples=segmentation_samples(evaluation, rows, segment),
+        measures=evaluation.shown(),
+        legend=LEGEND,
         skipped=rows.skipped,
     )
     return headline
