@@ -3,11 +3,12 @@
     python -m bench.gpu [--minutes 8] [--only TEXT] [--output bench/results]
 
 Cases come from the modules bench.gpu_*: `checks(device, tiny)` and `timings(device, tiny)`. Providers are ours, eager,
-torch.compile, and TRL and Liger where they can be imported; they run interleaved. Times are medians between device events with a
-cold L2, or of replayed CUDA graphs for what takes microseconds. `roof` is the time that the case's FLOPs and bytes take at least,
-at the matmul rate and copy bandwidth measured here, over the time it took. Rows go to OUTPUT as JSON lines; the last line is JSON.
-Whatever fails is reported and the rest goes on. Exit code 1 where a check or a launch of ours failed, 2 without a CUDA device.
-`--device cpu --tiny` runs the same cases small on the CPU and writes nothing.
+torch.compile, transformers for the mask decoder, and TRL and Liger where they can be imported; they run interleaved. Times are
+medians between device events with a cold L2, or of replayed CUDA graphs for what takes microseconds. `roof` is the time that the
+case's FLOPs and bytes take at least, at the matmul rate and copy bandwidth measured here, over the time it took. Rows go to OUTPUT
+as JSON lines; the last line is JSON. Whatever fails is reported and the rest goes on. Exit code 1 where a check or a launch of
+ours failed, 2 without a CUDA device. `--device cpu --tiny` runs the same cases small on the CPU and writes nothing. Compiling
+takes most of the minutes: `--only decoder`, then `--only head`, and so on, fit calls of ten minutes.
 """
 
 import argparse

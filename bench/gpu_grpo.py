@@ -6,7 +6,7 @@ the least the case needs: 2 N H V a GEMM; logits read once forward, and read and
 
 import torch
 
-from bench.measure import Check, Timing
+from bench.measure import Check, Timing, against_eager, relative_errors, training, with_gradients, without_grad
 from kernels import linear_grpo
 from kernels.group_advantage import group_advantages, group_advantages_reference
 from kernels.grpo_loss import grpo_loss, grpo_loss_reference
@@ -38,25 +38,6 @@ def loss_inputs(device, rows, tokens, seed=0):
     return logprobs, torch.randn(rows, device=device, generator=generator), mask, {"old_logprobs": old, "ref_logprobs": ref}
 
 
-def _gradients(loss_of, leaves, dtype, *rest, **options) -> list[torch.Tensor]:
-    """Loss and gradients of the leaves in `dtype`, as float64."""
-    leaves = [leaf.detach().to(dtype).requires_grad_() for leaf in leaves]
-    result = loss_of(*leaves, *rest, **options)
-    loss = result[0] if isinstance(result, tuple) else result
-    loss.backward()
-    return [loss.detach().double(), *(leaf.grad.double() for leaf in leaves)]
-
-
-def _relative(values, truth) -> list[float]:
-    return [((a - b).norm() / b.norm().clamp(min=1e-2)).item() for a, b in zip(values, truth, strict=True)]
-
-
-def _against_eager(ours, eager, truth) -> tuple[float, float]:
-    """The largest error in units of what is allowed: twice eager's in the same dtype, and a rounding of bfloat16."""
-    pairs = zip(_relative(ours, truth), _relative(eager, truth), strict=True)
-    return max(mine / (2 * theirs + 2**-8) for mine, theirs in pairs), 1.0
-
-
 def _check_advantages(device, scale):
     rewards = torch.randint(0, 5, (4096,), device=device) * 0.37
     rewards[::7] = torch.nan
@@ -66,9 +47,9 @@ def _check_advantages(device, scale):
 
 def _check_loss(device, shape, options):
     logprobs, advantages, mask, settings = loss_inputs(device, *shape)
-    ours = _gradients(grpo_loss, [logprobs], torch.float32, advantages, mask, **settings, **options)
-    truth = _gradients(grpo_loss_reference, [logprobs], torch.float64, advantages, mask, **settings, **options)
-    return max(_relative(ours, truth)), 1e-5
+    ours = with_gradients(grpo_loss, [logprobs], torch.float32, advantages, mask, **settings, **options)
+    truth = with_gradients(grpo_loss_reference, [logprobs], torch.float64, advantages, mask, **settings, **options)
+    return relative_errors(ours, truth).max().item(), 1e-5
 
 
 def _check_logprob(device, shape, temperature):
@@ -85,8 +66,8 @@ def _check_logprob(device, shape, temperature):
 
         return loss
 
-    eager, truth = (_gradients(both(linear_logprob_reference), [states, weight], d) for d in (torch.bfloat16, torch.float64))
-    return _against_eager(_gradients(both(linear_logprob), [states, weight], torch.bfloat16), eager, truth)
+    eager, truth = (with_gradients(both(linear_logprob_reference), [states, weight], d) for d in (torch.bfloat16, torch.float64))
+    return against_eager(with_gradients(both(linear_logprob), [states, weight], torch.bfloat16), eager, truth)
 
 
 def _check_head(device, shape, options):
@@ -96,19 +77,22 @@ def _check_head(device, shape, options):
     rest = (ids, advantages, mask)
     with torch.no_grad():
         chosen, _ = linear_logprob_reference(states.flatten(0, 1).float(), weight.float(), ids.flatten())
-    old = chosen.view(ids.shape) + 0.2 * torch.randn(ids.shape, device=device)
+    # Steps of the policy whose ratios, 0.66 to 1.52, lie clear of every clip edge: there a rounding would switch a gradient off.
+    steps = torch.tensor([-0.42, -0.14, 0.14, 0.42], device=device)
+    generator = torch.Generator(device).manual_seed(1)
+    old = chosen.view(ids.shape) + steps[torch.randint(0, 4, ids.shape, device=device, generator=generator)]
     options = options | {"old_logprobs": old, "ref_logprobs": old - 0.1}
-    ours = _gradients(linear_grpo_loss, [states, weight], torch.bfloat16, *rest, chunk_rows=200, **options)
+    ours = with_gradients(linear_grpo_loss, [states, weight], torch.bfloat16, *rest, chunk_rows=200, **options)
     eager, truth = (
-        _gradients(linear_grpo_loss_reference, [states, weight], dtype, *rest, **options)
+        with_gradients(linear_grpo_loss_reference, [states, weight], dtype, *rest, **options)
         for dtype in (torch.bfloat16, torch.float64)
     )
-    return _against_eager(ours, eager, truth)
+    return against_eager(ours, eager, truth)
 
 
 def _check_bits(device, shape):
     inputs = head_inputs(device, *shape)
-    first, second = (_gradients(linear_grpo_loss, inputs[:2], torch.bfloat16, *inputs[2:], **LOSS) for _ in range(2))
+    first, second = (with_gradients(linear_grpo_loss, inputs[:2], torch.bfloat16, *inputs[2:], **LOSS) for _ in range(2))
     return float(sum(not torch.equal(a, b) for a, b in zip(first, second, strict=True))), 0.0
 
 
@@ -116,9 +100,9 @@ def _check_offsets(device, rows):
     """A chunk of more than 2^31 logits against small ones."""
     inputs = head_inputs(device, rows // 1024, 1024, 64, VOCABULARY)
     large, small = (
-        _gradients(linear_grpo_loss, inputs[:2], torch.bfloat16, *inputs[2:], chunk_rows=size, **LOSS) for size in (rows, 1024)
+        with_gradients(linear_grpo_loss, inputs[:2], torch.bfloat16, *inputs[2:], chunk_rows=size, **LOSS) for size in (rows, 1024)
     )
-    return max(_relative(large, small)), 2**-7
+    return relative_errors(large, small).max().item(), 2**-7
 
 
 def checks(device: torch.device, tiny: bool):
@@ -157,17 +141,6 @@ def checks(device: torch.device, tiny: bool):
         yield Check("head, chunk of more than 2^31 logits", lambda: _check_offsets(device, 16384))
 
 
-def _training(loss_of, leaves, *rest, **options):
-    """A callable: forward and backward, gradients dropped."""
-
-    def run():
-        result = loss_of(*leaves, *rest, **options)
-        loss = result[0] if isinstance(result, tuple) else result
-        torch.autograd.grad(loss, [leaf for leaf in leaves if leaf.requires_grad])
-
-    return run
-
-
 def _trl_loss(states, weight, ids, advantages, mask, **options):
     from trl.kernels import ChunkedLogProbFunction
 
@@ -192,10 +165,10 @@ def _head_timings(device, rows, tokens, hidden, vocabulary):
     losses["liger"] = _liger_loss
     moved = 2 * (2 * weight.numel() + 2 * states.numel())
     shape = f"[{rows * tokens}, {hidden}, {vocabulary}]"
-    providers = {name: _training(loss, [states, weight], *rest, **LOSS) for name, loss in losses.items()}
+    providers = {name: training(loss, [states, weight], *rest, **LOSS) for name, loss in losses.items()}
     yield Timing(f"head fwd+bwd {shape}", providers, 3 * gemm, moved, goal_ms=46)
     frozen = [states, weight.detach()]
-    providers = {name: _training(losses[name], frozen, *rest, **LOSS) for name in ("ours", "eager", "trl")}
+    providers = {name: training(losses[name], frozen, *rest, **LOSS) for name in ("ours", "eager", "trl")}
     yield Timing(f"frozen head fwd+bwd {shape}", providers, 2 * gemm, moved / 2, goal_ms=31)
     del providers
 
@@ -208,13 +181,8 @@ def _head_timings(device, rows, tokens, hidden, vocabulary):
         return ChunkedLogProbFunction.apply(flat, weight, None, targets, 1.0, 32768, None, 1.0, ("entropy",))
 
     heads = {"ours": linear_logprob, "eager": linear_logprob_reference, "compile": compiled_logprob, "trl": trl_logprob}
-    providers = {name: lambda head=head: _without_grad(head, flat, weight.detach(), targets) for name, head in heads.items()}
+    providers = {name: lambda head=head: without_grad(head, flat, weight.detach(), targets) for name, head in heads.items()}
     yield Timing(f"head fwd {shape}", providers, gemm, moved / 2, goal_ms=16)
-
-
-@torch.no_grad()
-def _without_grad(function, *arguments, **options):
-    return function(*arguments, **options)
 
 
 def _logit_loss(logits, ids, advantages, mask, **options):
@@ -239,7 +207,7 @@ def _logits_timing(device, rows, tokens, vocabulary):
     providers = {"ours": lambda: linear_grpo._row_kernel[(len(index),)](*arguments, **constants)}
     leaf = logits.view(rows, tokens, vocabulary).detach().requires_grad_()
     for name, loss in (("eager", _logit_loss), ("compile", torch.compile(_logit_loss))):
-        providers[name] = _training(loss, [leaf], ids, advantages, mask, **LOSS)
+        providers[name] = training(loss, [leaf], ids, advantages, mask, **LOSS)
 
     def liger():
         from liger_kernel.transformers.grpo_loss import triton_grpo_loss
@@ -263,10 +231,10 @@ def timings(device: torch.device, tiny: bool):
     options = LOSS | settings | {"beta": 0.04}
     losses = {"ours": grpo_loss, "eager": grpo_loss_reference, "compile": torch.compile(grpo_loss_reference)}
     leaf = logprobs.requires_grad_()
-    providers = {name: _training(loss, [leaf], advantages, mask, **options) for name, loss in losses.items()}
+    providers = {name: training(loss, [leaf], advantages, mask, **options) for name, loss in losses.items()}
     moved = logprobs.numel() * (4 * 4 + mask.element_size())  # log-probs, old, reference, gradient, mask
     yield Timing(f"loss fwd+bwd {list(logprobs.shape)}", providers, 0, moved, graphed=True)
-    heads = {name: lambda loss=loss: _without_grad(loss, leaf, advantages, mask, **options) for name, loss in losses.items()}
+    heads = {name: lambda loss=loss: without_grad(loss, leaf, advantages, mask, **options) for name, loss in losses.items()}
     yield Timing(f"loss fwd {list(logprobs.shape)}", heads, 0, moved, goal_ms=0.006, graphed=True)
     rewards = torch.rand(4096, device=device)
     advantage = {"ours": lambda: group_advantages(rewards, 8), "eager": lambda: group_advantages_reference(rewards, 8)}

@@ -10,18 +10,16 @@ transformers at 1, 8 and 64 prompts (1.4, 2.3 and 2.3 times torch.compile). The 
 """
 
 import argparse
-import statistics
 import sys
-import time
 from functools import partial
 
 import torch
-import triton
 from tqdm.auto import tqdm
 from transformers import SamConfig
 from transformers.models.sam.modeling_sam import SamMaskDecoder
 
-from engine.run import describe_device, run_command
+from bench.measure import cpu_seconds, cuda_seconds, environment
+from engine.run import run_command
 from models.sam.mask_decoder import MaskDecoder
 from models.sam.prompt_encoder import PromptEncoder
 from models.sam.two_way_transformer import TwoWayTransformer
@@ -51,47 +49,42 @@ def to_transformers(decoder: MaskDecoder) -> SamMaskDecoder:
     return theirs.eval()
 
 
-def build_case(num_prompts: int, device: str, dtype: torch.dtype) -> dict:
-    """Inputs of one image: embedding [1, 256, 64, 64], its positions, and the tokens of `num_prompts` boxes."""
+def build_case(num_prompts: int, device: torch.device, dtype: torch.dtype, side: int = 64) -> dict:
+    """Inputs of one image: embedding [1, 256, side, side], its positions, and the tokens of `num_prompts` boxes."""
     torch.manual_seed(0)
-    encoder = PromptEncoder((64, 64), 1024)
-    corners = torch.rand(1, num_prompts, 2, 2).sort(dim=2).values * 1024
+    encoder = PromptEncoder((side, side), 16 * side)
+    corners = torch.rand(1, num_prompts, 2, 2).sort(dim=2).values * 16 * side
     with torch.no_grad():
         sparse, dense = encoder(boxes=corners.flatten(2))
-        case = {"image": torch.randn(1, 256, 64, 64), "pe": encoder.dense_pe(), "sparse": sparse, "dense": dense}
+        case = {"image": torch.randn(1, 256, side, side), "pe": encoder.dense_pe(), "sparse": sparse, "dense": dense}
     return {name: tensor.to(device, dtype) for name, tensor in case.items()}
 
 
-def build_providers(device: str, dtype: torch.dtype, compile: bool) -> dict:
+def build_decoder(device: torch.device, dtype: torch.dtype) -> MaskDecoder:
+    """Ours with random weights, the same each time."""
     torch.manual_seed(0)
-    ours = MaskDecoder(TwoWayTransformer()).eval()
-    theirs = to_transformers(ours).to(device, dtype)
-    ours = ours.to(device, dtype)
+    return MaskDecoder(TwoWayTransformer()).eval().to(device, dtype)
 
-    def transformers(image, pe, sparse, dense):
-        return theirs(image, pe[None], sparse, dense[0].expand(len(image), -1, -1, -1), multimask_output=False)
 
-    providers = {
-        "transformers": transformers,
-        "ours": lambda image, pe, sparse, dense: ours(image, pe, sparse, dense, False),
-    }
+def as_provider(decoder: MaskDecoder | SamMaskDecoder):
+    """A decoder as a function of a case; transformers' takes positions and dense prompts of each image."""
+
+    def ours(image, pe, sparse, dense, multimask=False):
+        return decoder(image, pe, sparse, dense, multimask)
+
+    def transformers(image, pe, sparse, dense, multimask=False):
+        dense = dense[0].expand(len(image), -1, -1, -1)
+        return decoder(image, pe[None], sparse, dense, multimask_output=multimask)
+
+    return ours if isinstance(decoder, MaskDecoder) else transformers
+
+
+def build_providers(device: torch.device, dtype: torch.dtype, compile: bool) -> dict:
+    ours = build_decoder(device, dtype)
+    providers = {"transformers": as_provider(to_transformers(ours).to(device, dtype)), "ours": as_provider(ours)}
     if compile:
-        providers["torch.compile"] = torch.compile(transformers)
+        providers["torch.compile"] = torch.compile(providers["transformers"])
     return providers
-
-
-def seconds(function, device: str) -> float:
-    """CPU time on a CPU (other processes do not count), device time on a GPU."""
-    if device == "cpu":
-        start = time.process_time()
-        function()
-        return time.process_time() - start
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    function()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3
 
 
 def main(argv: list[str]) -> dict:
@@ -103,29 +96,27 @@ def main(argv: list[str]) -> dict:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--no_compile", action="store_true")
     args = parser.parse_args(argv)
-    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", getattr(torch, args.dtype)
-    if device == "cpu":
+    device, dtype = torch.device("cuda" if torch.cuda.is_available() else "cpu"), getattr(torch, args.dtype)
+    if device.type == "cpu":
         torch.set_num_threads(1)
+    clock = cpu_seconds if device.type == "cpu" else cuda_seconds
 
     providers = build_providers(device, dtype, not args.no_compile)
-    result = {"device": describe_device(), "torch": torch.__version__, "triton": triton.__version__, "dtype": args.dtype}
-    result["max_abs_error"] = 0.0
+    where = environment(device)
+    result = {name: where[name] for name in ("device", "torch", "triton")} | {"dtype": args.dtype, "max_abs_error": 0.0}
     with torch.inference_mode():
-        for num_prompts in args.prompts:
+        for num_prompts in tqdm(args.prompts, desc="numbers of prompts", file=sys.stderr):
             torch._dynamo.reset()  # each number of prompts is compiled for itself
             case = build_case(num_prompts, device, dtype)
             masks = {name: provider(**case)[0].flatten(0, -3).float() for name, provider in providers.items()}
             error = (masks["ours"] - masks["transformers"]).abs().max().item()
             result["max_abs_error"] = max(result["max_abs_error"], error)
-            times = {name: [] for name in providers}
-            for _ in tqdm(range(args.repeats), desc=f"{num_prompts} prompts", file=sys.stderr):
-                for name, provider in providers.items():
-                    times[name].append(seconds(partial(provider, **case), device))
-            for name, values in times.items():
-                median = statistics.median(values)
+            times = clock({name: partial(provider, **case) for name, provider in providers.items()}, args.repeats)
+            for name, median in times.items():
                 result[f"seconds_{num_prompts}_{name}"] = median
-                print(f"{num_prompts:4} prompts  {name:14} {median * 1e3:10.2f} ms  {median / num_prompts * 1e3:8.2f} ms a prompt")
-            result[f"speedup_{num_prompts}"] = result[f"seconds_{num_prompts}_transformers"] / result[f"seconds_{num_prompts}_ours"]
+                each = median / num_prompts
+                tqdm.write(f"{num_prompts:4} prompts  {name:14} {median * 1e3:10.2f} ms  {each * 1e3:8.2f} ms a prompt")
+            result[f"speedup_{num_prompts}"] = times["transformers"] / times["ours"]
     return result
 
 

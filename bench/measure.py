@@ -1,4 +1,4 @@
-"""How the benches of the kernels measure: interleaved repetitions and their median, peak resident memory, and where they ran."""
+"""How the benches of the kernels measure: errors, medians of interleaved repetitions, peak resident memory, and where they ran."""
 
 import os
 import platform
@@ -31,6 +31,58 @@ class Timing(NamedTuple):
     bytes: float
     goal_ms: float | None = None
     graphed: bool = False
+
+
+def with_gradients(function, leaves, dtype, *rest, **options) -> list[torch.Tensor]:
+    """What `function` returns (the first of several) and the gradients of the leaves, computed in `dtype`, as float64.
+
+    The gradient of an output that is no scalar is random, the same for every function and dtype.
+    """
+    leaves = [leaf.detach().to(dtype).requires_grad_() for leaf in leaves]
+    result = function(*leaves, *rest, **options)
+    y = result[0] if isinstance(result, tuple) else result
+    generator = torch.Generator(y.device).manual_seed(1)
+    grad_output = torch.randn(y.shape, device=y.device, generator=generator).bfloat16().to(y.dtype) if y.dim() else None
+    return [tensor.detach().double() for tensor in (y, *torch.autograd.grad(y, leaves, grad_output))]
+
+
+def relative_errors(values, truth) -> torch.Tensor:
+    """The norm of each tensor's error over the norm of the truth. A tensor, whose `max` is NaN where any error is."""
+    pairs = zip(values, truth, strict=True)
+    return torch.stack([(value - exact).norm() / exact.norm().clamp(min=1e-2) for value, exact in pairs])
+
+
+def largest_errors(values, truth) -> torch.Tensor:
+    """As `relative_errors`, of the largest element instead of the norm: one wrong element is seen among millions."""
+
+    def error(value, exact):
+        return (value - exact).abs().max() / exact.abs().max().clamp(min=1e-2 * exact.numel() ** -0.5)
+
+    return torch.stack([error(value, exact) for value, exact in zip(values, truth, strict=True)])
+
+
+def against_eager(ours, eager, truth, dtype=torch.bfloat16) -> tuple[float, float]:
+    """The largest error in units of what is allowed: twice eager's in the same dtype, and a rounding of that dtype (in the
+    norm) or four (in the largest element, whose error varies more)."""
+    rounding = torch.finfo(dtype).eps / 2
+    kinds = ((relative_errors, rounding), (largest_errors, 4 * rounding))
+    return torch.cat([errors(ours, truth) / (2 * errors(eager, truth) + floor) for errors, floor in kinds]).max().item(), 1.0
+
+
+def training(function, leaves, *rest, grad_output=None, **options) -> Callable[[], None]:
+    """A callable to time: forward and backward, gradients dropped."""
+
+    def run():
+        result = function(*leaves, *rest, **options)
+        y = result[0] if isinstance(result, tuple) else result
+        torch.autograd.grad(y, [leaf for leaf in leaves if leaf.requires_grad], grad_output)
+
+    return run
+
+
+@torch.no_grad()
+def without_grad(function, *arguments, **options):
+    return function(*arguments, **options)
 
 
 def cpu_seconds(providers: dict, repetitions: int) -> dict[str, float]:
