@@ -11,6 +11,7 @@ from kernels import linear_grpo
 from kernels.group_advantage import group_advantages, group_advantages_reference
 from kernels.grpo_loss import grpo_loss, grpo_loss_reference
 from kernels.grpo_terms import loss_settings
+from kernels.launch import shared_bytes
 from kernels.linear_grpo import linear_grpo_loss, linear_grpo_loss_reference
 from kernels.linear_logprob import LOG2E, linear_logprob, linear_logprob_reference
 
@@ -201,7 +202,7 @@ def _logits_timing(device, rows, tokens, vocabulary):
     outputs = torch.empty(2, rows * tokens, device=device).unbind()
     settings = loss_settings(rows, "grpo", 0.2, 0.28, None, 0.0, "token", True, None)
     constants = {"GRADIENT": True, "CISPO": False, "KL": "none"}
-    constants |= linear_grpo._row_constants(logits.dtype, vocabulary, linear_grpo._shared_bytes(device))
+    constants |= linear_grpo._row_constants(logits.dtype, vocabulary, shared_bytes(device))
     numbers = (vocabulary, tokens, LOG2E.value, *settings[:4])
     arguments = (logits, vocabulary, index, ids, advantages, weights, None, None, None, *outputs, *numbers)
     providers = {"ours": lambda: linear_grpo._row_kernel[(len(index),)](*arguments, **constants)}

@@ -34,7 +34,8 @@ POINTERS = {
 }
 LAUNCH_OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
 # Per multiprocessor: registers, threads, shared bytes (and those that the system takes of each block).
-REGISTERS, WARPS, BLOCKS, RESERVED = 65536, 64, 32, 1024
+REGISTERS, BLOCKS, RESERVED = 65536, 32, 1024
+WARPS = {80: 64, 89: 48, 90: 64, 100: 64}
 SHARED = {80: 164 << 10, 89: 100 << 10, 90: 228 << 10, 100: 228 << 10}
 
 
@@ -60,12 +61,12 @@ class Resources:
         """Blocks that fit a multiprocessor by registers (allotted to a warp by 256), warps and shared memory."""
         registers = -(-self.registers * 32 // 256) * 256 * self.num_warps
         by_shared = SHARED[self.arch] // (self.shared_bytes + RESERVED)
-        return min(REGISTERS // registers, WARPS // self.num_warps, BLOCKS, by_shared)
+        return min(REGISTERS // registers, WARPS[self.arch] // self.num_warps, BLOCKS, by_shared)
 
     @property
     def occupancy(self) -> float:
         """Resident warps as a share of those a multiprocessor can hold."""
-        return self.blocks_per_multiprocessor * self.num_warps / WARPS
+        return self.blocks_per_multiprocessor * self.num_warps / WARPS[self.arch]
 
 
 def specialise(config: LaunchConfig) -> tuple[dict, dict, dict]:

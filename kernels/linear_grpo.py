@@ -31,7 +31,7 @@ from kernels.grpo_terms import (
     row_weights,
     token_terms_kernel,
 )
-from kernels.launch import LaunchConfig, runs_triton
+from kernels.launch import LARGE_SHARED, SMALL_SHARED, LaunchConfig, runs_triton, shared_bytes
 from kernels.linear_logprob import (
     LOG2E,
     accumulate_dtype,
@@ -53,23 +53,18 @@ def linear_grpo_loss_reference(hidden, weight, target_ids, advantages, mask, *, 
     return grpo_loss_reference(logprobs.view(mask.shape), advantages, mask, **settings)
 
 
-def _row_constants(dtype: torch.dtype, num_columns: int, shared_bytes: int) -> dict:
+def _row_constants(dtype: torch.dtype, num_columns: int, shared: int) -> dict:
     """32 KB of a row at a time and four such blocks in flight: 128 KB of shared memory, so one program fills a multiprocessor.
 
     The 132 rows that an H100 then has in hand, 304 KB each, fit its L2 cache of 50 MB: the second sweep finds its row there.
     Devices that give a program less (99 KB: sm_86, sm_89) have five blocks of 16 KB in flight. Rows that are not aligned (an odd
     vocabulary) are copied by single elements, which is not worth a pipeline.
     """
-    if num_columns % 16 or shared_bytes < 96 << 10:
+    if num_columns % 16 or shared < 96 << 10:
         block_bytes, stages = 16384, 1
     else:
-        block_bytes, stages = (32768, 5) if shared_bytes > 128 << 10 else (16384, 6)
+        block_bytes, stages = (32768, 5) if shared > 128 << 10 else (16384, 6)
     return {"BLOCK": block_bytes // dtype.itemsize, "STAGES": stages, "num_warps": 16}
-
-
-def _shared_bytes(device: torch.device) -> int:
-    """Shared memory that a program may have; that of an H100 in the interpreter."""
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin if device.type == "cuda" else 227 << 10
 
 
 @triton.jit
@@ -111,13 +106,13 @@ def launch_configs():
     ids = torch.empty(0, dtype=torch.int64, device="meta")
     vector = torch.empty(0, device="meta")
     numbers = (200, 1.4427, 0.8, 1.2, float("inf"), 0.04)
-    plain, large = {"GRADIENT": True, "CISPO": False, "KL": "none"}, 227 << 10
+    plain, large = {"GRADIENT": True, "CISPO": False, "KL": "none"}, LARGE_SHARED
     for name, dtype, columns, shared, flags in (
         ("on-policy", torch.bfloat16, 151936, large, plain),
         ("without gradient", torch.bfloat16, 151936, large, plain | {"GRADIENT": False}),
         ("off-policy with KL", torch.bfloat16, 151936, large, plain | {"KL": "ratio"}),
         ("cispo", torch.bfloat16, 151936, large, plain | {"CISPO": True}),
-        ("99 KB of shared memory", torch.bfloat16, 151936, 99 << 10, plain | {"KL": "ratio"}),
+        ("99 KB of shared memory", torch.bfloat16, 151936, SMALL_SHARED, plain | {"KL": "ratio"}),
         ("fp32, odd vocabulary", torch.float32, 50257, large, plain | {"KL": "plain"}),
     ):
         old, ref = None if name == "on-policy" else vector, None if flags["KL"] == "none" else vector
@@ -189,7 +184,7 @@ def linear_grpo_forward(
             per_token = (tokens, flat_ids, advantages.contiguous(), weights, *flat, logprobs, entropies)
             numbers = (len(weight), num_tokens, LOG2E.value / temperature, *settings[:4])
             flags = {"GRADIENT": need_gradient, "CISPO": cispo, "KL": kl_kind(settings)}
-            constants = flags | _row_constants(logits.dtype, len(weight), _shared_bytes(logits.device))
+            constants = flags | _row_constants(logits.dtype, len(weight), shared_bytes(logits.device))
             _row_kernel[(len(tokens),)](logits, logits.stride(0), *per_token, *numbers, **constants)
         else:
             stats = row_stats(logits, flat_ids[tokens], 1 / temperature)

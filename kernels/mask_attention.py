@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op
 
-from kernels.launch import LaunchConfig, launch, runs_triton
+from kernels.launch import LARGE_SHARED, SMALL_SHARED, LaunchConfig, launch, runs_triton, shared_bytes
 
 LOG2E = tl.constexpr(1.4426950408889634)
 COLUMNS = 64  # scores of a token that image_to_token holds at once: heads x padded tokens, or a part of the heads
@@ -231,33 +231,38 @@ def _image_to_token_backward_kernel(
     tl.store(grad_norm + program * 2 * C + C + channels, grad_bias)
 
 
-def _row_constants(C: int, tokens: int = 64) -> dict:
-    return {"C": C, "ROWS": 64, "TOKENS": tokens, "num_warps": 8, "num_stages": 2}
+def _row_constants(C: int, shared: int, backward: bool = False) -> dict:
+    roomy = shared > 128 << 10  # else one tile in flight, and in the backward smaller ones
+    rows, tokens = (64 if roomy or not backward else 32), (ROW_BACKWARD_TOKENS if backward else 64)
+    return {"C": C, "ROWS": rows, "TOKENS": tokens, "num_warps": 8, "num_stages": 2 if roomy else 1}
 
 
-def _head_constants(C: int, num_tokens: int, num_heads: int, tokens: int = 64) -> dict:
+def _head_constants(C: int, num_tokens: int, num_heads: int, shared: int, backward: bool = False) -> dict:
     padded = triton.next_power_of_2(num_tokens)
     width = max(16, min(padded * triton.next_power_of_2(num_heads), max(COLUMNS, padded)))
-    stages = 2 if tokens == 64 else 1
+    tokens, stages = (HEAD_BACKWARD_TOKENS, 1) if backward else (64, 2 if shared > 160 << 10 else 1)
     return {"C": C, "PADDED": padded, "WIDTH": width, "TOKENS": tokens, "num_warps": 8, "num_stages": stages}
 
 
 def launch_configs():
     """SAM's decoder: 8 heads, 256 channels, 4096 image tokens; 7 tokens (a box or a point) and 15 (some points)."""
     x, vector = torch.empty(0, dtype=torch.bfloat16, device="meta"), torch.empty(0, device="meta")
-    arguments = (x, x, x, vector, vector, 56, 4096, 4)
-    yield LaunchConfig("token to image", _token_to_image_kernel, arguments, _row_constants(256))
     arguments = (vector, vector, x, vector, 56, 64)
     yield LaunchConfig("token to image, merge", _merge_kernel, arguments, {"C": 256, "SPLITS": 64, "num_warps": 4})
-    arguments = (x, x, x, x, vector, vector, x, x, 56, 4096)
-    constants = _row_constants(256, ROW_BACKWARD_TOKENS)
-    yield LaunchConfig("token to image, backward", _token_to_image_backward_kernel, arguments, constants)
-    for tokens in (7, 15):
-        arguments = (*[x] * 8, 2, 8, tokens, 4096, 1e-5)
-        yield LaunchConfig(f"image to {tokens} tokens", _image_to_token_kernel, arguments, _head_constants(256, tokens, 8))
-        arguments = (*[x] * 11, vector, 2, 8, tokens, 4096, 1e-5)
-        constants = _head_constants(256, tokens, 8, HEAD_BACKWARD_TOKENS)
-        yield LaunchConfig(f"image to {tokens} tokens, backward", _image_to_token_backward_kernel, arguments, constants)
+    for end, shared, archs in (("", LARGE_SHARED, (80, 90, 100)), (", 99 KB", SMALL_SHARED, (89,))):
+        arguments = (x, x, x, vector, vector, 56, 4096, 4)
+        yield LaunchConfig(f"token to image{end}", _token_to_image_kernel, arguments, _row_constants(256, shared), archs)
+        arguments = (x, x, x, x, vector, vector, x, x, 56, 4096)
+        constants = _row_constants(256, shared, backward=True)
+        yield LaunchConfig(f"token to image, backward{end}", _token_to_image_backward_kernel, arguments, constants, archs)
+        for tokens in (7, 15):
+            arguments = (*[x] * 8, 2, 8, tokens, 4096, 1e-5)
+            constants = _head_constants(256, tokens, 8, shared)
+            yield LaunchConfig(f"image to {tokens} tokens{end}", _image_to_token_kernel, arguments, constants, archs)
+            arguments = (*[x] * 11, vector, 2, 8, tokens, 4096, 1e-5)
+            constants = _head_constants(256, tokens, 8, shared, backward=True)
+            name = f"image to {tokens} tokens, backward{end}"
+            yield LaunchConfig(name, _image_to_token_backward_kernel, arguments, constants, archs)
 
 
 def _takes(image: Tensor, tokens: int = 1) -> bool:
@@ -284,7 +289,7 @@ def _token_to_image(queries: Tensor, image: Tensor, image_pe: Tensor) -> tuple[T
         y, lse = zip(*(_token_to_image_eager(a, x, image_pe) for a, x in prompts), strict=True)
         return torch.cat(y), torch.cat(lse)
     (G, R, C), N = queries.shape, image.shape[1]
-    constants = _row_constants(C)
+    constants = _row_constants(C, shared_bytes(image.device))
     blocks, tiles = triton.cdiv(R, constants["ROWS"]), triton.cdiv(N, constants["TOKENS"])
     tiles_a_split = triton.cdiv(tiles, min(64, tiles, triton.cdiv(SPLIT_PROGRAMS, G * blocks)))
     splits = triton.cdiv(tiles, tiles_a_split)
@@ -308,7 +313,7 @@ def _token_to_image_backward(
         grad_image = grad_scores.transpose(1, 2) @ queries + weights.to(image.dtype).transpose(1, 2) @ grad_y
         return grad_scores @ key, grad_image
     (G, R, C), N = queries.shape, image.shape[1]
-    constants = _row_constants(C, ROW_BACKWARD_TOKENS)
+    constants = _row_constants(C, shared_bytes(image.device), backward=True)
     grad_scores, grad_image = image.new_empty(G, N, R), torch.empty_like(image)
     arguments = (grad_y.contiguous(), queries, image, image_pe, lse, delta, grad_scores, grad_image, R, N)
     launch(_token_to_image_backward_kernel, (triton.cdiv(N, constants["TOKENS"]), G), *arguments, **constants)
@@ -345,7 +350,7 @@ def _image_to_token(
         eager = image_to_token_reference if image.is_cuda else _image_to_token_in_bands
         return eager(image, image_pe, keys, key_bias, values, norm_weight, norm_bias, num_heads, eps)
     (G, R, C), (X, N, _) = keys.shape, image.shape
-    constants = _head_constants(C, R // num_heads, num_heads)
+    constants = _head_constants(C, R // num_heads, num_heads, shared_bytes(image.device))
     z = image.new_empty(G, N, C)
     arguments = (image, image_pe, keys, key_bias, values, norm_weight, norm_bias, z, G // X, num_heads, R // num_heads, N, eps)
     launch(_image_to_token_kernel, (triton.cdiv(N, constants["TOKENS"]), G), *arguments, **constants)
@@ -388,7 +393,7 @@ def _image_to_token_backward(
         arguments = (grad_z, image, image_pe, keys, key_bias, values, norm_weight, num_heads, eps)
         dh, weights, ds, dx, grad_norm = _image_to_token_backward_eager(*arguments)
     else:
-        constants = _head_constants(C, R // num_heads, num_heads, HEAD_BACKWARD_TOKENS)
+        constants = _head_constants(C, R // num_heads, num_heads, shared_bytes(image.device), backward=True)
         grid = (triton.cdiv(N, constants["TOKENS"]), X)
         dh, dx = image.new_empty(G, N, C), torch.empty_like(image)
         weights, ds = image.new_empty(G, N, R), image.new_empty(G, N, R)

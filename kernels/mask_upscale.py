@@ -20,12 +20,13 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op
 
-from kernels.launch import LaunchConfig, launch, runs_triton
+from kernels.launch import LARGE_SHARED, SMALL_SHARED, LaunchConfig, launch, runs_triton, shared_bytes
 from kernels.mask_attention import in_one_type
 
-TOKENS, BACKWARD_TOKENS = 32, 16  # image tokens of a tile; more spill
-SPLIT_PROGRAMS = 256  # programs of the backward: each keeps one partial sum of every weight's gradient
-MASKS = 16  # masks are padded to a matrix tile
+FEW_TOKENS, BACKWARD_TOKENS = 32, 32  # image tokens of a tile where there are few, and in the backward: more spill
+PROGRAMS = 256  # two a multiprocessor; in the backward each keeps one partial sum of every weight's gradient
+MASKS = 4  # more are computed eagerly
+ROWS = 16  # of a matrix tile, to which the backward pads the masks
 CPU_TOKENS = 512  # image tokens of a band on a CPU: their 16 pixels each take one megabyte
 
 
@@ -39,13 +40,34 @@ def mask_upscale_reference(image, height, weight1, bias1, norm_weight, norm_bias
 
 
 @triton.jit
-def _gelu(x):
-    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+def _tail(a):
+    # Phi(-a) for a >= 0 to 1.1e-7, as 2 to a polynomial: a third of the instructions of erf, which has a branch for each range
+    p = -1.3918950e-6
+    p = p * a + 2.2386847e-5
+    p = p * a - 1.0731741e-4
+    p = p * a - 3.2187975e-4
+    p = p * a + 7.2966558e-3
+    p = p * a - 5.2651461e-2
+    p = p * a - 4.5915863e-1
+    p = p * a - 1.1511111
+    p = p * a - 0.99999988
+    return tl.exp2(p)
 
 
 @triton.jit
-def _gelu_slope(x):
-    return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * tl.exp(-0.5 * x * x) * 0.3989422804014327
+def _gelu(x):
+    # x Phi(x) = max(x, 0) - |x| Phi(-|x|)
+    a = tl.minimum(tl.abs(x), 5.5)
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) - a * _tail(a)
+
+
+@triton.jit
+def _gelu_and_slope(x):
+    # x Phi(x) and Phi(x) + x Phi'(x)
+    a = tl.minimum(tl.abs(x), 5.5)
+    tail = _tail(a)
+    slope = tl.where(x > 0, 1.0 - tail, tail) + x * tl.exp2(-0.7213475204 * x * x) * 0.3989422804
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) - a * tail, slope
 
 
 @triton.jit
@@ -60,57 +82,57 @@ def _first_step(x, weight1, bias1, i, C: tl.constexpr, C1: tl.constexpr, eps):
 
 
 @triton.jit
-def _pixels(tokens, i, width, TOKENS: tl.constexpr):
-    # Offsets in a [4h, 4w] mask of the second step's subpixels of subpixel i of each token: [TOKENS x 4]
-    pixel = tl.arange(0, TOKENS * 4)
-    token, j = tl.min(tokens, 0) + pixel // 4, pixel % 4
-    y = 4 * (token // width) + 2 * (i // 2) + j // 2
-    x = 4 * (token % width) + 2 * (i % 2) + j % 2
-    return token, y * 4 * width + x
+def _pixels(tokens, i, width):
+    # Offsets in a [4h, 4w] mask of the second step's subpixels of subpixel i of each token: [TOKENS, 4]
+    j = tl.arange(0, 4)[None, :]
+    y = (4 * (tokens // width) + 2 * (i // 2))[:, None] + j // 2
+    x = (4 * (tokens % width) + 2 * (i % 2))[:, None] + j % 2
+    return y * 4 * width + x
 
 
 @triton.jit
 def _upscale_kernel(
-    image, weight1, bias1, norm_weight, norm_bias, weight2, bias2, hyper, logits, N, width, M, eps,
-    C: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, TOKENS: tl.constexpr, MASKS: tl.constexpr,
+    image, weight1, bias1, norm_weight, norm_bias, weight2, bias2, hyper, logits, N, width, eps,
+    C: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, TOKENS: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
     # A tile of one prompt's tokens, a quarter of its pixels at a time
     g = tl.program_id(1).to(tl.int64)
     tokens = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    inner, outer, mask = tl.arange(0, C1), tl.arange(0, 4 * C2), tl.arange(0, MASKS)
+    inner, outer = tl.arange(0, C1), tl.arange(0, 4 * C2)
     x = tl.load(image + (g * N + tokens)[:, None] * C + tl.arange(0, C)[None, :], mask=(tokens < N)[:, None], other=0.0)
     w2 = tl.load(weight2 + inner[:, None] * (4 * C2) + outer[None, :])
     b2 = tl.load(bias2 + outer % C2).to(tl.float32)
-    h = tl.load(hyper + (g * M + mask)[None, :] * C2 + tl.arange(0, C2)[:, None], mask=(mask < M)[None, :], other=0.0)
     gain, shift = tl.load(norm_weight + inner).to(tl.float32), tl.load(norm_bias + inner).to(tl.float32)
     for i in range(4):
         normal, _ = _first_step(x, weight1, bias1, i, C, C1, eps)
         u = _gelu(normal * gain[None, :] + shift[None, :])
         v = _gelu(tl.dot(u.to(x.dtype), w2) + b2[None, :])
-        m = tl.dot(tl.reshape(v, [TOKENS * 4, C2]).to(x.dtype), h)
-        token, offset = _pixels(tokens, i, width, TOKENS)
-        out = (g * M + mask)[None, :] * 16 * N + offset[:, None]
-        tl.store(logits + out, m.to(logits.dtype.element_ty), mask=(token < N)[:, None] & (mask < M)[None, :])
+        offset = _pixels(tokens, i, width)
+        for mask in tl.static_range(M):
+            h = tl.load(hyper + (g * M + mask) * C2 + outer % C2).to(tl.float32)
+            m = tl.sum(tl.reshape(v * h[None, :], [TOKENS, 4, C2]), 2)
+            out = logits + (g * M + mask) * 16 * N + offset
+            tl.store(out, m.to(logits.dtype.element_ty), mask=(tokens < N)[:, None])
 
 
 @triton.jit
 def _upscale_backward_kernel(
     grad_logits, image, weight1, bias1, norm_weight, norm_bias, weight2, bias2, hyper,
-    grad_first, grad_weight2, grad_bias2, grad_norm, grad_hyper, N, width, M, eps,
-    C: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, TOKENS: tl.constexpr, MASKS: tl.constexpr,
+    grad_first, grad_weight2, grad_bias2, grad_norm, grad_hyper, N, width, eps,
+    C: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, TOKENS: tl.constexpr, M: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     # Every num_programs-th tile of one prompt: da of its tokens, and this program's share of the small gradients
     g = tl.program_id(1).to(tl.int64)
-    inner, outer, mask, channels = tl.arange(0, C1), tl.arange(0, 4 * C2), tl.arange(0, MASKS), tl.arange(0, C)
+    inner, outer, channels = tl.arange(0, C1), tl.arange(0, 4 * C2), tl.arange(0, C)
+    row = tl.arange(0, ROWS)  # of the masks, padded to a matrix tile
     w2 = tl.load(weight2 + inner[:, None] * (4 * C2) + outer[None, :])
     b2 = tl.load(bias2 + outer % C2).to(tl.float32)
-    h = tl.load(hyper + (g * M + mask)[:, None] * C2 + tl.arange(0, C2)[None, :], mask=(mask < M)[:, None], other=0.0)
     gain, shift = tl.load(norm_weight + inner).to(tl.float32), tl.load(norm_bias + inner).to(tl.float32)
     dw2 = tl.zeros([C1, 4 * C2], tl.float32)
     db2 = tl.zeros([4 * C2], tl.float32)
     dgain = tl.zeros([C1], tl.float32)
     dshift = tl.zeros([C1], tl.float32)
-    dh = tl.zeros([MASKS, C2], tl.float32)
+    dh = tl.zeros([ROWS, C2], tl.float32)
     for first in range(tl.program_id(0) * TOKENS, N, tl.num_programs(0) * TOKENS):
         tokens = first + tl.arange(0, TOKENS)
         inside = (tokens < N)[:, None]
@@ -118,19 +140,24 @@ def _upscale_backward_kernel(
         x = tl.load(image + rows * C + channels[None, :], mask=inside, other=0.0)
         for i in range(4):
             normal, rstd = _first_step(x, weight1, bias1, i, C, C1, eps)
-            n = normal * gain[None, :] + shift[None, :]
-            u = _gelu(n).to(x.dtype)
-            q = tl.dot(u, w2) + b2[None, :]
-            v = tl.reshape(_gelu(q), [TOKENS * 4, C2]).to(x.dtype)
-            token, offset = _pixels(tokens, i, width, TOKENS)
-            here = (g * M + mask)[None, :] * 16 * N + offset[:, None]
-            dm = tl.load(grad_logits + here, mask=(token < N)[:, None] & (mask < M)[None, :], other=0.0).to(x.dtype)
-            dh += tl.dot(tl.trans(dm), v)
-            dq = tl.reshape(tl.dot(dm, h), [TOKENS, 4 * C2]) * _gelu_slope(q)
+            u, u_slope = _gelu_and_slope(normal * gain[None, :] + shift[None, :])
+            u = u.to(x.dtype)
+            v, v_slope = _gelu_and_slope(tl.dot(u, w2) + b2[None, :])
+            v = tl.reshape(v, [TOKENS * 4, C2]).to(x.dtype)
+            offset = _pixels(tokens, i, width)
+            here = tl.reshape(offset, [TOKENS * 4])[None, :] + (g * M + row)[:, None] * 16 * N
+            valid = tl.reshape(tl.broadcast_to(inside, [TOKENS, 4]), [TOKENS * 4])[None, :] & (row < M)[:, None]
+            dh += tl.dot(tl.load(grad_logits + here, mask=valid, other=0.0).to(x.dtype), v)
+            dv = tl.zeros([TOKENS, 4, C2], tl.float32)
+            for mask in tl.static_range(M):
+                dm = tl.load(grad_logits + (g * M + mask) * 16 * N + offset, mask=inside, other=0.0).to(tl.float32)
+                h = tl.load(hyper + (g * M + mask) * C2 + tl.arange(0, C2)).to(tl.float32)
+                dv += dm[:, :, None] * h[None, None, :]
+            dq = tl.reshape(dv, [TOKENS, 4 * C2]) * v_slope
             db2 += tl.sum(dq, 0)
             dq = dq.to(x.dtype)
             dw2 += tl.dot(tl.trans(u), dq)
-            dn = tl.dot(dq, tl.trans(w2)) * _gelu_slope(n)
+            dn = tl.dot(dq, tl.trans(w2)) * u_slope
             dgain += tl.sum(dn * normal, 0)
             dshift += tl.sum(dn, 0)
             dn *= gain[None, :]
@@ -142,21 +169,36 @@ def _upscale_backward_kernel(
     tl.store(grad_bias2 + program * 4 * C2 + outer, db2)
     tl.store(grad_norm + program * 2 * C1 + inner, dgain)
     tl.store(grad_norm + program * 2 * C1 + C1 + inner, dshift)
-    tl.store(grad_hyper + program * MASKS * C2 + mask[:, None] * C2 + tl.arange(0, C2)[None, :], dh)
+    tl.store(grad_hyper + program * ROWS * C2 + row[:, None] * C2 + tl.arange(0, C2)[None, :], dh)
 
 
-def _constants(C: int, C1: int, C2: int, tokens: int) -> dict:
-    return {"C": C, "C1": C1, "C2": C2, "TOKENS": tokens, "MASKS": MASKS, "num_warps": 8, "num_stages": 1}
+def _tokens(num_tokens: int, shared: int) -> int:
+    """Image tokens of a tile: as many as shared memory holds (at 128 a token takes 451 warp instructions on sm_90, at 32 758), or
+    few where there would not be a tile for every multiprocessor."""
+    most = 128 if shared > 112 << 10 else 64
+    return most if num_tokens >= PROGRAMS * most else FEW_TOKENS
+
+
+def _constants(C: int, C1: int, C2: int, masks: int, tokens: int) -> dict:
+    return {"C": C, "C1": C1, "C2": C2, "TOKENS": tokens, "M": masks, "num_warps": 8, "num_stages": 1}
 
 
 def launch_configs():
-    """SAM's decoder: 256 channels, 64 x 64 tokens; one mask and three."""
+    """SAM's decoder: 256 channels, 64 x 64 tokens; one mask and three, of one prompt and of 64."""
     x, vector = torch.empty(0, dtype=torch.bfloat16, device="meta"), torch.empty(0, device="meta")
+    sizes = (4096, 64, 1e-6)
     for masks in (1, 3):
-        sizes, name = (4096, 64, masks, 1e-6), f"upscale to {masks} mask{'s' if masks > 1 else ''}"
-        yield LaunchConfig(name, _upscale_kernel, (*[x] * 9, *sizes), _constants(256, 64, 32, TOKENS))
-        arguments = (*[x] * 10, *[vector] * 4, *sizes)
-        yield LaunchConfig(f"{name}, backward", _upscale_backward_kernel, arguments, _constants(256, 64, 32, BACKWARD_TOKENS))
+        name = f"upscale to {masks} mask{'s' if masks > 1 else ''}"
+        forwards = {
+            "": (4096 * 64, LARGE_SHARED, (80, 90, 100)),
+            ", 99 KB": (4096 * 64, SMALL_SHARED, (89,)),
+            ", few tokens": (4096, LARGE_SHARED, (80, 89, 90, 100)),
+        }
+        for end, (tokens, shared, archs) in forwards.items():
+            constants = _constants(256, 64, 32, masks, _tokens(tokens, shared))
+            yield LaunchConfig(name + end, _upscale_kernel, (*[x] * 9, *sizes), constants, archs)
+        constants = _constants(256, 64, 32, masks, BACKWARD_TOKENS) | {"ROWS": ROWS}
+        yield LaunchConfig(f"{name}, backward", _upscale_backward_kernel, (*[x] * 10, *[vector] * 4, *sizes), constants)
 
 
 def _takes(image: Tensor, weight1: Tensor, weight2: Tensor, hyper: Tensor) -> bool:
@@ -228,8 +270,9 @@ def _upscale(
     first, second = _by_subpixel(weight1, weight2)
     logits = image.new_empty(G, M, 4 * height, 4 * N // height)
     tensors = (image, first, bias1, norm_weight, norm_bias, second, bias2, hyper, logits)
-    constants = _constants(C, *weight2.shape[:2], TOKENS)
-    launch(_upscale_kernel, (triton.cdiv(N, TOKENS), G), *tensors, N, N // height, M, eps, **constants)
+    tokens = _tokens(G * N, shared_bytes(image.device))
+    constants = _constants(C, *weight2.shape[:2], M, tokens)
+    launch(_upscale_kernel, (triton.cdiv(N, tokens), G), *tensors, N, N // height, eps, **constants)
     return logits
 
 
@@ -278,12 +321,12 @@ def _upscale_backward(
     if not _takes(image, weight1, weight2, hyper):
         da, dw2, db2, dnorm, dhyper = _backward_eager(grad_logits, image, height, *tensors[1:], eps)
     else:
-        programs = min(triton.cdiv(N, BACKWARD_TOKENS), triton.cdiv(SPLIT_PROGRAMS, G))
+        programs = min(triton.cdiv(N, BACKWARD_TOKENS), triton.cdiv(PROGRAMS, G))
         da = image.new_empty(G, N, 4 * C1)
-        shapes = ((C1, 4 * C2), (4 * C2,), (2, C1), (MASKS, C2))
+        shapes = ((C1, 4 * C2), (4 * C2,), (2, C1), (ROWS, C2))
         small = [image.new_empty(G, programs, *shape, dtype=torch.float32) for shape in shapes]
-        arguments = (grad_logits.contiguous(), *tensors, da, *small, N, N // height, M, eps)
-        launch(_upscale_backward_kernel, (programs, G), *arguments, **_constants(C, C1, C2, BACKWARD_TOKENS))
+        arguments = (grad_logits.contiguous(), *tensors, da, *small, N, N // height, eps)
+        launch(_upscale_backward_kernel, (programs, G), *arguments, **_constants(C, C1, C2, M, BACKWARD_TOKENS), ROWS=ROWS)
         dw2, db2, dnorm = (partial.sum((0, 1)) for partial in small[:3])
         dhyper = small[3].sum(1)[:, :M]
     dx = da @ first.transpose(1, 2).flatten(0, 1)

@@ -86,6 +86,25 @@ def test_the_triton_bodies_against_float64(build, sizes, poisoned_memory):
         assert_as_exact_as_the_reference(*case, torch.float32)
 
 
+@pytest.mark.triton
+@pytest.mark.parametrize("shared", [mask_upscale.SMALL_SHARED, mask_upscale.LARGE_SHARED])
+def test_large_tiles_give_what_small_ones_give(shared, monkeypatch, poisoned_memory):
+    """Those of many prompts, made for few: 64 and 128 tokens a tile."""
+    monkeypatch.setattr(mask_upscale, "PROGRAMS", 1)
+    monkeypatch.setattr(mask_upscale, "shared_bytes", lambda device: shared)
+    for case in upscale_case(2, 9, 15, 64, 16, 16, 2):
+        assert_as_exact_as_the_reference(*case, torch.float32)
+
+
+@pytest.mark.triton
+def test_a_nan_stays_one(poisoned_memory):
+    [(ours, _, leaves, _)] = upscale_case(*UPSCALE[0])
+    leaves[0][0, 3] = torch.nan
+    with torch.no_grad():
+        logits = ours(*leaves)
+    assert logits[0].isnan().sum() == 3 * 16 and logits[1].isfinite().all()
+
+
 @pytest.mark.parametrize(("build", "sizes"), [(attention_case, ATTENTION[0]), (upscale_case, UPSCALE[0])])
 def test_ops_compile_whole_and_pass_opcheck(build, sizes):
     ops = {
