@@ -44,11 +44,18 @@ TRACKERS = ("wandb", "tensorboard")
 
 
 def parse_arguments(
-    dataclass_types, argv: list[str], *, recipe: str, description: str | None = None, starter: dict | None = None
+    dataclass_types,
+    argv: list[str],
+    *,
+    recipe: str,
+    description: str | None = None,
+    defaults: dict | None = None,
+    starter: dict | None = None,
 ) -> tuple:
     """One instance of each dataclass, filled from `argv`; `--config FILE.yaml` gives defaults, flags go on top.
 
-    `starter`: other defaults for a run whose flags name no model, no data set and no config file.
+    `defaults`: those of this recipe where they differ from the dataclasses'. `starter`: others still, for a run whose flags name no
+    model, no data set and no config file.
     Raises InputError for an unknown flag or setting (naming the nearest one), for a value that does not parse, and with the first
     line of any ValueError a dataclass raises about its values.
     """
@@ -59,6 +66,7 @@ def parse_arguments(
     argv = [part for flag in argv for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
     if "--config" in argv and argv.index("--config") == len(argv) - 1:
         raise InputError("--config: expected the name of a YAML file after it")
+    parser.set_defaults_with_config(**(defaults or {}))
     named = {"--model_name_or_path", "--dataset_name", "--config", "--help", "--help_all", "-h"}
     if starter and not named & {flag.split("=")[0] for flag in argv}:
         parser.set_defaults_with_config(**starter)

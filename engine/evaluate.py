@@ -2,10 +2,11 @@
 
     p = correct / n,  interval: Wilson's score interval, which stays inside [0, 1] and holds for small n and p near 0 or 1
 
-An answer is read by `engine.rewards.parse_answer`; with the zero-shot template, which asks for a letter without tags, a text that
-is itself an answer (`C`, `C) CT`, `CT`) counts too. `compat="reference"` reads as Med-R1's test scripts do, each in its own way:
-think takes the word in the first `<answer>`; no-think that one where the text mentions "answer", else the text itself; zero-shot
-takes the text itself. There the word must equal the letter exactly.
+An answer is read by `engine.rewards.parse_answer`; with the templates zeroshot and simple, which ask for a letter without tags, a
+text that is itself an answer (`C`, `C) CT`, `CT`) counts too. `compat="reference"` reads as the published test scripts do, each in
+its own way. Med-R1: think takes the word in the first `<answer>`; no-think that one where the text mentions "answer", else the text
+itself; zero-shot takes the text itself. MedVLM-R1: complex takes the first `<answer>` around one capital letter; simple the text
+itself. There the word must equal the letter exactly.
 """
 
 import json
@@ -22,7 +23,7 @@ from engine.data.options import match_option
 from engine.data.templates import build_prompt
 from engine.files import write_json, write_whole
 from engine.processes import gather, my_share
-from engine.rewards import extract_reference, parse_answer
+from engine.rewards import extract_medvlm, extract_reference, parse_answer
 
 GROUPINGS = ("modality", "question_type")
 
@@ -71,6 +72,10 @@ class Evaluation:
         names = sorted({result[grouping] for result in self.results if result[grouping] is not None})
         return {name: _score([result for result in self.results if result[grouping] == name]) for name in names}
 
+    def accuracies(self, grouping: str) -> dict[str, float]:
+        """`by` without counts and intervals."""
+        return {name: score.accuracy for name, score in self.by(grouping).items()}
+
     def headline(self) -> dict:
         """accuracy, low, high, num_samples and unanswered, as fractions and a count."""
         score = self.overall.as_dict()
@@ -94,24 +99,45 @@ def evaluate(
 
     `answer_fn(prompts, images, image_keys=keys)` answers a batch: chat messages, lists of PIL images, and what identifies each
     prompt's images. `template` is a name in `engine.data.templates.TEMPLATES` or a function from a row to its messages.
-    Where processes were started together the questions are divided among them, and every process returns the whole.
     """
     prompt_of = partial(build_prompt, template) if isinstance(template, str) else template
-    name = _name_of(prompt_of)
-    records = [questions.record(i) for i in range(len(questions))]
+
+    def answer_rows(rows: list[dict]) -> list[str]:
+        keys = [row["image_id"] for row in rows]
+        return answer_fn([prompt_of(row) for row in rows], [row["images"] for row in rows], image_keys=keys)
+
+    texts = ask(answer_rows, questions, batch_size=batch_size, progress=progress)
+    return score_texts(questions, texts, _name_of(prompt_of), compat)
+
+
+def ask(
+    answer_rows: Callable[[list[dict]], list[str]],
+    questions,
+    *,
+    batch_size: int,
+    progress: bool = True,
+    doing: str = "evaluating",
+) -> list[str]:
+    """The answer to each row of a `QuestionSet`, in its order; `doing` stands at the progress bar.
+
+    Where processes were started together the questions are divided among them, and every process returns the whole.
+    """
     # Questions about one image lie together, and beside those of its folder, whose images are mostly of one size.
-    mine = my_share(sorted(range(len(questions)), key=lambda i: records[i]["image_id"]))
+    mine = my_share(sorted(range(len(questions)), key=lambda i: questions.record(i)["image_id"]))
     texts = {}
-    with tqdm(total=len(mine), desc="evaluating", unit="question", disable=not progress, leave=False) as bar:
+    with tqdm(total=len(mine), desc=doing, unit="question", disable=not progress, leave=False) as bar:
         for start in range(0, len(mine), batch_size):
             batch = mine[start : start + batch_size]
-            rows = [questions[i] for i in batch]
-            keys = [row["image_id"] for row in rows]
-            answers = answer_fn([prompt_of(row) for row in rows], [row["images"] for row in rows], image_keys=keys)
-            texts |= zip(batch, answers, strict=True)
+            texts |= zip(batch, answer_rows([questions[i] for i in batch]), strict=True)
             bar.update(len(batch))
     texts = gather(texts)
-    return Evaluation([_result(record, texts[i], name, compat) for i, record in enumerate(records)], name, compat)
+    return [texts[i] for i in range(len(questions))]
+
+
+def score_texts(questions, texts: list[str], template: str, compat: str = "default") -> Evaluation:
+    """The evaluation of a text for each row, in the rows' order."""
+    results = [_result(questions.record(i), text, template, compat) for i, text in enumerate(texts)]
+    return Evaluation(results, template, compat)
 
 
 def _name_of(prompt_of: Callable) -> str:
@@ -135,14 +161,18 @@ def _result(record: dict, text: str, template: str, compat: str) -> dict:
 
 
 def read_answer(text: str, options: dict[str, str], template: str, compat: str = "default") -> str | None:
-    """What `text` answers: a letter of `options`, or with `compat="reference"` what Med-R1's script for the template reads."""
-    zero_shot = template.endswith("zeroshot")
+    """What `text` answers: a letter of `options`, or with `compat="reference"` what the published script for the template reads,
+    with "advmed" what AdvMed-R1's scripts read."""
+    if compat == "advmed":
+        word = extract_reference(text, ignore_case=True)
+        return word and word.upper()
+    bare = template.endswith(("zeroshot", "simple"))
     if compat == "default":
         tagged = parse_answer(text, options)
-        return match_option(text, options) if zero_shot and tagged is None else tagged
-    if zero_shot or template.endswith("nothink") and "answer" not in text:
+        return match_option(text, options) if bare and tagged is None else tagged
+    if bare or template.endswith("nothink") and "answer" not in text:
         return text
-    return extract_reference(text)
+    return extract_medvlm(text) if template.startswith("medvlm") else extract_reference(text)
 
 
 def read_evaluation(path: str | Path) -> Evaluation:

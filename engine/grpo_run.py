@@ -1,22 +1,72 @@
-"""A GRPO run from start to end: evaluate, train, evaluate again, report. Recipes bring the model, the data and the rewards."""
+"""A GRPO run from start to end: evaluate, train, evaluate again, report. Recipes bring the model, the data and the rewards.
+
+`train_on_questions` is the main of a recipe about multiple-choice questions, `run_grpo` that of any.
+"""
 
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
+from typing import Any
+
+import torch
 
 from engine.checkpoints import find_checkpoint
+from engine.data.questions import QuestionSet
+from engine.data.splits import limit_prompts
+from engine.data.templates import build_prompt
+from engine.errors import input_errors
 from engine.evaluate import Evaluation, evaluate, read_evaluation, write_evaluation
 from engine.grpo import GRPOTrainer
 from engine.grpo_config import GRPOConfig
 from engine.policy import Policy
+from engine.recipe_arguments import DataArguments, ModelArguments
 from engine.report import write_curves, write_report
 from engine.rollout import greedy_texts
-from engine.run import RunFolder, describe_device
+from engine.run import RunFolder, describe_device, open_run
 from engine.training_run import train_to_end
 
 EVALUATION_BATCH = 32
+# What a run without flags uses instead of the papers' settings: the starter policy is small and starts from little.
+STARTER = {
+    "learning_rate": 3e-4,
+    "per_device_train_batch_size": 16,
+    "gradient_accumulation_steps": 1,
+    "num_generations": 8,
+    "max_completion_length": 32,
+    "max_steps": 120,
+    "save_steps": 60,
+    "save_total_limit": 2,
+}
 logger = logging.getLogger(__name__)
+
+
+def train_on_questions(
+    recipe: str,
+    title: str,
+    load_policy: Callable[..., Policy],
+    arguments: tuple[Any, DataArguments, ModelArguments, GRPOConfig],
+    *,
+    splits: tuple[QuestionSet, QuestionSet | None],
+    template: str,
+    reward_funcs: list[Callable],
+) -> dict:
+    """Train what `load_policy(path or None, **options)` gives on `splits` (train, test), asked by `template`; see `run_grpo`.
+
+    The first of `arguments` is the recipe's own dataclass, which has `compat`.
+    """
+    task, data, model, args = arguments
+    run = open_run(recipe, args.output_dir)
+    args.output_dir = str(run.path)
+    if model.model_name_or_path is None and args.use_cpu:
+        torch.set_num_threads(1)  # matrices so small that a second thread mostly waits for the first
+    with input_errors("--model_name_or_path"):
+        policy = load_policy(model.model_name_or_path, **model.load_options(args.bf16))
+    prompt_of, (train, test) = partial(build_prompt, template), splits
+    train = limit_prompts(train, prompt_of, policy.processor.prompt_length, args.max_prompt_length, data.on_bad_row)
+    settings = {"task": asdict(task), "data": asdict(data), "model": asdict(model), "training": args.to_dict()}
+    return run_grpo(policy, reward_funcs, prompt_of, args, train, test, run, title=title, settings=settings, compat=task.compat)
 
 
 def run_grpo(
@@ -47,10 +97,11 @@ def run_grpo(
     after = test and _test(trainer, prompt_of, test, run, "after", compat)
 
     rows = run.read_metrics()
-    headline = {f"accuracy_{when}": e.overall.accuracy for when, e in [("before", before), ("after", after)] if e}
+    tests = {when: e for when, e in [("before", before), ("after", after)] if e}
+    headline = {f"accuracy_{when}": e.overall.accuracy for when, e in tests.items()}
     headline |= _first_and_last_reward(rows) | {"seconds": time.perf_counter() - started, "checkpoint": checkpoint}
     if run.writes:
-        evaluations = {when: e for when, e in [("before training", before), ("after training", after)] if e}
+        evaluations = {f"{when} training": e for when, e in tests.items()}
         samples = trainer.step_log.samples
         write_curves(run.path / "curves.png", rows)
         report = run.path / "report.html"
@@ -64,7 +115,7 @@ def run_grpo(
             evaluations=evaluations,
             skipped=train.skipped,
         )
-    return headline
+    return headline | {f"by_modality_{when}": e.accuracies("modality") for when, e in tests.items()}
 
 
 def _test(

@@ -70,7 +70,7 @@ class DataArguments:
     """Which questions to learn from and to be tested on."""
 
     dataset_name: list[str] | None = setting(
-        None, "JSON, JSONL or save_to_disk folder with image, problem and solution. None: the starter data."
+        None, "JSON, JSONL, Parquet, save_to_disk or prepared folder with image, problem and solution. None: the starter data."
     )
     dataset_train_split: str = setting("train", "Split of a save_to_disk folder or of a prepared folder.")
     dataset_test_split: str = setting("test", "Split to evaluate on before and after training, where dataset_name has it.")

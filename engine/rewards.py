@@ -1,12 +1,14 @@
-"""Rewards of multiple-choice questions: is the answer right, and does the text keep to the format (Med-R1).
+"""Rewards of multiple-choice questions: is the answer right, and does the text keep to the format (Med-R1, MedVLM-R1).
 
 A reward function is TRL's: `f(prompts, completions, **columns) -> list[float | None]`, one number a completion; `columns` are
-the data set's, repeated per completion. `accuracy` and `format` are 1 or 0 and are summed.
+the data set's, repeated per completion. `accuracy` and `format` are 1 or 0 (MedVLM-R1's: also 0.5) and are summed.
 
 The default reads the last well-formed `<answer>` and accepts every clear way to name an option (`match_option`); its format is
 exactly one think block, then exactly one answer block. `compat="reference"` scores as Med-R1's code does, quirks included: the
 first `<answer>` of a single line counts, must equal the solution's letter exactly, a completion without tags is compared whole,
-and several blocks pass the format. (That code also asks math_verify first, which finds nothing in a letter.)
+and several blocks pass the format. (That code also asks math_verify first, which finds nothing in a letter.) MedVLM-R1's code
+takes the first `<answer>` over several lines, in any case, and counts the letters A to J in it, those of words included: one that
+is right gives 1, or 0.5 with anything beside it.
 
 All parsing is linear in the length of the model's text, whatever the text.
 """
@@ -17,10 +19,12 @@ from collections.abc import Callable
 from engine.data.options import match_option
 
 _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE | re.ASCII)
+_MEDVLM_OPEN, _MEDVLM_CLOSE = re.compile("<answer>", re.IGNORECASE), re.compile("</answer>", re.IGNORECASE)
 _THINK_THEN_ANSWER = re.compile(r"</think>\s*<answer>")
 _EVALUATION_ANSWER = r"<answer>\s*(\w+)\s*</answer>"
 _MEDR1_EVALUATION = re.compile(_EVALUATION_ANSWER)
 _ADVMED_EVALUATION = re.compile(_EVALUATION_ANSWER, re.IGNORECASE)
+_MEDVLM_EVALUATION = re.compile(r"<answer>\s*([A-Z])\s*</answer>")
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
@@ -94,12 +98,39 @@ def medr1_format_reward_nothink(prompts, completions, **columns) -> list[float]:
     return [float(_is_answer(text.lstrip())) for text in completions]
 
 
+def _medvlm_answer(text: str) -> str | None:
+    """`re.search(r"<answer>(.*?)</answer>")` with DOTALL and IGNORECASE, stripped; None where it finds nothing."""
+    start = _MEDVLM_OPEN.search(text)
+    end = start and _MEDVLM_CLOSE.search(text, start.end())  # if none follows the first tag, none follows a later one
+    return text[start.end() : end.start()].strip() if end else None
+
+
+def _medvlm_accuracy(text: str, gold: str) -> float:
+    """1 for the right letter alone, 0.5 where it is the only one of A to J among other signs, else 0."""
+    answer = _medvlm_answer(text) or ""
+    if re.findall("[A-J]", answer.upper()) != [gold]:
+        return 0.0
+    return 0.5 if re.sub(gold, "", answer, count=1, flags=re.IGNORECASE).strip() else 1.0
+
+
+def medvlm_accuracy_reward(prompts, completions, solution, **columns) -> list[float]:
+    """What MedVLM-R1's code gives: 1, 0.5 or 0, by the single letters of completion and solution."""
+    letters = ["".join((_medvlm_answer(gold) or gold).upper().split()) for gold in solution]
+    return [_medvlm_accuracy(text, letter) for text, letter in zip(completions, letters, strict=True)]
+
+
 def extract_reference(text: str, ignore_case: bool = False) -> str | None:
     """What Med-R1's test scripts read from an answer: the word in the first `<answer> word </answer>`, or None.
 
     `ignore_case` is AdvMed-R1's variant. The answer is correct where `is_correct_reference` says so.
     """
     match = (_ADVMED_EVALUATION if ignore_case else _MEDR1_EVALUATION).search(text)
+    return match[1] if match else None
+
+
+def extract_medvlm(text: str) -> str | None:
+    """What MedVLM-R1's test script reads from an answer: the capital in the first `<answer> C </answer>` with one, or None."""
+    match = _MEDVLM_EVALUATION.search(text)
     return match[1] if match else None
 
 
@@ -114,13 +145,19 @@ _REWARDS = {
     ("nothink", "default"): (accuracy_reward, format_reward_nothink),
     ("think", "reference"): (medr1_accuracy_reward, medr1_format_reward),
     ("nothink", "reference"): (medr1_accuracy_reward, medr1_format_reward_nothink),
+    ("complex", "default"): (accuracy_reward, format_reward),
+    ("complex", "reference"): (medvlm_accuracy_reward, medr1_format_reward),  # one pattern in both papers' code
 }
 
 
 def vqa_rewards(template: str = "think", compat: str = "default") -> list[Callable]:
-    """The two rewards of a run, named `accuracy` and `format`; `template` is think or nothink, `compat` default or reference."""
+    """The two rewards of a run, named `accuracy` and `format`.
+
+    `template` is think or nothink (Med-R1) or complex (MedVLM-R1), `compat` default or reference.
+    """
     if (template, compat) not in _REWARDS:
-        raise ValueError(f"no rewards for template {template!r} and compat {compat!r} (expected think/nothink, default/reference)")
+        expected = "think/nothink/complex, default/reference"
+        raise ValueError(f"no rewards for template {template!r} and compat {compat!r} (expected {expected})")
     return [_named(reward, name) for reward, name in zip(_REWARDS[template, compat], ("accuracy", "format"), strict=True)]
 
 

@@ -15,33 +15,16 @@ tokens end an answer; a prompt that is too long is an error instead of being cut
 `C)`, `(C)`, lower case and the option's text, and reads the last answer. `--compat reference` scores as the published code does.
 """
 
-from dataclasses import asdict, dataclass
-from functools import partial
-
-import torch
+from dataclasses import dataclass
 
 from engine.arguments import parse_arguments
-from engine.data.splits import limit_prompts, load_splits
-from engine.data.templates import build_prompt
-from engine.errors import input_errors
+from engine.data.splits import load_splits
 from engine.grpo_config import GRPOConfig
-from engine.grpo_run import run_grpo
+from engine.grpo_run import STARTER, train_on_questions
 from engine.recipe_arguments import DataArguments, ModelArguments, setting
 from engine.rewards import vqa_rewards
-from engine.run import open_run, run_command
+from engine.run import run_command
 from models.loading import load_policy
-
-# What the run without flags uses instead of Med-R1's settings: the starter policy is small and starts from little.
-STARTER = {
-    "learning_rate": 3e-4,
-    "per_device_train_batch_size": 16,
-    "gradient_accumulation_steps": 1,
-    "num_generations": 8,
-    "max_completion_length": 32,
-    "max_steps": 120,
-    "save_steps": 60,
-    "save_total_limit": 2,
-}
 
 
 @dataclass
@@ -53,29 +36,17 @@ class MedR1Arguments:
 
 
 def main(argv: list[str]) -> dict:
-    task, data, model, args = parse_arguments(
+    arguments = task, data, *_ = parse_arguments(
         (MedR1Arguments, DataArguments, ModelArguments, GRPOConfig), argv, recipe="medr1_grpo", description=__doc__, starter=STARTER
     )
-    run = open_run("medr1_grpo", args.output_dir)
-    args.output_dir = str(run.path)
-    if model.model_name_or_path is None and args.use_cpu:
-        torch.set_num_threads(1)  # matrices so small that a second thread mostly waits for the first
-    with input_errors("--model_name_or_path"):
-        policy = load_policy(model.model_name_or_path, **model.load_options(args.bf16))
-    prompt_of = partial(build_prompt, f"medr1_train_{task.template}")
-    train, test = load_splits(data)
-    train = limit_prompts(train, prompt_of, policy.processor.prompt_length, args.max_prompt_length, data.on_bad_row)
-    return run_grpo(
-        policy,
-        vqa_rewards(task.template, task.compat),
-        prompt_of,
-        args,
-        train,
-        test,
-        run,
-        title="Med-R1 GRPO",
-        settings={"task": asdict(task), "data": asdict(data), "model": asdict(model), "training": args.to_dict()},
-        compat=task.compat,
+    return train_on_questions(
+        "medr1_grpo",
+        "Med-R1 GRPO",
+        load_policy,
+        arguments,
+        splits=load_splits(data),
+        template=f"medr1_train_{task.template}",
+        reward_funcs=vqa_rewards(task.template, task.compat),
     )
 
 

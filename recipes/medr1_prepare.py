@@ -14,7 +14,6 @@ stay by default, since the published numbers have them; `--drop_leaked` takes th
 """
 
 import argparse
-import logging
 
 from engine.data.omnimedvqa import Preparation, prepare
 from engine.run import run_command
@@ -47,17 +46,7 @@ def parse_arguments(argv: list[str] | None) -> Preparation:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    options = parse_arguments(argv)
-    headline = prepare(options)
-    report = f"{headline['output']}/report.json"
-    log = logging.getLogger(__name__)
-    log.info("%(train_rows)d train rows and %(test_rows)d test rows in %(output)s", headline)
-    if headline["bad_rows"]:
-        log.info("%d rows left out, %d images missing; all in %s", headline["bad_rows"], headline["missing_images"], report)
-    if headline["leaked_rows"]:
-        kept = "its train rows were dropped" if options.drop_leaked else "--drop_leaked takes it out of train"
-        log.info("%d test rows show an image that train shows too; %s", headline["leaked_rows"], kept)
-    return headline
+    return prepare(parse_arguments(argv))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Multiple-choice questions about images: every row is checked when the set is loaded, images open when a row is asked for.
 
 A row of a file has `image` (a path or a list of paths), `problem` (the question, options inline) and `solution` (`<answer> C
-</answer>` or a bare letter), and may have `options` (a list), `modality`, `question_type` or `subset`. `[i]` gives
+</answer>` or a bare letter), and may have `options` (a list), `modality`, `question_type` or `subset`. In place of problem and
+solution it may have `question`, `options` and `answer` (an option's text), as HuatuoGPT-Vision's collection. `[i]` gives
 
     images: list of PIL RGB      image_id: str, the image file(s)       problem, solution: str, as in the file
     answer: str, the letter      options: {"A": "CT", "B": ...}          modality, question_type: str or None
@@ -11,8 +12,9 @@ A bad row is one line, `FILE: row N: reason (expected ...; rows count from 0)`: 
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import Dataset
 
@@ -20,6 +22,7 @@ from engine.data.image_check import find_bad_images
 from engine.data.images import EXPECTED, MISSING
 from engine.data.options import LETTERS, list_options, match_option, parse_options
 from engine.data.sources import ImageFile, Source, read_source
+from engine.data.split_names import short_modality
 from engine.errors import InputError
 
 REQUIRED = ("image", "problem", "solution")
@@ -57,29 +60,34 @@ class QuestionSet(Dataset):
 
 
 def load_questions(
-    source: str | Path | Sequence[str | Path],
+    source: str | Path | Source | Sequence[str | Path | Source],
     *,
     image_root: str | Path | None = None,
     split: str = "train",
     on_bad_row: str = "error",
     limit: int | None = None,
+    modalities: Collection[str] | None = None,
 ) -> QuestionSet:
-    """Questions of one or several files or folders, one after the other.
+    """Questions of one or several files or folders (or of a `Source`), one after the other.
 
     `split` chooses within folders that hold several. `image_root` is where relative image paths start (default: the folder of
-    each file); no path may leave it. `limit` reads only the first so many rows, before any are skipped. InputError: see above.
+    each file); no path may leave it. `modalities` (short names, see `engine.data.split_names`) are the only ones read. `limit`
+    reads only the first so many rows of these, before any are skipped. InputError: see above.
     """
     if on_bad_row not in ("error", "skip"):
         raise ValueError(f"on_bad_row is 'error' or 'skip', not {on_bad_row!r}")
-    paths = [source] if isinstance(source, str | Path) else list(source)
+    paths = [source] if isinstance(source, str | Path | Source) else list(source)
     if not paths:
         raise InputError("no data set given (expected at least one file or folder)")
     records, images, skipped, left = [], [], [], limit
     for path in paths:
         if left == 0:
             break
-        found = read_source(path, split, image_root)
-        rows = found.rows if left is None else found.rows[:left]
+        found = path if isinstance(path, Source) else read_source(path, split, image_root)
+        rows = list(enumerate(found.rows))
+        if modalities is not None:
+            rows = [(index, row) for index, row in rows if short_modality(_labels(row, found)["modality"]) in modalities]
+        rows = rows[:left]
         good, bad = _check_rows(rows, found, stop_at_first=on_bad_row == "error")
         if bad and on_bad_row == "error":
             raise InputError(bad[0])
@@ -89,13 +97,18 @@ def load_questions(
         left = None if left is None else left - len(rows)
     if skipped and not records:
         raise InputError(f"all {len(skipped)} rows are bad; the first: {skipped[0]}")
+    if modalities and not records:
+        names = ", ".join(str(path.name if isinstance(path, Source) else path) for path in paths)
+        raise InputError(f"{names}: no row about {' or '.join(modalities)} (expected such a `modality` or `subset`)")
     return QuestionSet(records, images, skipped)
 
 
-def _check_rows(rows: list, source: Source, stop_at_first: bool) -> tuple[list[tuple[dict, list]], list[SkippedRow]]:
+def _check_rows(
+    rows: list[tuple[int, Any]], source: Source, stop_at_first: bool
+) -> tuple[list[tuple[dict, list]], list[SkippedRow]]:
     """Good rows as (record, image handles), and the lines of the bad ones in row order; the text is checked before any image."""
     good, bad = [], {}
-    for index, row in enumerate(rows):
+    for index, row in rows:
         try:
             good.append(_check_row(index, row, source))
         except _BadRow as error:
@@ -129,6 +142,8 @@ def _check_row(index: int, row, source: Source) -> tuple[dict, list]:
     """A raw row -> (record, image handles); _BadRow if it cannot be used."""
     if not isinstance(row, dict):
         raise _BadRow("not a JSON object", f"an object with the keys {', '.join(REQUIRED)}")
+    if row.get("problem") is None and isinstance(row.get("question"), str):
+        row = _with_problem(row)
     for key in REQUIRED:
         if row.get(key) is None and not (key == "image" and source.stored):
             raise _BadRow(f"missing key {key!r}", f"the keys {', '.join(REQUIRED)}")
@@ -138,17 +153,38 @@ def _check_row(index: int, row, source: Source) -> tuple[dict, list]:
             raise _BadRow(f"empty {key}" if isinstance(text, str) else f"{key} is not text", f"{key} to be text")
     options, problem = _options_of(row, problem)
     handles = [source.stored[index]] if source.stored else _image_files(row["image"], source.root)
-    labels = {"modality": row.get("modality") or row.get("subset"), "question_type": row.get("question_type")}
     return {
         "image_id": "|".join(handle.key for handle in handles),
         "problem": problem,
         "solution": solution,
         "answer": _letter_of(solution, options),
         "options": options,
-        **{key: value if isinstance(value, str) else source.labels.get(key) for key, value in labels.items()},
+        **_labels(row, source),
         "row": index,
         "source": source.name,
     }, handles
+
+
+def _labels(row, source: Source) -> dict[str, str | None]:
+    """The row's modality and question type, by its own word or by that of the file's name."""
+    row = row if isinstance(row, dict) else {}
+    labels = {"modality": row.get("modality") or row.get("subset"), "question_type": row.get("question_type")}
+    return {key: value if isinstance(value, str) else source.labels.get(key) for key, value in labels.items()}
+
+
+def _with_problem(row: dict) -> dict:
+    """The row with the problem and the solution that MedVLM-R1's code makes of question, options and answer."""
+    listed = _option_list(row.get("options"))
+    if row.get("answer") not in listed:
+        raise _BadRow(f"answer {str(row.get('answer'))[:40]!r} is not an option", f"one of its {len(listed)} options")
+    problem = "\n".join([row["question"], *(f"{letter}) {text}" for letter, text in zip(LETTERS, listed, strict=False))])
+    return {**row, "problem": problem, "solution": LETTERS[listed.index(row["answer"])]}
+
+
+def _option_list(listed) -> list[str]:
+    if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed) or not 2 <= len(listed) <= len(LETTERS):
+        raise _BadRow("unusable options", f"a list of 2 to {len(LETTERS)} texts")
+    return listed
 
 
 def _options_of(row: dict, problem: str) -> tuple[dict[str, str], str]:
@@ -158,9 +194,7 @@ def _options_of(row: dict, problem: str) -> tuple[dict[str, str], str]:
         if not inline:
             raise _BadRow("no options", "'A)..., B)...' in the problem, or a list of options")
         return inline, problem
-    if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed) or not 2 <= len(listed) <= len(LETTERS):
-        raise _BadRow("unusable options", f"a list of 2 to {len(LETTERS)} texts")
-    options = list_options(listed)
+    options = list_options(_option_list(listed))
     if not inline:
         problem = problem + "\n" + "\n".join(f"{letter}) {text}" for letter, text in options.items())
     return options, problem

@@ -1,10 +1,11 @@
-"""Where questions are stored: a JSON array, JSON lines, a `save_to_disk` folder, a folder made by `recipes.medr1_prepare`.
+"""Where questions are stored: JSON array, JSON lines, Parquet, a `save_to_disk` folder, a folder made by a prepare recipe.
 
 `read_source` gives raw rows, unchecked, and a handle per image that opens it later.
 """
 
 import json
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from PIL import Image
 from engine.data.images import decode_image, image_error, open_image
 from engine.data.split_names import name_of_split
 from engine.errors import InputError
+from engine.files import cache_folder
 
-EXPECTED = "a .json array or .jsonl file of questions, a save_to_disk folder, or a folder made by recipes.medr1_prepare"
-COLUMNS = ("image", "problem", "solution", "options", "modality", "question_type", "subset")
+EXPECTED = "a .json array, .jsonl or .parquet file of questions, a save_to_disk folder, or a folder made by a prepare recipe"
+COLUMNS = ("image", "problem", "solution", "options", "modality", "question_type", "subset", "question", "answer")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,10 @@ class ImageFile:
     def open(self) -> Image.Image:
         return open_image(self.path)
 
+    def read(self) -> tuple[str, bytes]:
+        """The file's name and its content as it is."""
+        return self.path.name, self.path.read_bytes()
+
 
 @dataclass(frozen=True, eq=False)
 class StoredImage:
@@ -55,10 +61,15 @@ class StoredImage:
         return self.written
 
     def open(self) -> Image.Image:
+        name, data = self.read()
+        return decode_image(data, name)
+
+    def read(self) -> tuple[str, bytes]:
+        """The name of the file that was stored, or else `key`, and its content."""
         cell = self.dataset[self.row]["image"][0].as_py()  # the data set gives Arrow tables: no decoding but ours
         if not cell or not cell.get("bytes"):
             raise image_error(self.key, "no image is stored here")
-        return decode_image(cell["bytes"], cell.get("path") or self.key)
+        return cell.get("path") or self.key, cell["bytes"]
 
 
 @dataclass(frozen=True)
@@ -78,12 +89,16 @@ def read_source(path: str | Path, split: str, image_root: str | Path | None = No
     if path.is_dir():
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return _read_saved(path, split, image_root)
+        if shards := find_shards(path, split):
+            return _read_parquet(shards, f"{path}/{split}", path, image_root)
         inside = [path / f"{split}{suffix}" for suffix in (".json", ".jsonl") if (path / f"{split}{suffix}").is_file()]
         if not inside:
             raise InputError(f"{path}: a folder without {split}.json (expected {EXPECTED})")
         path = inside[0]
     if not path.exists():
         raise InputError(f"{path}: no such file or folder (expected {EXPECTED})")
+    if path.suffix.lower() == ".parquet":
+        return _read_parquet([path], str(path), path.parent, image_root)
     readers = {".json": _read_array, ".jsonl": _read_lines}
     if path.suffix.lower() not in readers:
         raise InputError(f"{path}: unsupported kind of file {path.suffix!r} (expected {EXPECTED})")
@@ -92,6 +107,11 @@ def read_source(path: str | Path, split: str, image_root: str | Path | None = No
         raise InputError(f"{path}: no rows in it (expected {EXPECTED})")
     root = Path(os.path.abspath(image_root or path.parent))
     return Source(str(path), rows, root, name_of_split(Path(os.path.abspath(path))))
+
+
+def find_shards(folder: Path, split: str) -> list[Path]:
+    """The Parquet files of a split, where `folder` is a copy of a hub data set."""
+    return sorted([*folder.glob(f"{split}-*.parquet"), *folder.glob(f"data/{split}-*.parquet")])
 
 
 def _read_text(path: Path) -> str:
@@ -131,27 +151,48 @@ def _read_lines(path: Path) -> list:
 
 def _read_saved(path: Path, split: str, image_root: str | Path | None) -> Source:
     """A `datasets` folder; the split of that name where it holds several."""
-    from datasets import DatasetDict, load_from_disk
-    from datasets import Image as ImageFeature  # imported here: slow, and most data are JSON
+    from datasets import DatasetDict, load_from_disk  # imported here: slow, and most data are JSON
 
-    try:
+    with _damage(path):
         dataset = load_from_disk(str(path))
-    except Exception as error:  # Arrow and JSON readers meet damaged files with many kinds of exception
-        raise InputError(f"{path}: damaged data set: {' '.join(str(error).split())[:160]} (expected {EXPECTED})") from None
-    name, files = str(path), path
-    if isinstance(dataset, DatasetDict):
-        if split not in dataset:
-            raise InputError(f"{path}: no split {split!r} (expected one of {', '.join(dataset)})")
-        dataset, name, files = dataset[split], f"{path}/{split}", path / split
+    if not isinstance(dataset, DatasetDict):
+        return dataset_source(dataset, str(path), path, image_root)
+    if split not in dataset:
+        raise InputError(f"{path}: no split {split!r} (expected one of {', '.join(dataset)})")
+    return dataset_source(dataset[split], f"{path}/{split}", path, image_root)
+
+
+def _read_parquet(files: list[Path], name: str, folder: Path, image_root: str | Path | None) -> Source:
+    """Parquet files as one data set; `datasets` keeps an Arrow copy in the cache folder."""
+    from datasets import Dataset
+
+    with _damage(name):
+        dataset = Dataset.from_parquet([str(file) for file in files], cache_dir=str(cache_folder() / "datasets"))
+    return dataset_source(dataset, name, folder, image_root)
+
+
+@contextmanager
+def _damage(name: str | Path):
+    """Inside, whatever goes wrong is the data's fault: Arrow and JSON readers meet damaged files with many kinds of exception."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(f"{name}: damaged data set: {' '.join(str(error).split())[:160]} (expected {EXPECTED})") from None
+
+
+def dataset_source(dataset, name: str, folder: Path, image_root: str | Path | None) -> Source:
+    """A Hugging Face `Dataset` that is called `name`; image names in it start at `image_root`, by default `folder`."""
+    from datasets import Image as ImageFeature
+
     if not len(dataset):
         raise InputError(f"{name}: no rows in it (expected {EXPECTED})")
     texts = dataset.select_columns([column for column in COLUMNS if column in dataset.column_names])
-    root, labels = Path(os.path.abspath(image_root or path)), name_of_split(path)
+    root, labels = Path(os.path.abspath(image_root or folder)), name_of_split(Path(name) if Path(name).is_file() else folder)
     if not isinstance(dataset.features.get("image"), ImageFeature):
         return Source(name, texts.with_format(None).to_list(), root, labels)
     rows = texts.remove_columns("image").to_list() if len(texts.column_names) > 1 else [{} for _ in range(len(texts))]
-    status = [file.stat() for file in files.glob("*.arrow")]
+    status = [Path(file["filename"]).stat() for file in dataset.cache_files]
     written = [sum(file.st_size for file in status), max(file.st_mtime_ns for file in status)]
     cells = dataset.select_columns("image").with_format("arrow")
-    stored = [StoredImage(cells, os.path.abspath(files), row, written) for row in range(len(rows))]
+    stored = [StoredImage(cells, os.path.abspath(name), row, written) for row in range(len(rows))]
     return Source(name, rows, root, labels, stored)

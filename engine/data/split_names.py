@@ -26,6 +26,7 @@ QUESTION_TYPES = {
     )
 }
 KINDS = {"modality": MODALITIES, "question_type": QUESTION_TYPES}
+RADIOLOGY = ("MRI", "CT", "X-Ray")  # what MedVLM-R1 is about
 
 
 def name_of_split(path: Path) -> dict[str, str]:
@@ -37,3 +38,15 @@ def name_of_split(path: Path) -> dict[str, str]:
     if name in QUESTION_TYPES or folders & {"question_type", "q_type"}:
         return {"question_type": name}
     return {}
+
+
+def short_modality(label: str | None) -> str | None:
+    """The short name of a modality by its short or published name, in any case and punctuation; another label as it is."""
+    return _SHORT.get(_letters(label), label) if label else label
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalpha, name.casefold()))
+
+
+_SHORT = {_letters(name): short for short, published in MODALITIES.items() for name in (short, published)}

@@ -2,12 +2,13 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
 
 from engine.data.questions import QuestionSet, load_questions
+from engine.data.sources import find_shards
 from engine.data.starter import build_starter_data
 from engine.errors import InputError
 from engine.recipe_arguments import DataArguments
@@ -15,16 +16,20 @@ from engine.recipe_arguments import DataArguments
 logger = logging.getLogger(__name__)
 
 
-def load_splits(data: DataArguments) -> tuple[QuestionSet, QuestionSet | None]:
-    """(training questions, test questions or None where there are none to test on). Skipped rows are logged."""
+def load_splits(data: DataArguments, starter_modalities: Collection[str] | None = None) -> tuple[QuestionSet, QuestionSet | None]:
+    """(training questions, test questions or None where there are none to test on). Skipped rows are logged.
+
+    `starter_modalities`: what to take of the starter data, where no other are named; None: all of it.
+    """
     sources = data.dataset_name or [str(build_starter_data())]
+    modalities = None if data.dataset_name else starter_modalities
     options = {"image_root": data.image_root, "on_bad_row": data.on_bad_row}
-    train = load_questions(sources, split=data.dataset_train_split, **options)
+    train = load_questions(sources, split=data.dataset_train_split, modalities=modalities, **options)
     test = None
     if data.eval_limit and data.eval_dataset_name:
         test = load_questions(data.eval_dataset_name, split=data.dataset_test_split, **options)
     elif data.eval_limit and all(has_split(Path(source), data.dataset_test_split) for source in sources):
-        test = load_questions(sources, split=data.dataset_test_split, **options)
+        test = load_questions(sources, split=data.dataset_test_split, modalities=modalities, **options)
     for line in train.skipped + (test.skipped if test else []):
         logger.warning("skipped: %s", line)
     if test and len(test) > data.eval_limit:
@@ -38,7 +43,7 @@ def has_split(path: Path, split: str) -> bool:
     saved = path / "dataset_dict.json"
     if saved.is_file():
         return split in json.loads(saved.read_text())["splits"]
-    return any((path / f"{split}{suffix}").is_file() for suffix in (".json", ".jsonl"))
+    return any((path / f"{split}{suffix}").is_file() for suffix in (".json", ".jsonl")) or bool(find_shards(path, split))
 
 
 def limit_prompts(

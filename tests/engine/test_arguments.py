@@ -33,6 +33,19 @@ def test_flags_go_on_top_of_the_config_file(tmp_path):
     assert parse(f"--config={file}") == Settings(1e-5, 5, False)
 
 
+def test_a_recipes_defaults_give_way_to_the_starter_settings_a_config_file_and_flags(tmp_path):
+    def steps_of(*argv) -> tuple[int, float]:
+        own, starter = {"steps": 5, "learning_rate": 1e-3}, {"steps": 2}
+        (settings,) = parse_arguments(Settings, list(argv), recipe="demo", defaults=own, starter=starter)
+        return settings.steps, settings.learning_rate
+
+    file = tmp_path / "config.yaml"
+    file.write_text("bf16: true\n")
+    assert steps_of() == (2, 1e-3) and steps_of("--config", str(file)) == (5, 1e-3)
+    file.write_text("steps: 7\n")
+    assert steps_of("--config", str(file)) == (7, 1e-3) and steps_of("--steps", "9") == (9, 1e-3)
+
+
 @pytest.mark.parametrize(
     "argv, message",
     [

@@ -111,6 +111,12 @@ def test_the_interval_is_wilsons():
         ("The answer is not here", "medr1_zeroshot", "default", None),
         ("<answer>(c)</answer>", "medr1_eval_think", "reference", None),
         (" C ", "medr1_zeroshot", "reference", " C "),
+        ("(c)", "medvlm_eval_simple", "default", "C"),
+        ("C", "medvlm_eval_complex", "default", None),
+        ("<answer>CT</answer>", "medvlm_eval_complex", "reference", None),
+        ("<answer>CT</answer>", "medr1_eval_think", "reference", "CT"),
+        ("<answer>(A)</answer><answer> B </answer>", "medvlm_train_complex", "reference", "B"),
+        ("<answer>C</answer>", "medvlm_eval_simple", "reference", "<answer>C</answer>"),
     ],
 )
 def test_an_answer_is_read_by_template_and_compatibility(text, template, compat, answer):
@@ -131,6 +137,8 @@ def test_reference_reading_is_that_of_the_published_scripts(golden):
         assert think == case["eval_medr1_extract"], text
         assert nothink == case["eval_medr1_nothink25_answer"], text
         assert (zero_shot == "C") == case["eval_medvlm_simple_correct"], text
+        assert (read_answer(text, OPTIONS, "medvlm_eval_simple", "reference") == "C") == case["eval_medvlm_simple_correct"], text
+        assert read_answer(text, OPTIONS, "medvlm_eval_complex", "reference") == case["eval_medvlm_complex_extract"], text
 
 
 def test_the_file_holds_med_r1s_keys_and_ours(tmp_path):

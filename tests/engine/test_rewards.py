@@ -5,14 +5,14 @@ import time
 
 import pytest
 
-from engine.rewards import extract_reference, is_correct_reference, parse_answer, vqa_rewards
+from engine.rewards import extract_medvlm, extract_reference, is_correct_reference, parse_answer, vqa_rewards
 
 OPTIONS = {"A": "MRI", "B": "X-ray", "C": "CT", "D": "Ultrasound"}
 THINK = "<think>axial slices</think>"
 
 
-def score(text: str, template: str = "think", compat: str = "default") -> dict[str, float]:
-    columns = {"solution": ["<answer> C </answer>"], "answer": ["C"], "options": [OPTIONS], "problem": ["?"]}
+def score(text: str, template: str = "think", compat: str = "default", solution: str = "<answer> C </answer>") -> dict[str, float]:
+    columns = {"solution": [solution], "answer": ["C"], "options": [OPTIONS], "problem": ["?"]}
     return {reward.__name__: reward(["?"], [text], **columns)[0] for reward in vqa_rewards(template, compat)}
 
 
@@ -35,6 +35,18 @@ def test_reference_rewards_are_the_published_ones_on_every_golden_string(golden)
         think, nothink = score(text, "think", "reference"), score(text, "nothink", "reference")
         assert think == {"accuracy": case["medr1_accuracy"], "format": case["medr1_format_think"]}, text
         assert nothink == {"accuracy": case["medr1_accuracy_nothink_script"], "format": case["medr1_format_nothink"]}, text
+
+
+def test_medvlm_reference_rewards_are_the_published_ones_on_every_golden_string(golden):
+    cases = golden_strings(golden)
+    assert len(cases) == 81 and {case["medvlm_accuracy"] for _, case in cases} == {0, 0.5, 1}
+    for text, case in cases:
+        for solution in ("C", " c\n", "<answer> C </answer>", "<ANSWER>\nC</answer>"):
+            expected = {"accuracy": case["medvlm_accuracy"], "format": case["medvlm_format"]}
+            assert score(text, "complex", "reference", solution) == expected, text
+        assert score(text, "complex") == score(text), text
+        assert extract_medvlm(text) == case["eval_medvlm_complex_extract"], text
+        assert (extract_medvlm(text) == "C") == case["eval_medvlm_complex_correct"], text
 
 
 def test_reference_evaluation_is_the_published_one_on_every_golden_string(golden):
@@ -123,7 +135,7 @@ def test_scoring_stays_quick_on_hostile_text(unit):
     body = unit * (100_000 // len(unit))
     start = time.perf_counter()
     for text in (body, f"<think>{body}</answer>", f"<answer>{body}</answer>"):
-        for template in ("think", "nothink"):
+        for template in ("think", "nothink", "complex"):
             score(text, template), score(text, template, "reference")
-        extract_reference(text), extract_reference(text, ignore_case=True)
+        extract_reference(text), extract_reference(text, ignore_case=True), extract_medvlm(text)
     assert time.perf_counter() - start < 10

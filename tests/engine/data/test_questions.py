@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from PIL import Image
 from engine.data import image_check
 from engine.data.images import ImageError
 from engine.data.questions import load_questions
+from engine.data.splits import has_split
 from engine.errors import InputError
 
 GOOD = {"image": "images/a.png", "problem": "What is it? A)CT, B)MRI", "solution": "<answer> B </answer>"}
-KINDS = "a .json array or .jsonl file of questions, a save_to_disk folder, or a folder made by recipes.medr1_prepare"
+KINDS = "a .json array, .jsonl or .parquet file of questions, a save_to_disk folder, or a folder made by a prepare recipe"
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +80,39 @@ def test_options_that_only_a_list_holds_are_shown_in_the_problem():
     row = {**GOOD, "problem": "What is it?", "options": ["CT", "MRI"], "solution": "mri"}
     record = load_questions(write_rows(row)).record(0)
     assert record["problem"] == "What is it?\nA) CT\nB) MRI" and record["answer"] == "B"
+
+
+HUATUO = {"image": ["images/a.png"], "question": "A)B)?", "options": ["A", "CT ", "B"], "answer": "B", "subset": "X-Ray"}
+
+
+def test_rows_of_question_options_and_answer_become_medvlm_r1s_problem_and_letter():
+    record = load_questions(write_rows(HUATUO)).record(0)
+    assert record["problem"] == "A)B)?\nA) A\nB) CT \nC) B" and record["solution"] == record["answer"] == "C"
+    assert record["options"] == {"A": "A", "B": "CT", "C": "B"} and record["modality"] == "X-Ray"
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"answer": "C"}, "answer 'C' is not an option (expected one of its 3 options"),
+        ({"answer": None}, "answer 'None' is not an option (expected one of its 3 options"),
+        ({"options": ["B"]}, "unusable options (expected a list of 2 to 10 texts"),
+        ({"options": None}, "unusable options (expected a list of 2 to 10 texts"),
+    ],
+)
+def test_a_bad_answer_among_options_is_one_line(change, reason):
+    with pytest.raises(InputError, match="^" + re.escape(f"train.json: row 1: {reason}; rows count from 0)") + "$"):
+        load_questions(write_rows(HUATUO, {**HUATUO, **change}))
+
+
+def test_modalities_are_chosen_before_the_limit_and_whatever_other_rows_are_like():
+    names = ["MRI", "X-Ray", "MR (Mag-netic Resonance Imaging)", "CT(Computed Tomography)", "xray", "mri"]
+    path = write_rows({"subset": "SLAKE"}, 7, *[{**GOOD, "modality": name} for name in names])
+    questions = load_questions(path, modalities=["MRI"], limit=2)
+    assert [questions.record(i)["row"] for i in range(len(questions))] == [2, 4]
+    assert len(load_questions(path, modalities=["MRI", "CT", "X-Ray"])) == 6
+    with pytest.raises(InputError, match=r"^train.json: no row about OCT or Fundus \(expected such a `modality` or `subset`\)$"):
+        load_questions(path, modalities=["OCT", "Fundus"])
 
 
 def test_json_lines_and_several_sources_with_a_limit():
@@ -154,6 +189,27 @@ def test_a_save_to_disk_folder_may_name_files_instead(folder):
     assert load_questions("names", image_root=folder)[0]["images"][0].size == (8, 6)
     with pytest.raises(InputError, match="^names: row 0: image 'images/a.png': no such image file"):
         load_questions("names")
+
+
+def test_parquet_files_load_alone_and_as_the_shards_of_a_split(folder):
+    from datasets import Dataset
+    from datasets import Image as ImageFeature
+
+    os.makedirs("hub/data")
+    image = {"bytes": Path("images/a.png").read_bytes(), "path": "a.png"}
+    rows = [{**GOOD, "image": image}, {**GOOD, "image": image, "solution": "A"}]
+    stored = Dataset.from_list(rows).cast_column("image", ImageFeature())
+    for index in range(2):
+        stored.select([index]).to_parquet(f"hub/data/test-0000{index}-of-00002.parquet")
+    Dataset.from_list([{**HUATUO, "dataset": "OmniMedVQA"}]).to_parquet("names.parquet")
+    shards = load_questions("hub", split="test")
+    assert [shards[i]["answer"] for i in range(2)] == ["B", "A"] and shards[1]["images"][0].size == (8, 6)
+    assert shards.record(0)["source"] == "hub/test"
+    assert load_questions("names.parquet")[0]["images"][0].size == (8, 6)
+    assert has_split(Path("hub"), "test") and not has_split(Path("hub"), "train")
+    Path("cut.parquet").write_bytes(Path("names.parquet").read_bytes()[:200])
+    with pytest.raises(InputError, match="^cut.parquet: damaged data set: [^\n]*$"):
+        load_questions("cut.parquet")
 
 
 def test_bad_stored_images_and_damaged_folders_are_errors():

@@ -1,0 +1,95 @@
+"""MedVLM-R1's evaluation reads its published test file, asks its prompts and scores each modality."""
+
+import json
+
+import pytest
+
+from engine.run import run_command
+from recipes.medvlm_r1_eval import EvaluationArguments, main
+from tests.tiny_qwen import noise_image, save_tiny
+
+SUBSETS = ["MR (Mag-netic Resonance Imaging)"] * 3 + ["CT(Computed Tomography)"] * 3 + ["X-Ray"] * 3
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    return save_tiny(tmp_path_factory.mktemp("model"), "qwen2_vl")
+
+
+@pytest.fixture
+def data(tmp_path) -> str:
+    """Nine rows with the keys and the order of MRI_CT_XRAY_300each_dataset.json."""
+    (tmp_path / "images").mkdir()
+    rows = []
+    for i, subset in enumerate(SUBSETS):
+        noise_image(i).save(tmp_path / "images" / f"{i}.png")
+        texts = ["Hemorrhage", "Acute infarct", "Abscess formation", "Chronic infarct"][: 2 + i % 3]
+        rows.append(
+            {
+                "image": [f"images/{i}.png"],
+                "problem": f"What is apparent in image {i}?\n"
+                + "\n".join(f"{x}) {text}" for x, text in zip("ABCD", texts, strict=False)),
+                "solution": "B",
+                "question": f"What is apparent in image {i}?",
+                "options": texts,
+                "answer": texts[1],
+                "dataset": "OmniMedVQA",
+                "subset": subset,
+            }
+        )
+    (tmp_path / "MRI_CT_XRAY_300each_dataset.json").write_text(json.dumps(rows))
+    return str(tmp_path / "MRI_CT_XRAY_300each_dataset.json")
+
+
+def ask(checkpoint, data, output, *flags) -> dict:
+    return main(["--model", checkpoint, "--data", data, "--max_new_tokens", "6", "--output_dir", str(output), *flags])
+
+
+def test_the_published_file_is_scored_per_modality_with_intervals(checkpoint, data, tmp_path):
+    headline = ask(checkpoint, data, tmp_path / "run")
+    assert headline["num_samples"] == 9 and set(headline["by_modality"]) == set(SUBSETS)
+    for score in headline["by_modality"].values():
+        assert score["num_samples"] == 3 and 0 <= score["low"] <= score["accuracy"] <= score["high"] <= 1
+    written = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert written["template"] == "medvlm_eval_complex" and written["scores"]["modality"] == headline["by_modality"]
+
+
+@pytest.mark.parametrize("modality, rows", [("MRI", [0, 1, 2]), ("CT", [3, 4, 5]), ("Xray", [6, 7, 8])])
+def test_a_modality_is_what_the_published_script_slices(checkpoint, data, tmp_path, modality, rows):
+    flags = ["--modality", modality, "--prompt_type", "simple", "--compat", "reference"]
+    assert ask(checkpoint, data, tmp_path / "run", *flags)["num_samples"] == 3
+    written = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert [result["row"] for result in written["results"]] == rows
+    assert (written["template"], written["compat"]) == ("medvlm_eval_simple", "reference")
+    assert all(result["extracted_answer"] == result["model_output"] for result in written["results"])
+
+
+def test_the_starter_policy_is_asked_as_it_was_trained_and_others_as_published():
+    assert EvaluationArguments().prompt_type == "train_complex"
+    published = EvaluationArguments(model="JZPeterPan/MedVLM-R1")
+    assert (published.prompt_type, published.max_new_tokens) == ("complex", 512)
+
+
+def test_without_data_the_three_modalities_of_the_starter_questions_are_asked(checkpoint, tmp_path):
+    headline = main(["--model", checkpoint, "--max_new_tokens", "2", "--limit", "12", "--output_dir", str(tmp_path / "run")])
+    assert headline["num_samples"] == 12 and set(headline["by_modality"]) == {"CT", "MRI", "X-Ray"}
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--modality", "Fundus"], "invalid choice: 'Fundus' (choose from 'MRI', 'CT', 'Xray')"),
+        (["--prompt_type", "think"], "invalid choice: 'think' (choose from 'complex', 'simple', 'train_complex')"),
+        (["--do_sample", "true"], "unknown flag --do_sample"),
+        (["--max_new_tokens", "0"], "--max_new_tokens must be at least 1"),
+        (["--data", "CT.json", "--modality", "MRI"], "CT.json: no row about MRI (expected such a `modality` or `subset`)"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(data, flags, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = json.loads((tmp_path / "MRI_CT_XRAY_300each_dataset.json").read_text())
+    (tmp_path / "CT.json").write_text(json.dumps(rows[3:6]))
+    with pytest.raises(SystemExit) as end:
+        run_command(main, flags)
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and out == "" and message in err.splitlines()[-1] and "Traceback" not in err
