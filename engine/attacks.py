@@ -65,30 +65,16 @@ def to_levels(x: Tensor, y: Tensor) -> Tensor:
     return ((x * LEVELS).round() + (change + ROUNDING * change.sign()).trunc()) / LEVELS
 
 
-def target_loss(policy: Policy, batch: PromptBatch, prefixes: list[list[int]], targets: list[list[int]]) -> Tensor:
-    """Sum of -log p(target | prompt, prefix) over B prompts, token ids each; differentiable in the batch's images."""
-    rows = [prefix + target for prefix, target in zip(prefixes, targets, strict=True)]
-    ids = torch.full((len(rows), max(map(len, rows))), policy.pad_token_id)
+def target_loss(policy: Policy, batch: PromptBatch, targets: list[list[int]]) -> Tensor:
+    """Sum of -log p(target | prompt) over B prompts and their targets' token ids; differentiable in the batch's images."""
+    ids = torch.full((len(targets), max(map(len, targets))), policy.pad_token_id)
     counted = torch.zeros_like(ids, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        counted[i, len(prefixes[i]) : len(row)] = True
+    for i, target in enumerate(targets):
+        ids[i, : len(target)] = torch.tensor(target)
+        counted[i, : len(target)] = True
     ids, counted = ids.to(policy.device), counted.to(policy.device)
 
     def head(hidden: Tensor, weight: Tensor) -> Tensor:
         return F.cross_entropy((hidden[counted] @ weight.t()).float(), ids[counted], reduction="sum")
 
     return policy.model(**policy.answer_inputs(batch, ids[:, None]), head=head)
-
-
-def decision(text: str, answer: str) -> tuple[str, str]:
-    """(the text up to where it names its answer, the right answer in that place): what an attack makes unlikely.
-
-    A text without `<answer>` is taken for an answer itself: nothing comes before it.
-    """
-    opened = text.lower().rfind("<answer>")
-    if opened < 0:
-        return "", answer
-    start = opened + len("<answer>")
-    space = len(text[start:]) - len(text[start:].lstrip())
-    return text[:start], text[start : start + space] + answer

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.attacks import Attack, decision, target_loss
+from engine.attacks import Attack, target_loss
 from models.qwen_pixels import QwenPixels
 from models.qwen_vl import load_qwen_vl
 from tests.tiny_qwen import ragged_prompts, save_tiny
@@ -88,27 +88,25 @@ def test_a_changed_image_is_what_the_processor_makes_of_its_picture(policy, batc
         assert torch.allclose(x, y, atol=1e-5)
 
 
-def test_the_loss_is_the_models_own_and_only_the_target_counts(policy, batch):
-    prefixes, targets = [[20, 21], [], [22]], [[30], [31, 32], [33, 34, 35]]
-    loss = target_loss(policy, batch, prefixes, targets)
+TARGETS = [[20, 21, 30], [31, 32], [22]]
+
+
+def test_the_loss_is_the_models_own_and_padding_does_not_count(policy, batch):
+    loss = target_loss(policy, batch, TARGETS)
     expected = 0.0
-    for row in range(3):
+    for row, target in enumerate(TARGETS):
         alone = batch.select([row])
-        ids = torch.cat([alone.input_ids, torch.tensor([prefixes[row] + targets[row]])], dim=1)
+        ids = torch.cat([alone.input_ids, torch.tensor([target])], dim=1)
         inputs = {"pixel_values": torch.cat(alone.pixel_values), "image_grid_thw": torch.stack(alone.image_grid_thw)}
         types = (ids == policy.base.config.image_token_id).int()
         logits = policy.base(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=types, **inputs).logits[0]
-        count = len(targets[row])
-        expected -= logits[-count - 1 : -1].log_softmax(-1)[torch.arange(count), ids[0, -count:]].sum()
+        expected -= logits[-len(target) - 1 : -1].log_softmax(-1)[torch.arange(len(target)), ids[0, -len(target) :]].sum()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_attacks_raise_the_loss_of_each_image_for_itself(policy, batch, pixels):
-    prefixes, targets = [[20, 21], [], [22]], [[30], [31, 32], [33]]
-
     def loss_of(images, rows=(0, 1, 2)):
-        chosen = pixels.put(batch, images).select(list(rows))
-        return target_loss(policy, chosen, [prefixes[i] for i in rows], [targets[i] for i in rows])
+        return target_loss(policy, pixels.put(batch, images).select(list(rows)), [TARGETS[row] for row in rows])
 
     clean = pixels.of(batch)
     attacked = {name: Attack.named(name, EPSILON, 2 / 255, 10)(clean, loss_of) for name in ("fgsm", "pgd")} | {"clean": clean}
@@ -117,22 +115,9 @@ def test_attacks_raise_the_loss_of_each_image_for_itself(policy, batch, pixels):
     assert all(a < b for a, b in zip(losses["clean"], losses["pgd"], strict=True))
     second = batch.select([1])
     (alone,) = Attack.named("fgsm", EPSILON, 0.0, 0)(
-        pixels.of(second), lambda xs: target_loss(policy, pixels.put(second, xs), [prefixes[1]], [targets[1]])
+        pixels.of(second), lambda images: target_loss(policy, pixels.put(second, images), TARGETS[1:2])
     )
     assert (alone != attacked["fgsm"][1]).float().mean() < 0.01  # but where a gradient is as good as zero
-
-
-@pytest.mark.parametrize(
-    ("text", "prefix", "target"),
-    [
-        ("<think> a </think><answer> B </answer>", "<think> a </think><answer>", " C"),
-        ("<answer>B</answer> and <ANSWER>\nD", "<answer>B</answer> and <ANSWER>", "\nC"),
-        ("B", "", "C"),
-        ("", "", "C"),
-    ],
-)
-def test_an_attack_aims_at_where_the_answer_is_named(text, prefix, target):
-    assert decision(text, "C") == (prefix, target)
 
 
 def test_there_are_two_attacks():
