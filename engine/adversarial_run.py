@@ -32,9 +32,7 @@ from engine.sampling import SamplingParams
 
 ATTACKS = ("fgsm", "pgd")
 SHOWN = 12  # attacked images in the report
-LEGEND = (
-    "Images are some whose answer the last attack changed, as it left them. Answers: to the clean image, then to each attacked one."
-)
+LEGEND = "Images are some whose answer the last attack changed, as it left them; answers to the clean image come first."
 logger = logging.getLogger(__name__)
 
 
