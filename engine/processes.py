@@ -1,5 +1,6 @@
 """The processes that `torchrun` started together: which one this is, what they agree on, and work divided among them."""
 
+import gc
 import os
 from collections.abc import Callable, Sequence
 
@@ -42,7 +43,8 @@ def gather(results: dict) -> dict:
 
 def leave() -> None:
     """End the process group, if there is one."""
-    if dist.is_available() and dist.is_initialized():
+    if _are_several():
+        gc.collect()  # a Trainer and its DDP module are in cycles; freed after their group they now and then end the process in C++
         dist.destroy_process_group()
 
 
