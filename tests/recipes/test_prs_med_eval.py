@@ -115,6 +115,18 @@ def test_inference_writes_the_mask_and_its_overlay(checkpoint, root):
     assert "dice" not in infer(flags) and len(list(Path("runs/prs_med_infer").glob("*/mask.png"))) == 1
 
 
+def test_the_published_inference_stretches_the_mask(checkpoint, root):
+    image = root / "prostate/test_images/case_1.png"
+    flags = ["--model", checkpoint, "--image", str(image), "--question", "Where is it?", "--max_new_tokens", "0"]
+    infer([*flags, "--out", "m.png", "--compat", "reference"])
+    ((_, logits),) = load_prs_med(checkpoint, compat="reference").segment_batch(
+        [Image.open(image)], ["Where is it?"], max_new_tokens=0
+    )
+    probability = logits.sigmoid()
+    stretched = (probability - probability.min()) / (probability.max() - probability.min())
+    assert np.array_equal(np.asarray(Image.open("m.png")) > 0, (stretched >= 0.5).numpy())
+
+
 def test_a_mask_that_cannot_be_written_is_one_line(checkpoint, root):
     Path("file").touch()
     flags = ["--model", checkpoint, "--image", str(root / "lung_CT/test_images/case_0.png"), "--question", "Where?"]
