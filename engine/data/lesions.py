@@ -77,13 +77,13 @@ def draw_lesion(pixels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarra
     places = rng.integers(margin, (height - margin, width - margin), (40, 2))
     found = contrast[places[:, 0], places[:, 1]]
     best = np.argmax(found > 110) if (found > 110).any() else np.argmax(found)  # the first that shows, or what shows most
-    mask = _blob((height, width), places[best], radius, rng)
+    mask = blob((height, width), places[best], radius, rng)
     weight = 0.75 * ndimage.gaussian_filter(mask.astype(np.float32), 1.0)[..., None]
     pixels = pixels * (1 - weight) + (level + rng.normal(0, 6, pixels.shape)) * weight
     return pixels.clip(0, 255).astype(np.uint8), mask
 
 
-def _blob(shape: tuple[int, int], center: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
+def blob(shape: tuple[int, int], center: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
     """A wavy ellipse within 1.28 radii, [H, W] bool."""
     y, x = np.mgrid[: shape[0], : shape[1]] - center[:, None, None]
     angle = np.arctan2(y, x)

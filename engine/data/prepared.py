@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -31,11 +31,15 @@ from engine.files import write_json
 CHUNK = 256  # images in flight: bounds the memory of those encoded but not yet written
 
 
-def prepare_folder(options, source: str, build: Callable[[Path], dict]) -> dict:
+COUNTED = ("missing_images", "bad_rows", "leaked_rows")
+
+
+def prepare_folder(options, source: str, build: Callable[[Path], dict], counted: Sequence[str] = COUNTED) -> dict:
     """Let `build(folder)` fill a folder beside `options.output`, put it there whole, and return the headline numbers.
 
-    `build` returns the report (see `finish`). `source` is the option that says what the folder is made of: what stands at `output`
-    is replaced only with `options.overwrite`, and only where its own report has that option. InputError otherwise.
+    `build` returns the report (see `finish`), whose lists `counted` the headline counts. `source` is the option that says what the
+    folder is made of: what stands at `output` is replaced only with `options.overwrite`, and only where its own report has that
+    option. InputError otherwise.
     """
     output = Path(os.path.abspath(options.output))
     _refuse_to_lose(output, options.overwrite, source)
@@ -50,20 +54,25 @@ def prepare_folder(options, source: str, build: Callable[[Path], dict]) -> dict:
         _put_in_place(building, output)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    counts = {key: len(report[key]) for key in ("missing_images", "bad_rows", "leaked_rows")}
-    headline = {"train_rows": report["rows"]["train"], "test_rows": report["rows"]["test"], **counts, "output": str(output)}
-    _log(headline, options.drop_leaked)
+    headline = count_report(report, output, counted)
+    _log(headline, options)
     return headline
 
 
-def _log(headline: dict, dropped: bool) -> None:
-    """The headline in words; `dropped`: leaked images were taken out of train."""
+def count_report(report: dict, output: Path, counted: Sequence[str]) -> dict:
+    """The headline numbers of the folder `output`: rows of its parts, and the lengths of its report's lists."""
+    rows = {f"{split}_rows": report["rows"][split] for split in ("train", "test")}
+    return rows | {key: len(report[key]) for key in counted} | {"output": str(output)}
+
+
+def _log(headline: dict, options) -> None:
+    """The headline in words."""
     log, report = logging.getLogger(__name__), f"{headline['output']}/report.json"
     log.info("%(train_rows)d train rows and %(test_rows)d test rows in %(output)s", headline)
-    if headline["bad_rows"]:
+    if headline["bad_rows"] or headline["missing_images"]:
         log.info("%d rows left out, %d images missing; all in %s", headline["bad_rows"], headline["missing_images"], report)
-    if headline["leaked_rows"]:
-        kept = "its train rows were dropped" if dropped else "--drop_leaked takes it out of train"
+    if headline.get("leaked_rows"):
+        kept = "its train rows were dropped" if options.drop_leaked else "--drop_leaked takes it out of train"
         log.info("%d test rows show an image that train shows too; %s", headline["leaked_rows"], kept)
 
 

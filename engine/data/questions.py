@@ -12,7 +12,7 @@ A bad row is one line, `FILE: row N: reason (expected ...; rows count from 0)`: 
 """
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +67,14 @@ def load_questions(
     on_bad_row: str = "error",
     limit: int | None = None,
     modalities: Collection[str] | None = None,
+    check_row: Callable[[int, Any, Source], tuple[dict, list]] | None = None,
 ) -> QuestionSet:
     """Questions of one or several files or folders (or of a `Source`), one after the other.
 
     `split` chooses within folders that hold several. `image_root` is where relative image paths start (default: the folder of
     each file); no path may leave it. `modalities` (short names, see `engine.data.split_names`) are the only ones read. `limit`
-    reads only the first so many rows of these, before any are skipped. InputError: see above.
+    reads only the first so many rows of these, before any are skipped. InputError: see above. `check_row(index, row, source)`
+    makes other rows than multiple-choice questions of what the file holds: (record, image handles), or it raises `BadRow`.
     """
     if on_bad_row not in ("error", "skip"):
         raise ValueError(f"on_bad_row is 'error' or 'skip', not {on_bad_row!r}")
@@ -88,7 +90,7 @@ def load_questions(
         if modalities is not None:
             rows = [(index, row) for index, row in rows if short_modality(_labels(row, found)["modality"]) in modalities]
         rows = rows[:left]
-        good, bad = _check_rows(rows, found, stop_at_first=on_bad_row == "error")
+        good, bad = _check_rows(rows, found, check_row or check_question, stop_at_first=on_bad_row == "error")
         if bad and on_bad_row == "error":
             raise InputError(bad[0])
         records += [record for record, _ in good]
@@ -104,14 +106,14 @@ def load_questions(
 
 
 def _check_rows(
-    rows: list[tuple[int, Any]], source: Source, stop_at_first: bool
+    rows: list[tuple[int, Any]], source: Source, check_row: Callable, stop_at_first: bool
 ) -> tuple[list[tuple[dict, list]], list[SkippedRow]]:
     """Good rows as (record, image handles), and the lines of the bad ones in row order; the text is checked before any image."""
     good, bad = [], {}
     for index, row in rows:
         try:
-            good.append(_check_row(index, row, source))
-        except _BadRow as error:
+            good.append(check_row(index, row, source))
+        except BadRow as error:
             bad[index] = _line(source, index, *error.args)
             if stop_at_first:
                 return [], list(bad.values())
@@ -130,27 +132,27 @@ def _check_rows(
     return kept, [bad[index] for index in sorted(bad)]
 
 
-class _BadRow(Exception):
-    """(reason, what was expected)."""
+class BadRow(Exception):
+    """Why a row cannot be used: (reason, what was expected)."""
 
 
 def _line(source: Source, index: int, reason: str, expected: str) -> SkippedRow:
     return SkippedRow(f"{source.name}: row {index}: {reason} (expected {expected}; rows count from 0)")
 
 
-def _check_row(index: int, row, source: Source) -> tuple[dict, list]:
-    """A raw row -> (record, image handles); _BadRow if it cannot be used."""
+def check_question(index: int, row, source: Source) -> tuple[dict, list]:
+    """A raw row -> (record, image handles); BadRow if it cannot be used."""
     if not isinstance(row, dict):
-        raise _BadRow("not a JSON object", f"an object with the keys {', '.join(REQUIRED)}")
+        raise BadRow("not a JSON object", f"an object with the keys {', '.join(REQUIRED)}")
     if row.get("problem") is None and isinstance(row.get("question"), str):
         row = _with_problem(row)
     for key in REQUIRED:
         if row.get(key) is None and not (key == "image" and source.stored):
-            raise _BadRow(f"missing key {key!r}", f"the keys {', '.join(REQUIRED)}")
+            raise BadRow(f"missing key {key!r}", f"the keys {', '.join(REQUIRED)}")
     problem, solution = row["problem"], row["solution"]
     for key, text in (("problem", problem), ("solution", solution)):
         if not isinstance(text, str) or not text.strip():
-            raise _BadRow(f"empty {key}" if isinstance(text, str) else f"{key} is not text", f"{key} to be text")
+            raise BadRow(f"empty {key}" if isinstance(text, str) else f"{key} is not text", f"{key} to be text")
     options, problem = _options_of(row, problem)
     handles = [source.stored[index]] if source.stored else _image_files(row["image"], source.root)
     return {
@@ -176,14 +178,14 @@ def _with_problem(row: dict) -> dict:
     """The row with the problem and the solution that MedVLM-R1's code makes of question, options and answer."""
     listed = _option_list(row.get("options"))
     if row.get("answer") not in listed:
-        raise _BadRow(f"answer {str(row.get('answer'))[:40]!r} is not an option", f"one of its {len(listed)} options")
+        raise BadRow(f"answer {str(row.get('answer'))[:40]!r} is not an option", f"one of its {len(listed)} options")
     problem = "\n".join([row["question"], *(f"{letter}) {text}" for letter, text in zip(LETTERS, listed, strict=False))])
     return {**row, "problem": problem, "solution": LETTERS[listed.index(row["answer"])]}
 
 
 def _option_list(listed) -> list[str]:
     if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed) or not 2 <= len(listed) <= len(LETTERS):
-        raise _BadRow("unusable options", f"a list of 2 to {len(LETTERS)} texts")
+        raise BadRow("unusable options", f"a list of 2 to {len(LETTERS)} texts")
     return listed
 
 
@@ -192,7 +194,7 @@ def _options_of(row: dict, problem: str) -> tuple[dict[str, str], str]:
     inline, listed = parse_options(problem), row.get("options")
     if listed is None:
         if not inline:
-            raise _BadRow("no options", "'A)..., B)...' in the problem, or a list of options")
+            raise BadRow("no options", "'A)..., B)...' in the problem, or a list of options")
         return inline, problem
     options = list_options(_option_list(listed))
     if not inline:
@@ -206,7 +208,7 @@ def _letter_of(solution: str, options: dict[str, str]) -> str:
     content = (tagged.partition("</answer>")[0] if tag else solution).strip()
     letter = match_option(content, options)
     if letter is None:
-        raise _BadRow(f"answer {content[:40]!r} is not an option", f"one of {', '.join(options)}")
+        raise BadRow(f"answer {content[:40]!r} is not an option", f"one of {', '.join(options)}")
     return letter
 
 
@@ -214,9 +216,9 @@ def _image_files(image, root: Path) -> list[ImageFile]:
     """The named files, none of them outside `root` (by name: a link inside the root is its owner's choice)."""
     names = image if isinstance(image, list) else [image]
     if not names or not all(isinstance(name, str) and name for name in names):
-        raise _BadRow("unusable image", "a path or a list of paths")
+        raise BadRow("unusable image", "a path or a list of paths")
     paths = [Path(os.path.normpath(root / name)) for name in names]
     for name, path in zip(names, paths, strict=True):
         if not path.is_relative_to(root):
-            raise _BadRow(f"image path {name!r} leaves {str(root)!r}", "a path inside the image root")
+            raise BadRow(f"image path {name!r} leaves {str(root)!r}", "a path inside the image root")
     return [ImageFile(path) for path in paths]

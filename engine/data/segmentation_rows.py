@@ -13,8 +13,6 @@ same name in the other folder, whatever its ending, and ISIC's `X.jpg` has the m
 A bad row is one line, `FILE: row N: reason (expected ...; rows count from 0)`: an InputError, or an entry of `.skipped`.
 """
 
-import csv
-import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -29,6 +27,7 @@ from torch.utils.data import Dataset
 from engine.data.image_check import find_bad_images
 from engine.data.images import EXPECTED, ImageError, image_error, open_image
 from engine.data.questions import SkippedRow
+from engine.data.tables import read_csv
 from engine.errors import InputError
 
 LABELS = {
@@ -141,7 +140,7 @@ def load_masked_questions(
     records, files, bad, there = [], [], {}, Counter()
     list_folder = cache(_list_folder)  # many rows ask about few folders
     for path in find_annotations(root, ann_paths):
-        for index, cells in _read_csv(path):
+        for index, cells in read_csv(path, COLUMNS, FILLED):
             if limit is not None and len(records) + len(bad) >= limit:
                 break
             try:
@@ -214,29 +213,6 @@ def _line(path: Path, index: int, reason: str, expected: str, missing: str | Non
     line = SkippedRow(f"{path}: row {index}: {reason} (expected {expected}; rows count from 0)")
     line.missing_image = missing
     return line
-
-
-def _read_csv(path: Path) -> Iterable[tuple[int, list[str] | dict[str, str]]]:
-    """(row, {column: text}), or (row, cells) where their number is not that of the header."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text (expected a CSV file with the columns {', '.join(COLUMNS)})") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    lines = csv.reader(io.StringIO(text, newline=""))
-    header = [name.strip() for name in next(lines, [])]
-    lacking = [name for name in FILLED if name not in header]
-    if lacking:
-        raise InputError(f"{path}: no column {', '.join(lacking)} (expected the columns {', '.join(COLUMNS)})")
-    index = -1
-    try:
-        for cells in lines:
-            if cells:
-                index += 1
-                yield index, dict(zip(header, cells, strict=True)) if len(cells) == len(header) else cells
-    except csv.Error as error:
-        raise InputError(f"{path}: row {index + 1}: {error} (expected a CSV file; rows count from 0)") from None
 
 
 def _check_row(

@@ -18,7 +18,10 @@ from engine.errors import InputError
 from engine.files import cache_folder
 
 EXPECTED = "a .json array, .jsonl or .parquet file of questions, a save_to_disk folder, or a folder made by a prepare recipe"
-COLUMNS = ("image", "problem", "solution", "options", "modality", "question_type", "subset", "question", "answer")
+COLUMNS = (
+    *("image", "problem", "solution", "options", "modality", "question_type", "subset", "question", "answer"),
+    *("lesion_id", "image_id", "dx", "diagnosis", "age", "sex", "localization", "bbox", "spatial_description"),  # of skin lesions
+)
 
 
 @dataclass(frozen=True)
