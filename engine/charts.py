@@ -60,6 +60,7 @@ def _panels(rows: list[dict]) -> list[Panel]:
     panels = [
         Panel("Reward", "mean per answer", {"reward": "total"} | {key: key.split("/")[1] for key in components}),
         Panel("Accuracy", "fraction of questions", {"accuracy": "held out", "eval_accuracy": "held out"}, limits=(-0.02, 1.02)),
+        Panel("Tokens right", "fraction of answer tokens", {"mean_token_accuracy": "greedy"}, limits=(-0.02, 1.02)),
         Panel("KL to the reference", "nats per token", {"kl": "KL"}),
         Panel("Entropy", "nats per token", {"entropy": "entropy"}, limits=(0, None)),
         Panel(

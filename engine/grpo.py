@@ -21,6 +21,7 @@ from engine.groups import Group, GroupSampler
 from engine.grpo_config import GRPOConfig
 from engine.grpo_log import StepLog
 from engine.policy import Policy, PromptBatch
+from engine.step_sampler import StepSampler
 from kernels.linear_grpo import linear_grpo_loss
 from kernels.linear_logprob import linear_logprob
 
@@ -52,27 +53,6 @@ class IndexedRows(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         return {**self.rows[index], "index": index}
-
-
-class StepSampler(Sampler):
-    """Shuffled rows in blocks of one optimizer step, each block `repeats` times; an incomplete last block is left out.
-
-    The order follows from the seed and the epoch alone, so that a resumed run sees what an uninterrupted one sees.
-    """
-
-    def __init__(self, num_rows: int, block: int, repeats: int, seed: int, epoch: Callable[[], int]):
-        self.num_rows, self.block, self.repeats, self.seed, self.epoch = num_rows, block, repeats, seed, epoch
-        if num_rows < block:
-            raise InputError(f"the training set has {num_rows} rows; one optimizer step needs {block} prompts")
-
-    def __len__(self) -> int:
-        return self.num_rows // self.block * self.block * self.repeats
-
-    def __iter__(self):
-        order = torch.randperm(self.num_rows, generator=torch.Generator().manual_seed(self.seed + self.epoch())).tolist()
-        for start in range(0, self.num_rows - self.block + 1, self.block):
-            for _ in range(self.repeats):
-                yield from order[start : start + self.block]
 
 
 class GRPOTrainer(WholeCheckpoints, Trainer):
@@ -114,10 +94,7 @@ class GRPOTrainer(WholeCheckpoints, Trainer):
     # ---- batching -------------------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
-        args = self.args
-        block = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        seed = args.data_seed if args.data_seed is not None else args.seed
-        return StepSampler(len(self.train_dataset), block, args.num_iterations, seed, lambda: int(self.state.epoch or 0))
+        return StepSampler.of(self, repeats=self.args.num_iterations)
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device) -> tuple[list[MicroBatch], torch.Tensor]:
         """One optimizer step's rows -> its micro-batches and the number of answer tokens they have per process.

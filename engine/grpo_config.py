@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 from transformers import TrainingArguments
 
-from engine.errors import InputError
-from engine.recipe_arguments import setting
+from engine.recipe_arguments import refuse, refuse_unsupported, setting
 from engine.sampling import SamplingParams
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")
@@ -91,18 +90,9 @@ class GRPOConfig(TrainingArguments):
             (self.max_completion_length >= 1, "--max_completion_length must be at least 1"),
             (self.num_iterations >= 1, "--num_iterations must be at least 1"),
             (not (self.sync_ref_model and self.beta == 0), "--sync_ref_model needs a reference policy: set --beta above 0"),
-            (self.eval_strategy == "no", "--eval_strategy is not supported: evaluate a checkpoint with recipes.medr1_eval"),
-            (not self.load_best_model_at_end, "--load_best_model_at_end is not supported: nothing is evaluated during training"),
-            (not self.remove_unused_columns, "--remove_unused_columns is not supported: rewards read every column"),
-            (not self.fsdp, "--fsdp is not supported: sampling needs whole weights on every device; use --deepspeed with ZeRO-2"),
-            (not self.label_smoothing_factor, "--label_smoothing_factor is not supported: GRPO has no labels"),
-            (not self.torch_compile, "--torch_compile is not supported: the kernels are compiled already"),
-            (not self.auto_find_batch_size, "--auto_find_batch_size is not supported"),
-            (not self.fp16, "--fp16 is not supported: use --bf16, whose range needs no loss scaling"),
         ]
-        for holds, message in checks:
-            if not holds:
-                raise InputError(message)
+        refuse(checks)
+        refuse_unsupported(self)
 
     @property
     def sampling(self) -> SamplingParams:

@@ -5,6 +5,9 @@ import logging
 from dataclasses import dataclass, field
 
 import torch
+from transformers import TrainingArguments
+
+from engine.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -78,3 +81,25 @@ class DataArguments:
     eval_limit: int = setting(500, "Evaluate on at most so many questions; 0: do not evaluate.")
     image_root: str | None = setting(None, "Folder that relative image paths start from. None: that of the file.")
     on_bad_row: str = setting("error", "A bad row ends the run, or is skipped, counted and listed.", choices=["error", "skip"])
+
+
+def refuse_unsupported(args: TrainingArguments) -> None:
+    """Raises InputError for a setting of the Trainer's that a policy's trainer does not have."""
+    checks = [
+        (args.eval_strategy == "no", "--eval_strategy is not supported: evaluate a checkpoint with recipes.medr1_eval"),
+        (not args.load_best_model_at_end, "--load_best_model_at_end is not supported: nothing is evaluated during training"),
+        (not args.remove_unused_columns, "--remove_unused_columns is not supported: every column is read"),
+        (not args.fsdp, "--fsdp is not supported: sampling needs whole weights on every device; use --deepspeed with ZeRO-2"),
+        (not args.label_smoothing_factor, "--label_smoothing_factor is not supported"),
+        (not args.torch_compile, "--torch_compile is not supported: the kernels are compiled already"),
+        (not args.auto_find_batch_size, "--auto_find_batch_size is not supported"),
+        (not args.fp16, "--fp16 is not supported: use --bf16, whose range needs no loss scaling"),
+    ]
+    refuse(checks)
+
+
+def refuse(checks: list[tuple[bool, str]]) -> None:
+    """Raises InputError with the first message whose condition does not hold."""
+    for holds, message in checks:
+        if not holds:
+            raise InputError(message)

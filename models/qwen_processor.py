@@ -69,6 +69,10 @@ class QwenProcessor:
         is_image = (batch["input_ids"] == self.image_token_id).int()
         return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "mm_token_type_ids": is_image, **vision}
 
+    def answer_ids(self, texts: list[str]) -> list[list[int]]:
+        """The ids of each answer and of the end token after it: what a model learns to say."""
+        return [[*ids, self.tokenizer.eos_token_id] for ids in self.tokenizer(texts, add_special_tokens=False).input_ids]
+
     def decode(self, ids: list[list[int]]) -> list[str]:
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 

@@ -31,6 +31,7 @@ TEMPLATES = {
     "zeroshot": "medr1_zeroshot",
     "train_think": "medr1_train_think",
     "train_nothink": "medr1_train_nothink",
+    "sft": "medr1_sft",
 }
 
 
@@ -40,8 +41,8 @@ class EvaluationArguments(QuestionArguments):
 
     template: str | None = setting(
         None,
-        "Ask for reasoning, for a tagged answer, or for a bare letter; train_* ask as training does. None: think, for the starter "
-        "policy train_think.",
+        "Ask for reasoning, for a tagged answer, or for a bare letter; train_* ask as training does, sft as the "
+        "published fine-tuning does. None: think, for the starter policy train_think.",
         choices=list(TEMPLATES),
     )
 

@@ -28,8 +28,12 @@ def corpus() -> list[str]:
     return prompts + [respond(modality, letter) for modality in SOURCES for letter in "ABCD"]
 
 
+def thought(modality: str) -> str:
+    return f"<think>The picture looks like {modality}.</think>"
+
+
 def respond(modality: str, letter: str) -> str:
-    return f"<think>The picture looks like {modality}.</think><answer> {letter} </answer><|im_end|>"
+    return f"{thought(modality)}<answer> {letter} </answer><|im_end|>"
 
 
 def lookup(rng: np.random.Generator) -> Example:

@@ -25,20 +25,27 @@ TEMPLATES: dict[str, str] = {
         "{Question} Provide the correct single-letter choice (A, B, C, D,...) inside <answer>...</answer> tags."
     ),
     "medr1_zeroshot": "{Question} Provide the correct single-letter choice (A, B, C, D,...).",
+    "medr1_sft": "{Question}",
     # MedVLM-R1's strings stand indented in its source, and the indentation is part of them: 8 spaces in training, 4 in evaluation.
     "medvlm_train_complex": _MEDVLM_COMPLEX.replace("\n", "\n" + 8 * " "),
     "medvlm_eval_complex": _MEDVLM_COMPLEX.replace("\n", "\n" + 4 * " "),
     "medvlm_eval_simple": "\n    {Question} \n    Your task: provide the correct single-letter choice (A, B, C, D,...).\n    ",
 }
 
+# Med-R1's scripts for supervised fine-tuning give the task in a system message, and the question before its image.
+SYSTEM = {"medr1_sft": "Your task: Provide the correct single-letter choice (A, B, C, D,...) inside <answer>...</answer> tags."}
+
 
 def build_prompt(template: str, row: dict) -> list[dict]:
     """One user message: an image entry per image of `row`, then the template `TEMPLATES[template]` filled with its problem.
 
-    There is no system message: neither paper's code sends one (the chat template of Qwen2-VL adds its own default).
+    There is a system message where `SYSTEM` has one, and then the images come last. The papers' other prompts have none (the chat
+    template of Qwen2-VL adds its own default).
     """
     if template not in TEMPLATES:
         raise InputError(f"unknown template {template!r} (expected one of {', '.join(TEMPLATES)})")
-    text = TEMPLATES[template].replace("{Question}", row["problem"])
+    text = [{"type": "text", "text": TEMPLATES[template].replace("{Question}", row["problem"])}]
     images = [{"type": "image"} for _ in row["images"]]
-    return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
+    if template in SYSTEM:
+        return [{"role": "system", "content": SYSTEM[template]}, {"role": "user", "content": text + images}]
+    return [{"role": "user", "content": images + text}]

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from engine.errors import InputError
-from engine.grpo import StepSampler
 from engine.grpo_config import LOSS_TYPES, GRPOConfig
+from engine.step_sampler import StepSampler
 from models.lora import add_lora
 from models.qwen_vl import load_qwen_vl
 from tests.engine.grpo_run import checksum, make_trainer, questions

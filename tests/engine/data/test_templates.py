@@ -17,6 +17,14 @@ def test_the_training_prompt_is_med_r1s():
     assert message == [{"role": "user", "content": content}]
 
 
+def test_the_fine_tuning_prompt_is_that_of_med_r1s_scripts():
+    """The task in the system message, the question before its image."""
+    system, user = build_prompt("medr1_sft", {"problem": "What is it? A)CT, B)MRI", "images": ["one"]})
+    task = "Your task: Provide the correct single-letter choice (A, B, C, D,...) inside <answer>...</answer> tags."
+    assert system == {"role": "system", "content": task}
+    assert user == {"role": "user", "content": [{"type": "text", "text": "What is it? A)CT, B)MRI"}, {"type": "image"}]}
+
+
 def test_medvlm_r1s_prompts_have_its_white_space():
     """8 spaces before each line in training, 4 in evaluation, one at the end of most lines, a line break before and after."""
     assert TEMPLATES["medvlm_train_complex"] == (
@@ -35,7 +43,7 @@ def test_medvlm_r1s_prompts_have_its_white_space():
 
 
 def test_every_template_holds_the_question_once():
-    assert all(text.lstrip().startswith("{Question} ") and text.count("{Question}") == 1 for text in TEMPLATES.values())
+    assert all(text.lstrip().startswith("{Question}") and text.count("{Question}") == 1 for text in TEMPLATES.values())
     assert all(("<think>" in text) == name.endswith(("_think", "_complex")) for name, text in TEMPLATES.items())
 
 

@@ -1,0 +1,103 @@
+"""Med-R1, supervised fine-tuning: the baseline that is shown the right letters (arXiv:2503.13939, section 4).
+
+    python -m recipes.medr1_sft
+    torchrun --nproc_per_node=2 -m recipes.medr1_sft --output_dir OUT --model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct \\
+        --dataset_name data/CT_384 --max_pixels 401408
+
+The second command has the published settings, which are the defaults: one epoch, 4 questions x 16 passes a step, 2e-5 with a tenth
+of warm-up and a cosine, bfloat16, activations computed again. Asked as in GRPO without thought (`medr1_train_nothink`, the image
+first), the model learns `<answer> C </answer>`, so that the two differ in training alone; `recipes.medr1_eval --template
+train_nothink` asks the same. The loss is that of the answer's tokens and its end, averaged over all those of a step.
+
+With no flags it trains the starter policy on the starter questions (see `recipes.starter_policy`). That small model finds a letter
+only by way of a thought that names the option: asked for the letter alone it had got to 45 % after 200 steps of 16. So here, and
+only here, its prompt is the one that asks for a thought (`--template train_think`), and what it learns has the right option's name,
+which the published data do not hold: `<think>The picture looks like MRI.</think><answer> C </answer>`. Measured: held-out accuracy
+from 51.0 % to 80.3, 79.0 and 79.7 % with seeds 42, 1 and 2, in 43 CPU seconds on one thread and 0.95 GB. It is no more than
+`recipes.medr1_grpo` has from rewards alone: longer training gets nearly every training answer right and no more of the test's,
+which are about other regions of the images.
+
+The last line is JSON: accuracy_before and accuracy_after (greedy), by_modality_before and _after, loss_first and _last (nats a
+token), seconds, checkpoint.
+
+Differences from the published code (https://github.com/Yuxiang-Lai117/Med-R1, sft.py and sft_2_5.py): its target begins with the
+word None, the value of a column `thinking` that the data lack; the task stands in a system message and the question before its
+image; and the loss counts the tokens of the prompt too, and the start of another turn that follows the answer. `--compat reference`
+has that prompt and that target (`recipes.medr1_eval --template sft` asks the same); the loss stays on the answer, since counting
+prompts teaches a model to write questions. The last questions of an epoch that do not fill a step are left out (each epoch has its
+own order).
+"""
+
+from dataclasses import dataclass
+
+from engine.arguments import parse_arguments
+from engine.data.splits import load_splits
+from engine.data.starter_lessons import TEMPLATE as STARTER_TEMPLATE
+from engine.data.starter_lessons import thought
+from engine.recipe_arguments import DataArguments, ModelArguments, setting
+from engine.run import run_command
+from engine.sft_config import SFTConfig
+from engine.sft_run import tune_on_questions
+from models.loading import load_policy
+
+# What a run without flags uses instead of the published settings: the starter policy is small and already speaks in form. Its
+# vision tower stays: with it moving, 200 steps came to 79.0 %.
+STARTER = {
+    "freeze_vision_modules": True,
+    "learning_rate": 5e-4,
+    "per_device_train_batch_size": 16,
+    "gradient_accumulation_steps": 1,
+    "gradient_checkpointing": False,
+    "max_completion_length": 32,
+    "max_steps": 100,
+    "save_steps": 50,
+    "save_total_limit": 2,
+}
+
+
+@dataclass
+class MedR1SFTArguments:
+    """The task."""
+
+    compat: str = setting(
+        "default", "Learn the tagged letter, or the prompt and target of the published code.", choices=["default", "reference"]
+    )
+
+
+def letter(row: dict) -> str:
+    """What is learnt: the letter in its tags."""
+    return f"<answer> {row['answer']} </answer>"
+
+
+def published_letter(row: dict) -> str:
+    """What the published code makes of a row: before the letter, a column `thinking` that the data do not have."""
+    return f"None\n\n{letter(row)}"
+
+
+def thought_and_letter(row: dict) -> str:
+    """What the starter policy learns, in the form it knows: a thought made of the right option's text, then the letter."""
+    return thought(row["options"][row["answer"]]) + letter(row)
+
+
+def main(argv: list[str]) -> dict:
+    kinds = (MedR1SFTArguments, DataArguments, ModelArguments, SFTConfig)
+    arguments = task, data, model, _ = parse_arguments(kinds, argv, recipe="medr1_sft", description=__doc__, starter=STARTER)
+    if task.compat == "reference":
+        template, answer_of = "medr1_sft", published_letter
+    elif data.dataset_name is None and model.model_name_or_path is None:
+        template, answer_of = STARTER_TEMPLATE, thought_and_letter
+    else:
+        template, answer_of = "medr1_train_nothink", letter
+    return tune_on_questions(
+        "medr1_sft",
+        "Med-R1 supervised fine-tuning",
+        load_policy,
+        arguments,
+        splits=load_splits(data),
+        template=template,
+        answer_of=answer_of,
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)
