@@ -86,10 +86,10 @@ class DataArguments:
 def refuse_unsupported(args: TrainingArguments) -> None:
     """Raises InputError for a setting of the Trainer's that a policy's trainer does not have."""
     checks = [
-        (args.eval_strategy == "no", "--eval_strategy is not supported: evaluate a checkpoint with recipes.medr1_eval"),
+        (args.eval_strategy == "no", "--eval_strategy is not supported: evaluate a checkpoint with the system's _eval recipe"),
         (not args.load_best_model_at_end, "--load_best_model_at_end is not supported: nothing is evaluated during training"),
         (not args.remove_unused_columns, "--remove_unused_columns is not supported: every column is read"),
-        (not args.fsdp, "--fsdp is not supported: sampling needs whole weights on every device; use --deepspeed with ZeRO-2"),
+        (not args.fsdp, "--fsdp is not supported: answers need whole weights on every device; use --deepspeed with ZeRO-2"),
         (not args.label_smoothing_factor, "--label_smoothing_factor is not supported"),
         (not args.torch_compile, "--torch_compile is not supported: the kernels are compiled already"),
         (not args.auto_find_batch_size, "--auto_find_batch_size is not supported"),

@@ -24,7 +24,7 @@ from transformers import Trainer, TrainingArguments
 
 from engine.checkpoints import WholeCheckpoints
 from engine.errors import InputError
-from engine.recipe_arguments import setting
+from engine.recipe_arguments import refuse, setting
 
 MASK_LOSSES = ("structure", "bce_dice")
 MIN_LEARNING_RATE = 1e-6
@@ -109,9 +109,7 @@ class SegmentationConfig(TrainingArguments):
             (not self.label_smoothing_factor, "--label_smoothing_factor is not supported"),
             (not self.fp16, "--fp16 is not supported: use --bf16, whose range needs no loss scaling"),
         ]
-        for holds, message in checks:
-            if not holds:
-                raise InputError(message)
+        refuse(checks)
 
 
 class Output(Protocol):
