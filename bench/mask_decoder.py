@@ -4,8 +4,8 @@
 
 A case is a 64 x 64 image embedding and one box a prompt (7 tokens), one mask each. Providers hold the same weights and run
 interleaved in this process; their masks are compared before anything is timed. On a CPU the clock is the process's CPU time
-with one thread, on a GPU device events. Measured in float32 on a shared two-core Xeon, 2026-11-22: 2.5, 4.2 and 3.9 times
-transformers at 1, 8 and 64 prompts (1.4, 2.3 and 2.3 times torch.compile). The last line is JSON: speedup_N
+with one thread, on a GPU device events. Measured in float32 on a shared two-core Xeon, 2026-11-24: 2.2, 4.0 and 4.3 times
+transformers at 1, 8 and 64 prompts (1.4, 2.2 and 2.5 times torch.compile). The last line is JSON: speedup_N
 (transformers / ours) for each N, max_abs_error.
 """
 
