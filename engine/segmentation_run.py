@@ -2,14 +2,10 @@
 
 import json
 import logging
-import random
 import time
 from collections.abc import Callable
-from functools import partial
 
-import torch
 from torch import nn
-from tqdm.auto import trange
 
 from engine.checkpoints import find_checkpoint
 from engine.data.segmentation_rows import MaskedQuestions
@@ -51,12 +47,14 @@ def run_segmentation(
     trainer = SegmentationTrainer(model, collate, args, train)
     logger.info("%s: %d training rows, on %s, output in %s", title, len(train), describe_device(), run.path)
 
-    dice_before = _dice_before(model, test, run, resume is not None)
+    before = _before(model, test, run, resume is not None)
     checkpoint = train_to_end(trainer, run, resume)
     after = test and _evaluate(model, test, run, "after")
 
-    headline = {"dice_before": dice_before, "dice_after": after and after.headline()["dice"]}
-    headline |= {name: after.headline()[name] for name in ("place_accuracy", "majority_accuracy") if after}
+    headline = {"dice_before": before.get("dice"), "dice_after": after and after.headline()["dice"]}
+    if after:
+        headline["place_accuracy_before"] = before.get("place_accuracy")
+        headline |= {name: after.headline()[name] for name in ("place_accuracy", "majority_accuracy")}
     headline |= {"seconds": time.perf_counter() - started, "checkpoint": checkpoint}
     if run.writes:
         rows = run.read_metrics()
@@ -76,44 +74,23 @@ def run_segmentation(
     return headline
 
 
-def _dice_before(model: nn.Module, test: MaskedQuestions | None, run: RunFolder, resumed: bool) -> float | None:
-    """Mean Dice before training; a resumed run reads what it wrote."""
+def _before(model: nn.Module, test: MaskedQuestions | None, run: RunFolder, resumed: bool) -> dict:
+    """Mean Dice and place accuracy before training, where they are measured; a resumed run reads what it wrote."""
     kept = run.path / "before.json"
     if test is None:
-        return None
+        return {}
     if resumed and kept.is_file():
-        return json.loads(kept.read_text())["dice"]
-    dice = _evaluate(model, test, run, "before", max_new_tokens=0).headline()["dice"]
-    run.write_json("before.json", {"dice": dice})
-    return dice
+        return json.loads(kept.read_text())
+    headline = _evaluate(model, test, run, "before").headline()
+    before = {name: headline[name] for name in ("dice", "place_accuracy")}
+    run.write_json("before.json", before)
+    return before
 
 
-def _evaluate(
-    model: nn.Module, test: MaskedQuestions, run: RunFolder, when: str, max_new_tokens: int = 64
-) -> SegmentationEvaluation:
-    model.eval()
-    segment = partial(model.segment_batch, max_new_tokens=max_new_tokens)
-    evaluation = evaluate_segmentation(segment, test, batch_size=EVALUATION_BATCH, progress=run.writes)
+def _evaluate(model: nn.Module, test: MaskedQuestions, run: RunFolder, when: str) -> SegmentationEvaluation:
+    evaluation = evaluate_segmentation(model.eval().segment_batch, test, batch_size=EVALUATION_BATCH, progress=run.writes)
     if run.writes and when == "after":
         write_segmentation_evaluation(run.path, evaluation)
-    logger.info("Dice %s training: %.3f (%d held-out rows)", when, evaluation.headline()["dice"], len(test))
+    score = evaluation.headline()
+    logger.info("%s training: Dice %.3f, %.3f of %d places right", when, score["dice"], score["place_accuracy"], len(test))
     return evaluation
-
-
-def warm_up(vlm: nn.Module, collate: Callable, rows: MaskedQuestions, *, steps: int, learning_rate: float, seed: int = 0) -> None:
-    """Teach a randomly initialised `vlm` (called as Hugging Face's are) the language of the answers, all its weights: what a
-    pretrained one brings along."""
-    torch.manual_seed(seed)
-    order = random.Random(seed)
-    parameters = list(vlm.parameters())
-    optimizer = torch.optim.AdamW(parameters, learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
-    vlm.train()
-    for _ in trange(steps, desc="warming up the language model", unit="step"):
-        batch = collate([rows[i] for i in order.choices(range(len(rows)), k=16)])
-        vlm(**{name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values", "labels")}).loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-    vlm.eval()

@@ -1,6 +1,6 @@
 """A small LLaVA with a tokenizer of its own, built on the spot: CLIP, projector and Mistral with small sizes, 0.5 M parameters.
 
-An image of 56 x 56 pixels is 4 tokens. The tokenizer is byte-level BPE trained on `corpus`, so any text can be encoded.
+An image of 56 x 56 pixels is 49 tokens. The tokenizer is byte-level BPE trained on `corpus`, so any text can be encoded.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ def build_tiny_llava(corpus: Iterable[str], *, seed: int = 0, hidden_size: int =
     tokenizer = train_tokenizer(corpus)
     torch.manual_seed(seed)
     vision = CLIPVisionConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=2, image_size=56, patch_size=28
+        hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=2, image_size=56, patch_size=8
     )
     text = MistralConfig(
         vocab_size=-(-len(tokenizer) // 8) * 8,
@@ -36,7 +36,7 @@ def build_tiny_llava(corpus: Iterable[str], *, seed: int = 0, hidden_size: int =
         vision_config=vision,
         text_config=text,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=4,
+        image_seq_length=49,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
     )

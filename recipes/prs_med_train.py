@@ -34,7 +34,8 @@ from engine.errors import InputError, input_errors
 from engine.recipe_arguments import setting
 from engine.run import open_run, run_command
 from engine.segmentation import SegmentationConfig
-from engine.segmentation_run import run_segmentation, warm_up
+from engine.segmentation_run import run_segmentation
+from engine.segmentation_warm_up import warm_up
 from models.prs_med import DECODERS, PRSMed, PRSMedConfig, build_prs_med
 from models.prs_med_processor import PROMPT
 from models.tiny_llava import build_tiny_llava
@@ -65,7 +66,7 @@ class PRSMedArguments:
     eval_split: str = setting("test", "Rows to evaluate on before and after training.", choices=["test", "val"])
     eval_limit: int = setting(200, "Evaluate on at most so many of them, evenly spread; 0: do not evaluate.")
     on_bad_row: str = setting("error", "A bad row ends the run, or is skipped, counted and listed.", choices=["error", "skip"])
-    warm_up_steps: int = setting(200, "Steps that teach the small LLaVA its language.")
+    warm_up_steps: int = setting(450, "Steps that teach the small LLaVA to speak and to see.")
 
     def __post_init__(self):
         if (self.vlm_path is None) != (self.sam_ckpt is None):
@@ -120,7 +121,7 @@ def load_model(task: PRSMedArguments, args: SegmentationConfig, train: MaskedQue
     vlm, tokenizer = build_tiny_llava(texts, seed=args.seed)
     model = PRSMed(vlm, tokenizer, PRSMedConfig(image_encoder="starter", decoder=task.decoder, compat=args.compat))
     if task.warm_up_steps:
-        warm_up(vlm, model.processor.collate, train, steps=task.warm_up_steps, learning_rate=3e-3, seed=args.seed)
+        warm_up(vlm, model.processor.collate, train, steps=task.warm_up_steps, learning_rate=2e-3, seed=args.seed)
     return model
 
 

@@ -1,8 +1,9 @@
 """Starter data for segmentation: "where is the lesion in this CT?", with masks, in PRS-Med's folder and CSV format.
 
 Drawn lesions on real images: each image is a crop from the starter questions (`engine.data.starter`: CT, MRI, X-ray, ultrasound,
-fundus, microscopy, scintigraphy; training and test crops share no pixel) with a blob that is brighter or darker than what lies
-around it. It is a task to start with, not a benchmark.
+fundus, microscopy, scintigraphy; training and test crops share no pixel), mirrored at random so that the picture alone says
+nothing about the place, with a blob that is brighter or darker than what lies around it. It is a task to start with, not a
+benchmark.
 """
 
 import csv
@@ -22,7 +23,7 @@ from engine.data.segmentation_rows import COLUMNS
 from engine.data.starter import build_starter_data
 from engine.files import cache_folder, write_whole
 
-VERSION = 2  # raise it with any change of what is built
+VERSION = 3  # raise it with any change of what is built
 NAME = "starter_lesions"
 COUNTS = {"train": 600, "test": 120}
 SHADES = (235.0, 20.0)
@@ -58,7 +59,8 @@ def _write(root: Path) -> None:
         for i in range(count):
             question = questions[i % len(questions)]
             with Image.open(crops / question["image"]) as opened:
-                pixels, mask = draw_lesion(np.asarray(opened.convert("RGB"), dtype=np.float32), rng)
+                crop = np.asarray(opened.convert("RGB"), dtype=np.float32)[:: rng.choice((-1, 1)), :: rng.choice((-1, 1))]
+            pixels, mask = draw_lesion(crop, rng)
             name = f"{i:04d}.png"
             Image.fromarray(pixels).save(root / NAME / f"{split}_images" / name)
             Image.fromarray(mask.astype(np.uint8) * 255).save(root / NAME / f"{split}_masks" / name)
@@ -69,15 +71,20 @@ def _write(root: Path) -> None:
 
 
 def draw_lesion(pixels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """[H, W, 3] in 0-255 -> the same with a blob (uint8), and its mask [H, W] (bool)."""
+    """[H, W, 3] in 0-255 -> the same with a blob (uint8), and its mask [H, W] (bool).
+
+    It lies clearly in one place: its middle well within a radius of the image's, or beyond that and off both midlines.
+    """
     height, width = pixels.shape[:2]
-    level, radius = rng.choice(SHADES), rng.uniform(0.1, 0.2) * height
-    contrast = np.abs(ndimage.uniform_filter(pixels.mean(-1), height // 5) - level)
+    radius = rng.uniform(0.1, 0.18) * height
     margin = int(1.3 * radius)
-    places = rng.integers(margin, (height - margin, width - margin), (40, 2))
-    found = contrast[places[:, 0], places[:, 1]]
-    best = np.argmax(found > 110) if (found > 110).any() else np.argmax(found)  # the first that shows, or what shows most
-    mask = blob((height, width), places[best], radius, rng)
+    places, levels = rng.integers(margin, (height - margin, width - margin), (80, 2)), rng.choice(SHADES, 80)
+    away = np.abs(places - (height / 2, width / 2))
+    clear = (away.max(1) < 0.7 * radius) | ((away.max(1) > 1.3 * radius) & (away.min(1) > 0.06 * height))
+    brightness = ndimage.uniform_filter(pixels.mean(-1), height // 5)
+    contrast = clear * np.abs(brightness[places[:, 0], places[:, 1]] - levels)
+    best = np.argmax(contrast > 110) if (contrast > 110).any() else np.argmax(contrast)  # the first that shows, or what shows most
+    mask, level = blob((height, width), places[best], radius, rng), levels[best]
     weight = 0.75 * ndimage.gaussian_filter(mask.astype(np.float32), 1.0)[..., None]
     pixels = pixels * (1 - weight) + (level + rng.normal(0, 6, pixels.shape)) * weight
     return pixels.clip(0, 255).astype(np.uint8), mask

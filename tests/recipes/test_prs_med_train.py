@@ -31,7 +31,8 @@ def segment_rows(model):
 
 def test_a_run_leaves_what_it_promises(run):
     folder, headline = run
-    assert set(headline) == {"dice_before", "dice_after", "place_accuracy", "majority_accuracy", "seconds", "checkpoint"}
+    measured = {"dice_before", "dice_after", "place_accuracy_before", "place_accuracy", "majority_accuracy"}
+    assert set(headline) == measured | {"seconds", "checkpoint"}
     assert 0 <= headline["dice_before"] <= 1 and 0 <= headline["dice_after"] <= 1
     assert str(headline["checkpoint"]) == str(folder / "checkpoint-4")
     for name in ("config.json", "metrics.jsonl", "evaluation.json", "curves.png", "report.html"):
@@ -62,7 +63,8 @@ def test_a_stopped_run_resumes_to_the_same_bits(run, tmp_path):
     with pytest.raises(InputError, match="already holds checkpoint-2; pass --resume_from_checkpoint true"):
         main([*SHORT, "--output_dir", str(tmp_path)])
     resumed = main([*SHORT, "--output_dir", str(tmp_path), "--resume_from_checkpoint", "true"])
-    assert resumed["dice_before"] == first["dice_before"] == headline["dice_before"]
+    for name in ("dice_before", "place_accuracy_before"):
+        assert resumed[name] == first[name] == headline[name]
     assert newest_checkpoint(tmp_path).name == "checkpoint-4"
     for (_, x), (_, y) in zip(
         segment_rows(load_prs_med(resumed["checkpoint"])), segment_rows(load_prs_med(headline["checkpoint"])), strict=True
