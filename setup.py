@@ -37,7 +37,7 @@ setup(
     description="A compiled-kernel training engine for medical vision-language models",
     python_requires=">=3.11",
     packages=find_packages(include=["kernels*", "models*", "engine*", "recipes*", "bench*"]),
-    package_data={"models": ["starter/*"], "engine": ["*.html"]},
+    package_data={"models": ["starter/policy/*"], "engine": ["report/*.html"]},
     install_requires=REQUIREMENTS,
     extras_require={
         "test": ["pytest", "ruff"],

@@ -76,9 +76,9 @@ def save_model(folder: str) -> None:
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
-    from engine.data.templates import TEMPLATES
-    from models.qwen_processor import QwenProcessor
-    from models.tiny_qwen_vl import train_tokenizer
+    from engine.tasks.templates import TEMPLATES
+    from models.qwen.processor import QwenProcessor
+    from models.starter.qwen_vl import train_tokenizer
 
     tokenizer = train_tokenizer([QUESTION, *TEMPLATES.values()])
     ids = tokenizer.convert_tokens_to_ids
@@ -171,21 +171,21 @@ def run_trl(model: str, output: str, steps: int, clock: Clock) -> None:
 def run_vesalius(model: str, output: str, steps: int, clock: Clock, provider: str) -> None:
     import torch
 
-    import engine.groups
-    import models.qwen_vl
-    from engine.grpo import GRPOTrainer
-    from engine.grpo_config import GRPOConfig
+    import engine.training.groups
+    import models.qwen.policy
+    from engine.training.grpo import GRPOTrainer
+    from engine.training.grpo_config import GRPOConfig
     from models.loading import load_policy
 
     copies = 1
     if provider.endswith("vision per answer"):
-        features = models.qwen_vl._image_features
+        features = models.qwen.policy._image_features
 
         def per_answer(model, pixel_values, grids):
             copies = features(model, pixel_values * ANSWERS, grids * ANSWERS)
             return tuple(torch.stack(copies[i :: len(grids)]).mean(0) for i in range(len(grids)))
 
-        models.qwen_vl._image_features = per_answer
+        models.qwen.policy._image_features = per_answer
     if provider.endswith("pairs share"):
         copies = ANSWERS // 2  # two answers a row is the least a group can have
     pictures = images((steps + 1) * PROMPTS)
@@ -198,7 +198,7 @@ def run_vesalius(model: str, output: str, steps: int, clock: Clock, provider: st
 
     trainer = GRPOTrainer(load_policy(model), [variety], prompt_of, args, rows, callbacks=[end_of_steps(clock)])
     clock.wrap(trainer.sampler, "encode")
-    clock.wrap(engine.groups, "rollout")
+    clock.wrap(engine.training.groups, "rollout")
     trainer.train()
 
 

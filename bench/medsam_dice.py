@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from engine.command.run import describe_device, run_command
 from engine.errors import InputError
-from engine.run import describe_device, run_command
-from engine.segmentation_metrics import dice_score
+from engine.evaluation.mask_metrics import dice_score
 from models.sam.loading import CheckpointError, lite_medsam_checkpoint, load_sam
 from models.sam.predictor import Predictor
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from models.lora import add_lora
-from models.qwen_vl import QwenVLPolicy, load_qwen_vl
+from models.qwen.policy import QwenVLPolicy, load_qwen_vl
 
-STARTER_POLICY = Path(__file__).parent / "starter"
+STARTER_POLICY = Path(__file__).parent / "starter" / "policy"
 
 
 def load_policy(

@@ -15,9 +15,9 @@ import logging
 from pathlib import Path
 
 from engine.bucket import Bucket
+from engine.command.run import run_command
 from engine.errors import InputError
 from engine.files import cache_folder
-from engine.run import run_command
 
 DATASETS = {"prs-med": Bucket("https://prs-med-experiments.s3.us-east-1.amazonaws.com", "data/")}
 

@@ -8,7 +8,7 @@ With no flags: the starter policy on the 300 starter test questions, in 40 secon
 under FGSM and 36.3 % under PGD. The second command does in one process what the published batch_eval_adversarial.py does with one
 for each file and attack; `--attacks fgsm` chooses, clean images are always asked about. The published flags --model_path,
 --test_data, --dataset_root and --attack_type work too. The last line is JSON: accuracy_clean, accuracy_fgsm, accuracy_pgd
-(fractions), num_samples, output, by_modality. What the run folder holds: see `engine.adversarial_run`.
+(fractions), num_samples, output, by_modality. What the run folder holds: see `engine.runs.adversarial`.
 
 Differences from the published code, whose attacks end in an error in the first batch and are recorded as accuracy 0: an attack
 lowers the probability of the whole right answer, reasoning included, and not of its first token, which is always `<think>` (on the
@@ -20,12 +20,12 @@ are attacked at once. The starter policy and what is trained from it must be ask
 
 from dataclasses import dataclass
 
-from engine.adversarial_run import AttackArguments, run_adversarial_evaluation
-from engine.arguments import parse_arguments
-from engine.recipe_arguments import setting
-from engine.run import run_command
+from engine.command.arguments import parse_arguments
+from engine.command.run import run_command
+from engine.command.settings import setting
+from engine.runs.adversarial import AttackArguments, run_adversarial_evaluation
 from models.loading import load_policy
-from models.qwen_pixels import QwenPixels
+from models.qwen.pixels import QwenPixels
 
 TEMPLATES = {"think": "medr1_eval_think", "train_think": "medr1_train_think"}
 

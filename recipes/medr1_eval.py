@@ -11,18 +11,18 @@ overall, per modality and per question type), accuracy.png and report.html. The 
 num_samples, unanswered, output, by_modality.
 
 Differences from the published scripts: they count `C` alone as right, not `C)`, `(C)`, `c` or the option's text, read the first
-answer instead of the last, and differ in this between templates; `--compat reference` reads as they do (see `engine.evaluate`).
-`--template zeroshot` asks for a letter without tags, so there a bare letter counts. The templates are theirs, letter for letter;
-their prompt of think differs from that of training. The starter policy, a small model that knows one prompt, and what is trained
-from it must be asked as in training: `--template train_think`.
+answer instead of the last, and differ in this between templates; `--compat reference` reads as they do (see
+`engine.evaluation.questions`). `--template zeroshot` asks for a letter without tags, so there a bare letter counts. The templates
+are theirs, letter for letter; their prompt of think differs from that of training. The starter policy, a small model that knows one
+prompt, and what is trained from it must be asked as in training: `--template train_think`.
 """
 
 from dataclasses import dataclass
 
-from engine.arguments import parse_arguments
-from engine.evaluation_run import QuestionArguments, run_evaluation
-from engine.recipe_arguments import setting
-from engine.run import run_command
+from engine.command.arguments import parse_arguments
+from engine.command.run import run_command
+from engine.command.settings import setting
+from engine.runs.evaluate import QuestionArguments, run_evaluation
 from models.loading import load_policy
 
 TEMPLATES = {

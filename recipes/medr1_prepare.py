@@ -15,8 +15,8 @@ stay by default, since the published numbers have them; `--drop_leaked` takes th
 
 import argparse
 
-from engine.data.omnimedvqa import Preparation, prepare
-from engine.run import run_command
+from engine.command.run import run_command
+from engine.data.prepare.omnimedvqa import Preparation, prepare
 
 
 def parse_arguments(argv: list[str] | None) -> Preparation:

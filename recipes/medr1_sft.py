@@ -30,14 +30,14 @@ own order).
 
 from dataclasses import dataclass
 
-from engine.arguments import parse_arguments
+from engine.command.arguments import parse_arguments
+from engine.command.run import run_command
+from engine.command.settings import DataArguments, ModelArguments, setting
 from engine.data.splits import load_splits
-from engine.data.starter_lessons import TEMPLATE as STARTER_TEMPLATE
-from engine.data.starter_lessons import thought
-from engine.recipe_arguments import DataArguments, ModelArguments, setting
-from engine.run import run_command
-from engine.sft_config import SFTConfig
-from engine.sft_run import tune_on_questions
+from engine.data.starter.lessons import TEMPLATE as STARTER_TEMPLATE
+from engine.data.starter.lessons import thought
+from engine.runs.sft_run import tune_on_questions
+from engine.training.sft_config import SFTConfig
 from models.loading import load_policy
 
 # What a run without flags uses instead of the published settings: the starter policy is small and already speaks in form. Its

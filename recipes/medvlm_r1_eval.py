@@ -23,11 +23,11 @@ prompt, and what is trained from it must be asked as in training: `--prompt_type
 
 from dataclasses import dataclass
 
-from engine.arguments import parse_arguments
+from engine.command.arguments import parse_arguments
+from engine.command.run import run_command
+from engine.command.settings import setting
 from engine.data.split_names import RADIOLOGY
-from engine.evaluation_run import QuestionArguments, run_evaluation
-from engine.recipe_arguments import setting
-from engine.run import run_command
+from engine.runs.evaluate import QuestionArguments, run_evaluation
 from models.loading import load_policy
 
 TEMPLATES = {

@@ -27,14 +27,14 @@ words: `CT` is half right for C, `Option C` wrong. ISIC, SLAKE and VQA-RAD, whic
 
 from dataclasses import dataclass
 
-from engine.arguments import parse_arguments
+from engine.command.arguments import parse_arguments
+from engine.command.run import run_command
+from engine.command.settings import DataArguments, ModelArguments, setting
 from engine.data.split_names import RADIOLOGY
 from engine.data.splits import load_splits
-from engine.grpo_config import GRPOConfig
-from engine.grpo_run import STARTER, train_on_questions
-from engine.recipe_arguments import DataArguments, ModelArguments, setting
-from engine.rewards import vqa_rewards
-from engine.run import run_command
+from engine.runs.grpo_run import STARTER, train_on_questions
+from engine.tasks.rewards import vqa_rewards
+from engine.training.grpo_config import GRPOConfig
 from models.loading import load_policy
 
 # The published training script, where it differs from GRPOConfig's defaults.

@@ -16,9 +16,9 @@ these images; rows and test come from one collection and are not compared there.
 numbers may have them; `--drop_leaked` takes their images out of train.
 """
 
-from engine.arguments import parse_arguments
-from engine.data.radiology import RadiologyPreparation, prepare_radiology
-from engine.run import run_command
+from engine.command.arguments import parse_arguments
+from engine.command.run import run_command
+from engine.data.prepare.radiology import RadiologyPreparation, prepare_radiology
 
 
 def main(argv: list[str]) -> dict:

@@ -27,15 +27,14 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from engine.arguments import parse_arguments
-from engine.data.lesions import build_lesions
-from engine.data.segmentation_rows import load_masked_questions
+from engine.command.arguments import parse_arguments
+from engine.command.run import describe_device, local_device, open_run, run_command
+from engine.command.settings import setting
+from engine.data.masked_questions import load_masked_questions
+from engine.data.starter.masked_questions import build_lesions
 from engine.errors import InputError, input_errors
-from engine.judge import Judge
-from engine.recipe_arguments import setting
-from engine.report import write_report
-from engine.run import describe_device, local_device, open_run, run_command
-from engine.segmentation_evaluate import (
+from engine.evaluation.judge import Judge
+from engine.evaluation.masks import (
     LEGEND,
     ask_judge,
     evaluate_segmentation,
@@ -44,7 +43,8 @@ from engine.segmentation_evaluate import (
     segmentation_samples,
     write_segmentation_evaluation,
 )
-from models.prs_med import load_prs_med
+from engine.report.report import write_report
+from models.prs_med.model import load_prs_med
 
 logger = logging.getLogger(__name__)
 

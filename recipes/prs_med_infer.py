@@ -22,16 +22,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+from engine.command.run import describe_device, local_device, open_run, run_command
 from engine.data.images import open_image
-from engine.data.lesions import build_lesions
+from engine.data.masked_questions import load_masked_questions, read_mask
 from engine.data.positions import read_positions
-from engine.data.segmentation_rows import load_masked_questions, read_mask
+from engine.data.starter.masked_questions import build_lesions
 from engine.errors import InputError, input_errors
-from engine.overlay import draw_overlay, write_png
-from engine.run import describe_device, local_device, open_run, run_command
-from engine.segmentation_evaluate import newest_checkpoint, to_levels
-from engine.segmentation_metrics import dice_score
-from models.prs_med import load_prs_med
+from engine.evaluation.mask_metrics import dice_score
+from engine.evaluation.masks import newest_checkpoint, to_levels
+from engine.report.overlay import draw_overlay, write_png
+from models.prs_med.model import load_prs_med
 
 logger = logging.getLogger(__name__)
 

@@ -19,13 +19,13 @@ templates); texts with commas are quoted; splits are seeded and keep equal image
 import argparse
 import logging
 
-from engine.data.lesions import build_lesions
+from engine.command.run import run_command
+from engine.data.masked_questions import check_data_root
 from engine.data.positions import RULES
-from engine.data.segmentation_prepare import SetPreparation, prepare_set
-from engine.data.segmentation_rows import check_data_root
+from engine.data.prepare.prs_med import SetPreparation, prepare_set
+from engine.data.starter.masked_questions import build_lesions
 from engine.errors import InputError
 from engine.files import write_json
-from engine.run import run_command
 
 logger = logging.getLogger(__name__)
 SHOWN = 5  # bad rows in the log

@@ -27,18 +27,18 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from engine.arguments import parse_arguments
-from engine.data.lesions import build_lesions
-from engine.data.segmentation_rows import MaskedQuestions, load_masked_questions
+from engine.command.arguments import parse_arguments
+from engine.command.run import open_run, run_command
+from engine.command.settings import setting
+from engine.data.masked_questions import MaskedQuestions, load_masked_questions
+from engine.data.starter.masked_questions import build_lesions
 from engine.errors import InputError, input_errors
-from engine.recipe_arguments import setting
-from engine.run import open_run, run_command
-from engine.segmentation import SegmentationConfig
-from engine.segmentation_run import run_segmentation
-from engine.segmentation_warm_up import warm_up
-from models.prs_med import DECODERS, PRSMed, PRSMedConfig, build_prs_med
-from models.prs_med_processor import PROMPT
-from models.tiny_llava import build_tiny_llava
+from engine.runs.segmentation_run import run_segmentation
+from engine.training.masks import SegmentationConfig
+from engine.training.warm_up import warm_up
+from models.prs_med.model import DECODERS, PRSMed, PRSMedConfig, build_prs_med
+from models.prs_med.processor import PROMPT
+from models.starter.llava import build_tiny_llava
 
 # What the run without flags uses instead of the published settings: its networks are small and start from nothing.
 STARTER = {

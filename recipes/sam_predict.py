@@ -21,12 +21,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from engine.command.run import describe_device, local_device, open_run, run_command
 from engine.data.images import open_image
-from engine.data.segmentation_rows import read_mask
+from engine.data.masked_questions import read_mask
 from engine.errors import InputError, input_errors
-from engine.overlay import draw_overlay, write_png
-from engine.run import describe_device, local_device, open_run, run_command
-from engine.segmentation_metrics import dice_score
+from engine.evaluation.mask_metrics import dice_score
+from engine.report.overlay import draw_overlay, write_png
 from models.sam.loading import lite_medsam_checkpoint, load_sam
 from models.sam.predictor import Predictor
 from models.sam.sam import BUILDERS

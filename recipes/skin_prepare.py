@@ -23,10 +23,10 @@ in one part, together with any other that shares an image with the same pixels.
 
 import logging
 
-from engine.arguments import parse_arguments
-from engine.data.skin_prepare import SkinPreparation, prepare_skin
-from engine.data.starter_skin import starter_headline
-from engine.run import run_command
+from engine.command.arguments import parse_arguments
+from engine.command.run import run_command
+from engine.data.prepare.ham10000 import SkinPreparation, prepare_skin
+from engine.data.starter.lesions import starter_headline
 
 logger = logging.getLogger(__name__)
 

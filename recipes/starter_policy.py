@@ -1,10 +1,10 @@
 """The starter policy: a small Qwen2.5-VL that answers in form but often wrongly; `recipes.medr1_grpo` starts from it.
 
     python -m recipes.starter_policy
-    python -m recipes.starter_policy --checkpoint_dir models/starter
+    python -m recipes.starter_policy --checkpoint_dir models/starter/policy
 
 The second command makes the checkpoint that comes with the package. Three supervised lessons on the starter training questions
-(`engine.data.starter_lessons`):
+(`engine.data.starter.lessons`):
 
     lookup   text only: after a thought that names an option, answer that option's letter; every option is named equally often
     form     the same in the full Med-R1 prompt with its image: a policy that guesses
@@ -26,18 +26,18 @@ import numpy as np
 import torch
 from tqdm.auto import trange
 
-from engine.arguments import parse_arguments
+from engine.command.arguments import parse_arguments
+from engine.command.run import describe_device, open_run, run_command
+from engine.command.settings import setting
 from engine.data.questions import load_questions
-from engine.data.starter import build_starter_data
-from engine.data.starter_lessons import TEMPLATE, corpus, form, lookup, sight
-from engine.evaluate import evaluate
-from engine.recipe_arguments import setting
-from engine.rewards import format_reward
-from engine.rollout import greedy_texts
-from engine.run import describe_device, open_run, run_command
+from engine.data.starter.lessons import TEMPLATE, corpus, form, lookup, sight
+from engine.data.starter.questions import build_starter_data
+from engine.evaluation.questions import evaluate
+from engine.rollout.rollout import greedy_texts
+from engine.tasks.rewards import format_reward
 from kernels.linear_logprob import linear_logprob
-from models.qwen_vl import QwenVLPolicy
-from models.tiny_qwen_vl import build_tiny_qwen_vl, save_tiny_qwen_vl
+from models.qwen.policy import QwenVLPolicy
+from models.starter.qwen_vl import build_tiny_qwen_vl, save_tiny_qwen_vl
 
 VALIDATION = 140  # questions
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
-from models.qwen_processor import QwenProcessor
+from models.qwen.processor import QwenProcessor
 
 SPECIAL = "endoftext im_start im_end vision_start vision_end vision_pad image_pad video_pad".split()
 CHAT_TEMPLATE = (

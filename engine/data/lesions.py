@@ -1,98 +1,226 @@
-"""Starter data for segmentation: "where is the lesion in this CT?", with masks, in PRS-Med's folder and CSV format.
+"""Questions about skin lesions: HAM10000 in the format of `ham10000_with_spatial_data.json`, asked in the published words.
 
-Drawn lesions on real images: each image is a crop from the starter questions (`engine.data.starter`: CT, MRI, X-ray, ultrasound,
-fundus, microscopy, scintigraphy; training and test crops share no pixel), mirrored at random so that the picture alone says
-nothing about the place, with a blob that is brighter or darker than what lies around it. It is a task to start with, not a
-benchmark.
+A row has `image_id`, `dx` (a code of DIAGNOSES) and mostly `lesion_id, dx_type, age, sex, localization` (the body part), `bbox`
+(x1, y1, x2, y2; pixels), `area_coverage`, `spatial_description` (`lesion located in upper-left region`) and `mask_available`; a
+lesion without a mask has no box. Rows come from a folder that `recipes.skin_prepare` made, from the published JSON or CSV file
+beside or with a folder of images (found by image_id), or from a copy of the hub data set abaryan/ham10000_bbox, which holds its
+images and says `diagnosis` for `dx`. `[i]` of the set gives the keys of `engine.data.questions`, without options, and
+
+    problem, solution: the question and the answer to learn, see `ask`       question_type: which of QUESTIONS it is
+    dx, diagnosis: code and name      lesion_id, localization, spatial_description, age, sex: as in the file, or None
+    bbox: list of four floats or None     mask: path of the mask's file or None     name: the image_id of the file
 """
 
-import csv
+import contextlib
 import io
 import json
-import os
+import math
 import random
-import tempfile
+import re
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
-from scipy import ndimage
 
-from engine.data.positions import ask, label, locate
-from engine.data.segmentation_rows import COLUMNS
-from engine.data.starter import build_starter_data
-from engine.files import cache_folder, write_whole
+from engine.data.images import FORMATS
+from engine.data.lesion_boxes import name_region
+from engine.data.questions import BadRow, QuestionSet, load_questions
+from engine.data.sources import ImageFile, Source, read_source
+from engine.data.tables import read_csv
+from engine.errors import InputError
 
-VERSION = 3  # raise it with any change of what is built
-NAME = "starter_lesions"
-COUNTS = {"train": 600, "test": 120}
-SHADES = (235.0, 20.0)
-SEED = 2025
+DIAGNOSES = {
+    "akiec": "actinic keratosis",
+    "bcc": "basal cell carcinoma",
+    "bkl": "benign keratosis-like lesion",
+    "df": "dermatofibroma",
+    "mel": "melanoma",
+    "nv": "melanocytic nevus",
+    "vasc": "vascular lesion",
+}
+CODES = {name: code for code, name in DIAGNOSES.items()} | {code: code for code in DIAGNOSES}
+COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization")  # of HAM10000's metadata
+RECORD_KEYS = (*COLUMNS, "bbox", "area_coverage", "spatial_description", "mask_available")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+MASK_SUFFIX = "_segmentation"
+REGION = re.compile(r"lesion located in (upper|center|lower)-(left|center|right) region")
 
-
-def build_lesions(folder: str | Path | None = None) -> Path:
-    """Make the data root in `folder`, by default in the cache, and return it; one that is there already is kept."""
-    folder = Path(folder) if folder else cache_folder() / f"starter-lesions-{VERSION}"
-    if (folder / "annotations").is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        building = Path(temporary) / "building"
-        _write(building)
-        try:
-            os.rename(building, folder)
-        except OSError:
-            if not (folder / "annotations").is_dir():  # else another process was first
-                raise
-    return folder
-
-
-def _write(root: Path) -> None:
-    crops, words, rng = build_starter_data(), random.Random(SEED), np.random.default_rng(SEED)
-    table = io.StringIO(newline="")
-    rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(COLUMNS)
-    for split, count in COUNTS.items():
-        questions = json.loads((crops / f"{split}.json").read_text())
-        for kind in ("images", "masks"):
-            (root / NAME / f"{split}_{kind}").mkdir(parents=True)
-        for i in range(count):
-            question = questions[i % len(questions)]
-            with Image.open(crops / question["image"]) as opened:
-                crop = np.asarray(opened.convert("RGB"), dtype=np.float32)[:: rng.choice((-1, 1)), :: rng.choice((-1, 1))]
-            pixels, mask = draw_lesion(crop, rng)
-            name = f"{i:04d}.png"
-            Image.fromarray(pixels).save(root / NAME / f"{split}_images" / name)
-            Image.fromarray(mask.astype(np.uint8) * 255).save(root / NAME / f"{split}_masks" / name)
-            positions = locate(mask)
-            text = ask(positions, words, finding="lesion", modality=question["modality"], rule="prs-med", test=split == "test")
-            rows.writerow([f"{NAME}/{split}_masks/{name}", name, *text, label(positions), split])
-    write_whole(root / "annotations" / f"{NAME}.csv", table.getvalue())
+# Published: diagnosis and location (stages 1 and 2), tagged (the variant on the hub's data). Ours: box, all that is rewarded.
+QUESTIONS = {
+    "diagnosis": "Analyze this skin lesion and provide a diagnosis.",
+    "location": "Analyze this skin lesion, provide a diagnosis, and describe its location.",
+    "tagged": "Analyze this skin lesion image. Respond in this exact format: <diagnosis>condition_name</diagnosis> "
+    "<location>body_part</location> <bbox>[x1, y1, x2, y2]</bbox>",
+    "box": "Analyze this skin lesion, provide a diagnosis, describe its location, and give its bounding box in pixels as "
+    "[x1, y1, x2, y2].",
+}
 
 
-def draw_lesion(pixels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """[H, W, 3] in 0-255 -> the same with a blob (uint8), and its mask [H, W] (bool).
+def ask(question: str, record: dict) -> tuple[str, str]:
+    """The question of that kind and the answer to learn. "tagged" names the body part, "location" and "box" the region."""
+    if question == "tagged":
+        place = record["localization"] or "unknown"
+        answer = f"<diagnosis>{record['diagnosis']}</diagnosis> <location>{place}</location> <bbox>{_box(record)}</bbox>"
+        return QUESTIONS[question], answer
+    sentences = [f"This appears to be {record['diagnosis']}."]
+    if question in ("location", "box"):
+        sentences.append(record["spatial_description"].replace("lesion located in", "The lesion is located in the") + ".")
+    if question == "box":
+        sentences.append(f"Its bounding box is {_box(record)}.")
+    return QUESTIONS[question], " ".join(sentences)
 
-    It lies clearly in one place: its middle well within a radius of the image's, or beyond that and off both midlines.
+
+def _box(record: dict) -> str:
+    return str([int(side) for side in record["bbox"]])
+
+
+def skin_prompt(row: dict) -> list[dict]:
+    """One user message, as in the published code: the image, then the question."""
+    images = [{"type": "image"} for _ in row["images"]]
+    return [{"role": "user", "content": [*images, {"type": "text", "text": row["problem"]}]}]
+
+
+def load_skin(
+    source: str | Path | Sequence[str | Path],
+    *,
+    question: str = "location",
+    ratio: float = 1.0,
+    boxes_only: bool = False,
+    seed: int = 42,
+    image_root: str | Path | None = None,
+    split: str = "train",
+    on_bad_row: str = "error",
+    limit: int | None = None,
+) -> QuestionSet:
+    """The lesions of one or several sources, `ratio` of those with a box asked the `question`, all others for the diagnosis alone.
+
+    Stage 1 of the published code asks "location" with ratio 0.2, stage 2 with 1 and `boxes_only`, which leaves out lesions
+    without a box. A lesion's question follows from `seed` and its image_id. Images and masks are looked for in `image_root`, by
+    default the folder of each file, and the folders in it. The other arguments are those of `load_questions`.
     """
-    height, width = pixels.shape[:2]
-    radius = rng.uniform(0.1, 0.18) * height
-    margin = int(1.3 * radius)
-    places, levels = rng.integers(margin, (height - margin, width - margin), (80, 2)), rng.choice(SHADES, 80)
-    away = np.abs(places - (height / 2, width / 2))
-    clear = (away.max(1) < 0.7 * radius) | ((away.max(1) > 1.3 * radius) & (away.min(1) > 0.06 * height))
-    brightness = ndimage.uniform_filter(pixels.mean(-1), height // 5)
-    contrast = clear * np.abs(brightness[places[:, 0], places[:, 1]] - levels)
-    best = np.argmax(contrast > 110) if (contrast > 110).any() else np.argmax(contrast)  # the first that shows, or what shows most
-    mask, level = blob((height, width), places[best], radius, rng), levels[best]
-    weight = 0.75 * ndimage.gaussian_filter(mask.astype(np.float32), 1.0)[..., None]
-    pixels = pixels * (1 - weight) + (level + rng.normal(0, 6, pixels.shape)) * weight
-    return pixels.clip(0, 255).astype(np.uint8), mask
+    if question not in QUESTIONS:
+        raise InputError(f"question {question!r} (expected one of {', '.join(QUESTIONS)})")
+    find = cache(find_files)
+
+    def check_row(index: int, row, source: Source) -> tuple[dict, list]:
+        record, handles = _check_lesion(index, row, source, find)
+        chosen = random.Random(f"{seed} {record['name']}").random() < ratio and record["bbox"] is not None
+        kind = question if chosen else "diagnosis"
+        problem, solution = ask(kind, record)
+        return record | {"problem": problem, "solution": solution, "question_type": kind}, handles
+
+    paths = [source] if isinstance(source, str | Path) else source
+    sources = [_read(Path(path), split, image_root) for path in paths]
+    lesions = load_questions(sources, on_bad_row=on_bad_row, limit=limit, check_row=check_row)
+    if not boxes_only:
+        return lesions
+    kept = [i for i, record in enumerate(lesions.records) if record["bbox"] is not None]
+    if not kept:
+        raise InputError(f"{', '.join(map(str, paths))}: no row with a box (expected some with a mask)")
+    return lesions.select(kept)
 
 
-def blob(shape: tuple[int, int], center: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
-    """A wavy ellipse within 1.28 radii, [H, W] bool."""
-    y, x = np.mgrid[: shape[0], : shape[1]] - center[:, None, None]
-    angle = np.arctan2(y, x)
-    reach = radius * (1 + 0.2 * np.cos(2 * angle + rng.uniform(0, 6.28)) + 0.08 * np.cos(3 * angle + rng.uniform(0, 6.28)))
-    return np.hypot(y, x) < reach
+def _read(path: Path, split: str, image_root: str | Path | None) -> Source:
+    if path.suffix.lower() != ".csv":
+        return read_source(path, split, image_root)
+    rows = [row for _, row in read_csv(path, RECORD_KEYS, ("image_id", "dx"))]
+    if not rows:
+        raise InputError(f"{path}: no rows in it (expected the columns {', '.join(RECORD_KEYS)})")
+    root = Path(image_root or path.parent).absolute()
+    return Source(str(path), [_cells(row) if isinstance(row, dict) else row for row in rows], root, {})
+
+
+def _cells(row: dict[str, str]) -> dict:
+    """A CSV row as JSON would have it."""
+    cells = {key: text.strip() or None for key, text in row.items()}
+    if cells.get("bbox"):
+        with contextlib.suppress(ValueError, RecursionError):  # it stays text, which the check of the row names
+            cells["bbox"] = json.loads(cells["bbox"])
+    return cells
+
+
+def find_files(*folders: Path) -> dict[str, Path]:
+    """{name without its ending: file} of the JPEG and PNG files in the folders and below; of equal names the first counts."""
+    files: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+                files.setdefault(path.stem, path)
+    return files
+
+
+def _check_lesion(index: int, row, source: Source, find) -> tuple[dict, list]:
+    """A raw row -> (its record but for question and answer, [the image's handle]); BadRow if it cannot be used."""
+    if not isinstance(row, dict):
+        raise BadRow("not a row with named columns", f"the columns {', '.join(RECORD_KEYS)}")
+    name = row.get("image_id")
+    if source.stored:
+        name, handle, mask = name or f"row {index}", source.stored[index], None
+    elif not isinstance(name, str) or not name:
+        raise BadRow("no image_id", "the name of an image without its ending")
+    else:
+        files = find(source.root)
+        if name not in files:
+            raise BadRow(f"image {name[:80]!r}: no such image file", f"{name[:80]}.jpg, .jpeg or .png in {source.root}")
+        handle, mask = ImageFile(files[name]), files.get(f"{name}{MASK_SUFFIX}")
+    dx, bbox = check_diagnosis(row.get("dx") or row.get("diagnosis")), _check_box(row.get("bbox"))
+    return {
+        "image_id": handle.key,
+        "name": name,
+        "dx": dx,
+        "diagnosis": DIAGNOSES[dx],
+        **{key: _word(row.get(key)) for key in ("lesion_id", "localization", "sex")},
+        "age": check_age(row.get("age")),
+        "bbox": bbox,
+        "spatial_description": _check_region(row.get("spatial_description"), bbox, handle),
+        "mask": None if mask is None else str(mask),
+        "modality": "Dermoscopy",
+        "row": index,
+        "source": source.name,
+    }, [handle]
+
+
+def check_diagnosis(dx) -> str:
+    """The code of a code or name in any case; BadRow otherwise."""
+    code = CODES.get(dx.strip().lower()) if isinstance(dx, str) else None
+    if code is None:
+        raise BadRow(f"dx {str(dx)[:40]!r}", f"one of {', '.join(DIAGNOSES)}")
+    return code
+
+
+def check_age(age) -> float | None:
+    """Years; None for an empty cell or NaN, as pandas writes it."""
+    try:
+        years = math.nan if age in (None, "") else float(age)
+    except (TypeError, ValueError):
+        raise BadRow(f"age {str(age)[:40]!r}", "years, or nothing") from None
+    return None if math.isnan(years) else years
+
+
+def _word(cell) -> str | None:
+    return cell if isinstance(cell, str) and cell else None
+
+
+def _check_box(bbox) -> list[float] | None:
+    if bbox is None or isinstance(bbox, float) and math.isnan(bbox):
+        return None
+    numbers = isinstance(bbox, list) and len(bbox) == 4 and all(type(side) in (int, float) for side in bbox)
+    if not numbers or not (0 <= bbox[0] < bbox[2] < math.inf and 0 <= bbox[1] < bbox[3] < math.inf):
+        raise BadRow(f"bbox {str(bbox)[:60]}", "[x1, y1, x2, y2] in pixels with x1 < x2 and y1 < y2, or nothing")
+    return [float(side) for side in bbox]
+
+
+def _check_region(text, bbox: list[float] | None, handle) -> str | None:
+    """The description; newer files of the published script leave it out, and then the box says it."""
+    if bbox is None:
+        return None
+    if _word(text) is None:
+        try:
+            with Image.open(io.BytesIO(handle.read()[1]), formats=FORMATS) as image:
+                return f"lesion located in {name_region(bbox, image.size)} region"
+        except Exception:  # decoders meet damaged files with every kind of exception; the check of all images names it
+            return "lesion located in center-center region"
+    if not REGION.fullmatch(text):
+        raise BadRow(f"spatial_description {text[:60]!r}", "'lesion located in upper-left region' or the like")
+    return text

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
+from engine.command.settings import DataArguments
 from engine.data.questions import QuestionSet, load_questions
 from engine.data.sources import find_shards
-from engine.data.starter import build_starter_data
+from engine.data.starter.questions import build_starter_data
 from engine.errors import InputError
-from engine.recipe_arguments import DataArguments
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 
 from engine import bucket
+from engine.command.run import run_command
 from engine.errors import InputError
-from engine.run import run_command
 from recipes.download import main
 
 FILES = {

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.data.starter import build_starter_data
+from engine.data.starter.questions import build_starter_data
 from engine.errors import InputError
-from engine.rewards import is_correct_reference
+from engine.tasks.rewards import is_correct_reference
 from recipes.medr1_adversarial_eval import main
 from recipes.medr1_eval import main as evaluate_clean
 

@@ -131,7 +131,7 @@ def test_a_folder_is_replaced_only_on_demand_and_only_if_it_is_ours():
 
 
 def test_a_failed_run_leaves_nothing_behind(published, monkeypatch):
-    monkeypatch.setattr("engine.data.prepared._find_leaks", lambda *_: 1 / 0)
+    monkeypatch.setattr("engine.data.prepare.folder._find_leaks", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prepare()
     assert not Path("out").exists() and not list(published.glob(".out*"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from engine.data.starter_lessons import respond
+from engine.data.starter.lessons import respond
 from engine.errors import InputError
 from recipes.medr1_sft import letter, main, published_letter, thought_and_letter
 from tests.tiny_qwen import save_tiny

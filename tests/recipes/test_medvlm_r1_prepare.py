@@ -11,9 +11,9 @@ from datasets import Dataset, DatasetDict
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from engine.command.run import run_command
 from engine.data.questions import load_questions
 from engine.errors import InputError
-from engine.run import run_command
 from recipes.medvlm_r1_prepare import main
 
 FILE = "medical_multimodel_evaluation_data.json"

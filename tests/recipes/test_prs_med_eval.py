@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.data.segmentation_prepare import SetPreparation, prepare_set
+from engine.command.run import run_command
+from engine.data.prepare.prs_med import SetPreparation, prepare_set
 from engine.errors import InputError
-from engine.run import run_command
-from models.prs_med import PRSMed, PRSMedConfig, load_prs_med
-from models.tiny_llava import build_tiny_llava
+from models.prs_med.model import PRSMed, PRSMedConfig, load_prs_med
+from models.starter.llava import build_tiny_llava
 from recipes.prs_med_eval import main as evaluate
 from recipes.prs_med_infer import main as infer
 from tests.judge_server import says, serve

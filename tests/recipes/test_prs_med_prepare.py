@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engine.command.run import run_command
+from engine.data.masked_questions import load_masked_questions
 from engine.data.positions import locate, read_positions, same_places
-from engine.data.segmentation_rows import load_masked_questions
 from engine.errors import InputError
-from engine.run import run_command
 from recipes.prs_med_prepare import main
 
 COUNT = 20

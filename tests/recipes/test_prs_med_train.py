@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from engine.checkpoints import newest_checkpoint
-from engine.data.lesions import build_lesions
-from engine.data.segmentation_rows import load_masked_questions
+from engine.data.masked_questions import load_masked_questions
+from engine.data.starter.masked_questions import build_lesions
 from engine.errors import InputError
-from engine.segmentation_evaluate import evaluate_segmentation
-from models.prs_med import load_prs_med
+from engine.evaluation.masks import evaluate_segmentation
+from engine.training.checkpoints import newest_checkpoint
+from models.prs_med.model import load_prs_med
 from recipes.prs_med_train import main
 
 SHORT = ["--warm_up_steps", "2", "--max_steps", "4", "--batch_size", "4", "--save_strategy", "steps", "--save_steps", "2"]

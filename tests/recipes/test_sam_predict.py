@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from engine.command.run import run_command
 from engine.errors import InputError
-from engine.run import run_command
 from models.sam.loading import CheckpointError, lite_medsam_checkpoint
 from models.sam.sam import lite_medsam
 from recipes.sam_predict import main

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.data.skin import RECORD_KEYS, load_skin
-from engine.data.starter_skin import build_starter_skin
+from engine.command.run import run_command
+from engine.data.lesions import RECORD_KEYS, load_skin
+from engine.data.starter.lesions import build_starter_skin
 from engine.errors import InputError
-from engine.run import run_command
 from recipes.skin_prepare import main
 
 LESIONS, IMAGES = 12, 20

@@ -1,0 +1,1 @@
+"""Published data as they are downloaded become folders that training reads: one module a system's data."""

@@ -1,0 +1,239 @@
+"""HAM10000's metadata, images and masks become a folder that trains, with boxes, and split by lesion.
+
+DIR/ham10000_with_spatial_data.json, .csv    all records: the published keys in the published order
+DIR/train.json, DIR/test.json                the records of either part
+DIR/images/<image_id>.jpg                    the images as they are, by which the published scripts find them too
+DIR/masks/<image_id>_segmentation.png        the masks as they are
+DIR/report.json                              what was left out and why, diagnoses per part, lesions that an image split would share
+
+Boxes and areas are those of `engine.data.lesion_boxes`. A mask is read as brighter than half, and at the size of its image; the
+published code takes every pixel but 0, which is the same for HAM10000's masks of 0 and 255.
+"""
+
+import csv
+import hashlib
+import io
+import os
+import random
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from engine.command.settings import setting
+from engine.data.images import ImageError
+from engine.data.lesion_boxes import LesionBox, find_lesion, name_region
+from engine.data.lesions import COLUMNS, MASK_SUFFIX, RECORD_KEYS, check_age, check_diagnosis, find_files
+from engine.data.masked_questions import ImageAndMask
+from engine.data.prepare.folder import prepare_folder
+from engine.data.prepare.prs_med import assign_splits
+from engine.data.questions import BadRow
+from engine.data.sources import ImageFile
+from engine.data.tables import read_csv
+from engine.errors import InputError
+from engine.files import write_json, write_whole
+
+NAME = "ham10000_with_spatial_data"
+COUNTED = ("missing_images", "missing_masks", "bad_rows", "lesions_shared_by_image_split")
+
+
+@dataclass
+class SkinPreparation:
+    """What to prepare."""
+
+    metadata: str | None = setting(None, f"CSV with the columns {','.join(COLUMNS)}. None: drawn lesions, to start with.")
+    images: list[str] = field(
+        default_factory=list, metadata={"help": "Folders of images, looked through with the folders in them. None: metadata's."}
+    )
+    masks: list[str] = field(
+        default_factory=list, metadata={"help": f"Folders of masks, <image_id>{MASK_SUFFIX}.png. None: those of the images."}
+    )
+    output: str | None = setting(None, "The folder to make.")
+    test_fraction: float = setting(0.2, "Part of the images to test on, give or take a lesion.")
+    seed: int = setting(42, "Seed of the split.")
+    on_bad_row: str = setting("error", "Stop at a bad row, or list and skip it.", choices=["error", "skip"])
+    overwrite: bool = setting(False, "Replace a folder that this command made.")
+
+    def __post_init__(self):
+        if not 0 < self.test_fraction < 1:
+            raise InputError(f"--test_fraction {self.test_fraction}: expected a number between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A usable row of the metadata: its record in the published format, and its files."""
+
+    record: dict
+    image: Path
+    mask: Path | None
+    digest: str  # of the image's pixels
+
+
+def prepare_skin(options: SkinPreparation) -> dict:
+    """Make the folder at `options.output` and return the headline numbers; see `engine.data.prepare.folder.prepare_folder`."""
+    if options.metadata is None:
+        raise InputError(f"--metadata is missing: the CSV file with the columns {','.join(COLUMNS)}")
+    if options.output is None:
+        raise InputError("--output is missing: the folder to make")
+    return prepare_folder(options, "metadata", partial(build_skin, options), COUNTED)
+
+
+def build_skin(options: SkinPreparation, folder: Path) -> dict:
+    """Write images, masks and records into `folder`; returns the report."""
+    report = {"missing_images": [], "missing_masks": [], "bad_rows": []}
+    rows = list(_measure(_find_rows(options, report), options, report))
+    if not rows:
+        first = [*report["bad_rows"], *(f"no image {name!r} in {_image_folders(options)}" for name in report["missing_images"])]
+        raise InputError(f"{options.metadata}: no row is left; the first: {first[0]}" if first else f"{options.metadata}: no rows")
+    parts = _split(rows, options)
+    for split in ("train", "test"):
+        if split not in parts.values():
+            raise InputError(f"{options.metadata}: no lesion for {split} (expected more lesions than {len(rows)} images of few)")
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir()
+    for row in tqdm(rows, "copying images", unit="image", delay=2):
+        shutil.copyfile(row.image, folder / "images" / row.image.name)
+        if row.mask:
+            shutil.copyfile(row.mask, folder / "masks" / row.mask.name)
+    records = [row.record for row in rows]
+    write_records(folder, records)
+    counts, diagnoses = {}, {}
+    for split in ("train", "test"):
+        kept = [record for record in records if parts[record["image_id"]] == split]
+        write_json(folder / f"{split}.json", kept)
+        counts[split], diagnoses[split] = len(kept), dict(Counter(record["dx"] for record in kept).most_common())
+    shared = _shared_by_image_split(records, options)
+    return {"rows": counts, "diagnoses": diagnoses, **report, "lesions_shared_by_image_split": shared}
+
+
+def write_records(folder: Path, records: list[dict]) -> None:
+    """The published pair of files: JSON (with null for pandas' NaN, which is no JSON) and the CSV that pandas makes of it."""
+    write_json(folder / f"{NAME}.json", records)
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, RECORD_KEYS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    write_whole(folder / f"{NAME}.csv", table.getvalue())
+
+
+def _image_folders(options: SkinPreparation) -> str:
+    return ", ".join(options.images) or str(Path(options.metadata).parent)
+
+
+def _find_rows(options: SkinPreparation, report: dict) -> Iterator[tuple[int, dict, Path, Path | None]]:
+    """(row, record without a box, image, mask) of the rows with an image; the others go to the report."""
+    for folder in (*options.images, *options.masks):
+        if not Path(folder).is_dir():
+            raise InputError(f"{folder}: no such folder (expected one of {'images' if folder in options.images else 'masks'})")
+    images = find_files(*map(Path, options.images or [Path(options.metadata).parent]))
+    masks = find_files(*map(Path, options.masks)) if options.masks else images
+    seen = set()
+    for index, cells in read_csv(options.metadata, COLUMNS, COLUMNS):
+        try:
+            record = _check_metadata(cells, seen)
+        except BadRow as error:
+            _refuse(options, report, index, *error.args)
+            continue
+        name = record["image_id"]
+        image, mask = images.get(name), masks.get(f"{name}{MASK_SUFFIX}")
+        if image is None:
+            report["missing_images"].append(name)
+            continue
+        if mask is None:
+            report["missing_masks"].append(name)
+        yield index, record, image, mask
+
+
+def _check_metadata(cells, seen: set[str]) -> dict:
+    """The cells as a record; BadRow if they cannot be used. `seen` are the image_ids so far."""
+    if not isinstance(cells, dict):
+        raise BadRow(f"{len(cells)} cells", f"{len(COLUMNS)}, as the header has")
+    record = {key: cells[key].strip() or None for key in COLUMNS}
+    for key in ("lesion_id", "image_id"):
+        if record[key] is None:
+            raise BadRow(f"empty {key}", f"{key} to be filled")
+    if record["image_id"] in seen:
+        raise BadRow(f"image_id {record['image_id'][:80]!r} again", "each image once")
+    seen.add(record["image_id"])
+    record["dx"], record["age"] = check_diagnosis(record["dx"]), check_age(record["age"])
+    return record
+
+
+def _refuse(options: SkinPreparation, report: dict, index: int, reason: str, expected: str) -> None:
+    """Stop at a bad row, or list it."""
+    line = f"{options.metadata}: row {index}: {reason} (expected {expected}; rows count from 0)"
+    if options.on_bad_row == "error":
+        raise InputError(line)
+    report["bad_rows"].append(line)
+
+
+def _measure(rows, options: SkinPreparation, report: dict) -> Iterator[Measured]:
+    """Open images and masks; the rows whose files can be used, with boxes. The others are listed, or stop the command."""
+    rows = list(rows)
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
+        measured = pool.map(lambda row: _open(*row[2:]), rows)
+        for (index, record, image, mask), found in zip(rows, tqdm(measured, "reading", len(rows), delay=2), strict=True):
+            if isinstance(found, str):
+                _refuse(options, report, index, found, "a whole JPEG or PNG image and a mask of its shape that is not empty")
+                continue
+            lesion, size, digest = found
+            yield Measured(record | _spatial(lesion, size), image, mask, digest)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _open(image: Path, mask: Path | None) -> tuple[LesionBox | None, tuple[int, int], str] | str:
+    """(its lesion, the image's size, digest of its pixels), or why the files cannot be used."""
+    try:
+        picture, lesion = ImageAndMask(image, mask).open() if mask else (ImageFile(image).open(), None)
+    except ImageError as error:
+        return error.reason if mask else f"image {image.name!r}: {error.reason}"
+    digest = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
+    if lesion is None:
+        return None, picture.size, digest
+    found = find_lesion(np.asarray(lesion))
+    return (found, picture.size, digest) if found else f"mask {mask.name!r} is empty"
+
+
+def _spatial(lesion: LesionBox | None, size: tuple[int, int]) -> dict:
+    """The last four keys of a record."""
+    if lesion is None:
+        return {"bbox": None, "area_coverage": None, "spatial_description": None, "mask_available": False}
+    return {
+        "bbox": list(lesion.bbox),
+        "area_coverage": lesion.coverage,
+        "spatial_description": f"lesion located in {name_region(lesion.bbox, size)} region",
+        "mask_available": True,
+    }
+
+
+def _split(rows: list[Measured], options: SkinPreparation) -> dict[str, str]:
+    """{image_id: train or test}: the images of one lesion stay together, and so do lesions that share an image's pixels."""
+    group_of: dict[str, str] = {}  # a lesion -> another of its group, or itself
+
+    def find(lesion: str) -> str:
+        while group_of.setdefault(lesion, lesion) != lesion:
+            lesion = group_of[lesion]
+        return lesion
+
+    first: dict[str, str] = {}
+    for row in rows:
+        lesion = row.record["lesion_id"]
+        group_of[find(lesion)] = find(first.setdefault(row.digest, lesion))
+    groups = {row.record["image_id"]: find(row.record["lesion_id"]) for row in rows}
+    return assign_splits(groups, (1 - options.test_fraction, 0.0, options.test_fraction), random.Random(options.seed))
+
+
+def _shared_by_image_split(records: list[dict], options: SkinPreparation) -> list[str]:
+    """The lesions that a split by image, as the published one is, would show in both parts."""
+    lesions = [record["lesion_id"] for record in records]
+    random.Random(options.seed).shuffle(lesions)
+    cut = round((1 - options.test_fraction) * len(lesions))
+    return sorted(set(lesions[:cut]) & set(lesions[cut:]))

@@ -1,0 +1,226 @@
+"""From folders of images and masks to a set of a data root that PRS-Med trains on: splits, positions, questions and answers.
+
+    ROOT/<set>/<split>_images/NAME.png, <split>_masks/NAME.png      8 bits; masks 0 and 255
+    ROOT/<set>/report.json                                          counts, positions per split, what was left out and why
+    ROOT/annotations/<set>.csv                                      see `engine.data.masked_questions`
+
+Images with the same pixels, and those whose names `group` says belong together (slices of one patient), stay in one split.
+Empty masks have no position and are left out, as in the published data.
+"""
+
+import csv
+import hashlib
+import io
+import os
+import random
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from engine.data.images import ImageError
+from engine.data.masked_questions import COLUMNS, MASK_SUFFIX, SPLITS, SUFFIXES, ImageAndMask
+from engine.data.positions import ask, label, locate
+from engine.errors import InputError
+from engine.files import write_json, write_whole
+
+MASK_ENDINGS = ("", MASK_SUFFIX, "_segmentation", "_mask", "_seg")
+
+
+@dataclass
+class SetPreparation:
+    """What to make; the fields are the flags of `recipes.prs_med_prepare`."""
+
+    data_root: str
+    dataset: str
+    images: str | None = None
+    masks: str | None = None
+    finding: str = "tumor"
+    modality: str = "medical image"
+    rule: str = "prs-med"
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    group: str | None = None
+    seed: int = 42
+    on_bad_row: str = "error"
+
+
+def prepare_set(options: SetPreparation) -> dict:
+    """Make the set out of `images` and `masks`, or, without these, only the annotations of split folders that are there already.
+
+    Returns the headline numbers: rows per split, files left out, the most frequent place and its share, the CSV's path.
+    """
+    root = Path(os.path.abspath(options.data_root))
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", options.dataset) or options.dataset in ("annotations", *SPLITS):
+        raise InputError(f"--dataset {options.dataset!r}: expected a name of letters, digits, '_', '-' and '.'")
+    try:
+        re.compile(options.group or "")
+    except re.error as error:
+        raise InputError(f"--group {options.group}: not a regular expression ({error})") from None
+    table = root / "annotations" / f"{options.dataset}.csv"
+    if table.exists():
+        raise InputError(f"{table}: exists already (expected a new --dataset)")
+    rng = random.Random(options.seed)
+    if options.images:
+        building = root / f".{options.dataset}.{os.getpid()}.part"
+        try:
+            rows, left_out = _copy(options, root, building, rng)
+            _finish(building, rows, left_out, options)
+            os.replace(building, root / options.dataset)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    else:
+        rows, left_out = _annotate(options, root, rng)
+        _finish(root / options.dataset, rows, left_out, options)
+    write_whole(table, _as_csv(rows))
+    (place, count), *_ = Counter(row["place"] for row in rows).most_common(1)
+    counts = {f"{split}_rows": sum(row["split"] == split for row in rows) for split in SPLITS}
+    return counts | {"left_out": len(left_out), "majority": place, "majority_share": count / len(rows), "annotations": str(table)}
+
+
+def _finish(folder: Path, rows: list[dict], left_out: list[str], options: SetPreparation) -> None:
+    if not rows:
+        raise InputError(f"--dataset {options.dataset}: no row is left" + (f"; the first: {left_out[0]}" if left_out else ""))
+    places = {split: dict(Counter(row["place"] for row in rows if row["split"] == split)) for split in SPLITS}
+    write_json(folder / "report.json", {"options": asdict(options), "places": places, "left_out": left_out})
+
+
+def _as_csv(rows: list[dict]) -> str:
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return table.getvalue()
+
+
+def _copy(options: SetPreparation, root: Path, building: Path, rng: random.Random) -> tuple[list[dict], list[str]]:
+    """Write images and masks into `building`; rows, and a line for each file left out."""
+    if (root / options.dataset).exists():
+        raise InputError(f"{root / options.dataset}: exists already (expected a new --dataset, or no --images)")
+    pairs, left_out = find_pairs(Path(options.images), Path(options.masks or options.images))
+    opened = list(_open(pairs.items(), options, left_out))
+    splits = assign_splits({name: _group_of(name, digest, options.group) for name, digest, *_ in opened}, options.fractions, rng)
+    rows, taken = [], {}
+    for name, _, positions, pair in opened:
+        split, file = splits[name], re.sub(r"[^\w().-]", "_", name) + ".png"
+        if taken.setdefault(file, name) != name:
+            raise InputError(f"{options.images}: {name!r} and {taken[file]!r} would both become {file!r} (expected distinct names)")
+        image, mask = pair.open()
+        for kind, picture in (("images", image), ("masks", mask)):
+            folder = building / f"{split}_{kind}"
+            folder.mkdir(parents=True, exist_ok=True)
+            picture.save(folder / file)
+        rows.append(_row(file, split, positions, options, rng))
+    return rows, left_out
+
+
+def _annotate(options: SetPreparation, root: Path, rng: random.Random) -> tuple[list[dict], list[str]]:
+    folder, rows, left_out = root / options.dataset, [], []
+    there = [split for split in SPLITS if (folder / f"{split}_images").is_dir()]
+    if not there:
+        raise InputError(f"{folder}: no split folders (expected <split>_images and <split>_masks in it, or --images and --masks)")
+    for split in there:
+        pairs, missing = find_pairs(folder / f"{split}_images", folder / f"{split}_masks")
+        left_out += missing
+        for _, _, positions, pair in _open(pairs.items(), options, left_out):
+            named = pair.mask if options.rule == "prs-med" else pair.image
+            rows.append(_row(named.name, split, positions, options, rng))
+    return rows, left_out
+
+
+def _row(file: str, split: str, positions, options: SetPreparation, rng: random.Random) -> dict:
+    words = {"finding": options.finding, "modality": options.modality, "rule": options.rule, "test": split == "test"}
+    question, answer = ask(positions, rng, **words)
+    kind = "masks" if options.rule == "prs-med" else "images"  # as the published files of either rule do
+    return {
+        "image_path": f"{options.dataset}/{split}_{kind}/{file}",
+        "image_name": file,
+        "question": question,
+        "answer": answer,
+        "position": label(positions, options.rule),
+        "split": split,
+        "place": " + ".join(position.place for position in positions),
+    }
+
+
+def find_pairs(images: Path, masks: Path) -> tuple[dict[str, ImageAndMask], list[str]]:
+    """{name: files} of the images below one folder that have a mask of their name in the other; a line for each that has none.
+
+    A mask's name may end in _Segmentation, _segmentation, _mask or _seg; where both folders are one it must.
+    """
+    for folder in (images, masks):
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder (expected one of {'images' if folder == images else 'masks'})")
+    by_name = {_name(path, masks): path for path in _image_files(masks)}
+    endings = MASK_ENDINGS if images != masks else MASK_ENDINGS[1:]
+    pairs, alone = {}, []
+    for path in _image_files(images):
+        name = _name(path, images)
+        if images == masks and name.endswith(endings):
+            continue
+        mask = next((by_name[name + ending] for ending in endings if name + ending in by_name), None)
+        if name in pairs:
+            raise InputError(f"{path}: a second image called {name!r} (expected one a name, whatever its ending)")
+        if mask is None:
+            alone.append(f"{path}: no mask of this name in {masks}")
+        else:
+            pairs[name] = ImageAndMask(path, mask)
+    if not pairs:
+        raise InputError(f"{images}: no image with a mask (expected masks of the same names in {masks})")
+    return pairs, alone
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
+def _open(pairs, options: SetPreparation, left_out: list[str]) -> Iterator[tuple]:
+    """(name, digest of the pixels, positions, files) of the pairs that can be used; lines of the others go to `left_out`."""
+    for name, pair in tqdm(pairs, "reading masks", unit="image", delay=2):
+        try:
+            image, mask = pair.open()
+        except ImageError as error:
+            if options.on_bad_row == "error":
+                raise
+            left_out.append(str(error))
+            continue
+        positions = locate(np.asarray(mask), options.rule)
+        if positions:
+            yield name, _digest(image), positions, pair
+        else:
+            left_out.append(f"{pair.mask}: empty mask, no position")
+
+
+def _digest(image: Image.Image) -> str:
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+
+
+def _group_of(name: str, digest: str, pattern: str | None) -> str:
+    found = re.search(pattern, name) if pattern else None
+    return digest if found is None else f"group {found[1] if found.re.groups else found[0]}"
+
+
+def assign_splits(groups: dict[str, str], fractions, rng: random.Random) -> dict[str, str]:
+    """{name: its group} -> {name: split}: groups in random order fill test, then val, up to their fractions; the rest is train."""
+    members: dict[str, list[str]] = {}
+    for name, group in groups.items():
+        members.setdefault(group, []).append(name)
+    order = list(members.values())
+    rng.shuffle(order)
+    wanted = {"test": round(fractions[2] * len(groups)), "val": round(fractions[1] * len(groups))}
+    splits = {}
+    for names in order:
+        split = next((split for split in wanted if wanted[split] >= len(names)), "train")
+        splits |= dict.fromkeys(names, split)
+        if split in wanted:
+            wanted[split] -= len(names)
+    return splits

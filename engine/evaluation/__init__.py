@@ -1,0 +1,1 @@
+"""Measures of answers and masks, attacks on images, and the judge."""

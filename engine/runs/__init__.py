@@ -1,0 +1,1 @@
+"""Runs from start to end: train, evaluate, evaluate under attack."""

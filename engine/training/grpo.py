@@ -1,0 +1,323 @@
+"""GRPO (DeepSeekMath, arXiv:2402.03300) on `transformers.Trainer`: batching, rollout and loss; everything else is Hugging Face's.
+
+One optimizer step: draw prompts, sample G answers to each (`engine/training/groups.py`), score them, compare within the group, and
+take the gradient of the clipped objective with one row `[prompt | answer_1 .. answer_G]` a prompt and a single-pass head.
+
+Letters: B prompts of a micro-batch, G answers a prompt, N = B*G, T tokens of the longest answer.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset, Sampler
+from transformers import Trainer
+
+from engine.errors import InputError
+from engine.rollout.policy import Policy, PromptBatch
+from engine.training.checkpoints import WholeCheckpoints
+from engine.training.groups import Group, GroupSampler
+from engine.training.grpo_config import GRPOConfig
+from engine.training.step_log import StepLog
+from engine.training.step_sampler import StepSampler
+from kernels.linear_grpo import linear_grpo_loss
+from kernels.linear_logprob import linear_logprob
+
+
+@dataclass
+class MicroBatch:
+    """What one forward and backward pass needs; rows of tensors (N, ...) of one prompt lie together."""
+
+    prompts: PromptBatch
+    completion_ids: torch.Tensor  # (B, G, T)
+    completion_mask: torch.Tensor  # (N, T) tokens that count in the loss
+    advantages: torch.Tensor  # (N,)
+    ref_logprobs: torch.Tensor | None = None  # (N, T)
+    old_logprobs: torch.Tensor | None = None  # (N, T), from the first of num_iterations passes
+    policy_mask: torch.Tensor | None = None  # (N, T) tokens whose policy term counts, by entropy
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+class IndexedRows(Dataset):
+    """Dataset rows that know their index, from which the randomness of their answers follows."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return {**self.rows[index], "index": index}
+
+
+class GRPOTrainer(WholeCheckpoints, Trainer):
+    """`Trainer` whose batches are sampled answers.
+
+    `policy` is an `engine.rollout.policy.Policy`; `reward_funcs` follow TRL, `f(prompts, completions, **columns) -> list[float |
+    None]`; `prompt_of(row)` gives the chat messages of a dataset row, whose PIL images are under `images`.
+    """
+
+    args: GRPOConfig
+
+    def __init__(
+        self, policy: Policy, reward_funcs: list[Callable], prompt_of: Callable, args: GRPOConfig, train_dataset, **kwargs
+    ):
+        super().__init__(
+            model=policy.model,
+            args=args,
+            train_dataset=IndexedRows(train_dataset),
+            data_collator=list,
+            processing_class=policy.processor,
+            **kwargs,
+        )
+        if self.is_deepspeed_enabled and self.accelerator.deepspeed_plugin.zero_stage == 3:
+            raise InputError("--deepspeed: ZeRO-3 is not supported, since sampling needs whole weights on every device; use ZeRO-2")
+        self.policy = policy
+        self.reference = policy.reference() if args.beta > 0 else None
+        if self.reference is not None and self.reference.model is not policy.model:
+            self.reference.model.to(args.device)
+        if args.sync_ref_model and self.reference.model is policy.model:
+            raise InputError("--sync_ref_model cannot move a reference that is the base model of an adapter; leave out --use_peft")
+        self.sampler = GroupSampler(policy, reward_funcs, prompt_of, args)
+        self.step_log = StepLog(args, self.sampler.names)
+        # dapo and cispo divide by the tokens of the whole step; the Trainer averages the others over its micro-batches.
+        self.loss_is_scaled_for_ga = args.loss_type in ("dapo", "cispo")
+        self.model_accepts_loss_kwargs = False
+        self.groups: list[list[Group]] = []
+        self.micro_batches: list[MicroBatch] = []
+
+    # ---- batching -------------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler:
+        return StepSampler.of(self, repeats=self.args.num_iterations)
+
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device) -> tuple[list[MicroBatch], torch.Tensor]:
+        """One optimizer step's rows -> its micro-batches and the number of answer tokens they have per process.
+
+        Every `num_iterations`-th step samples; the steps between train on the same answers again.
+        """
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return [], None
+        self.step_log.start_step()
+        if self.args.sync_ref_model and self.state.global_step and self.state.global_step % self.args.ref_model_sync_steps == 0:
+            self.sync_reference()
+        if self.state.global_step % self.args.num_iterations == 0:
+            self.micro_batches = self._sample_step(batches)
+        elif not self.micro_batches:  # resumed between two steps on the same answers
+            self.micro_batches = self._restore_step(batches)
+        tokens = torch.stack([micro.completion_mask.sum() for micro in self.micro_batches]).sum()
+        return self.micro_batches, self.accelerator.reduce(tokens.float(), "mean")
+
+    def _sample_step(self, batches: list[list[dict]]) -> list[MicroBatch]:
+        rows = [row for batch in batches for row in batch]
+        step = self.state.global_step
+        self.model.eval()
+        with self.accelerator.autocast():
+            prompts = self.sampler.encode(rows)
+            groups = self.sampler.sample(rows, prompts, step)
+            if self.args.dynamic_sampling and self._replace_flat_groups(groups, step):
+                prompts = None
+        rewards = self.sampler.set_advantages(groups, self.accelerator.gather, self.args.process_index)
+        self.step_log.add_groups(groups, rewards, step)
+        sizes = torch.tensor([len(batch) for batch in batches]).cumsum(0).tolist()
+        starts = [0, *sizes[:-1]]
+        self.groups = [groups[start:end] for start, end in zip(starts, sizes, strict=True)]
+        return [
+            self._micro_batch(own, None if prompts is None else prompts.select(list(range(start, start + len(own)))))
+            for own, start in zip(self.groups, starts, strict=True)
+        ]
+
+    def _replace_flat_groups(self, groups: list[Group], step: int) -> bool:
+        """DAPO (arXiv:2503.14476): groups with equal rewards give way to other rows' groups, for a bounded number of rounds."""
+        replaced = False
+        for round in range(1, self.args.dynamic_sampling_max_rounds + 1):
+            flat = [i for i, group in enumerate(groups) if self.sampler.is_flat(group)]
+            if not flat:
+                break
+            generator = torch.Generator().manual_seed(hash((self.args.seed, step, round, self.args.process_index)) % 2**63)
+            picks = torch.randint(len(self.train_dataset), (len(flat),), generator=generator).tolist()
+            rows = [self.train_dataset[pick] for pick in picks]
+            fresh = self.sampler.sample(rows, self.sampler.encode(rows), step, round)
+            for place, group in zip(flat, fresh, strict=True):
+                if not self.sampler.is_flat(group):
+                    groups[place], replaced = group, True
+        return replaced
+
+    def _micro_batch(self, groups: list[Group], prompts: PromptBatch | None) -> MicroBatch:
+        prompts = prompts or self.sampler.encode([group.row for group in groups])
+        masks = [
+            group.completion_mask * ~group.truncated[:, None] if self.args.mask_truncated_completions else group.completion_mask
+            for group in groups
+        ]
+        length = max(int(group.completion_mask.sum(1).max()) for group in groups)
+
+        def padded(parts, value):
+            return torch.stack(
+                [torch.nn.functional.pad(x[:, :length], (0, length - x[:, :length].shape[1]), value=value) for x in parts]
+            )
+
+        return MicroBatch(
+            prompts,
+            padded([group.completion_ids for group in groups], self.policy.pad_token_id),
+            padded(masks, 0).flatten(0, 1),
+            torch.cat([group.advantages for group in groups]).to(self.args.device),
+        )
+
+    # ---- loss -----------------------------------------------------------------------------------------------------
+
+    def compute_loss(self, model, inputs: MicroBatch, return_outputs=False, num_items_in_batch=None) -> torch.Tensor:
+        """The GRPO objective of one micro-batch; gradients are those of training on every answer separately."""
+        args, micro = self.args, inputs
+        if micro.ref_logprobs is None and self.reference is not None:
+            micro.ref_logprobs = self._score(self.reference, micro)[0]
+        if micro.policy_mask is None and args.top_entropy_quantile < 1:
+            micro.policy_mask = self._high_entropy_tokens(micro)
+        live = self._rows_with_gradient(micro)
+        num_rows = micro.completion_mask.shape[0]
+        if not live and args.world_size == 1:
+            return sum(p.flatten()[0] * 0.0 for p in model.parameters() if p.requires_grad)
+        live = live or [0]  # the other processes wait for this one's gradients, which are zero
+        part = _answers_of(live, micro)
+        # bnpo divides by the tokens of the micro-batch, skipped rows included; dapo and cispo by those of the whole step
+        num_items = micro.completion_mask.sum() if args.loss_type == "bnpo" else num_items_in_batch
+
+        def head(hidden, weight):
+            return linear_grpo_loss(
+                hidden,
+                weight.to(hidden.dtype),
+                part.completion_ids.flatten(0, 1),
+                part.advantages,
+                part.completion_mask,
+                temperature=args.temperature,
+                old_logprobs=part.old_logprobs,
+                ref_logprobs=part.ref_logprobs,
+                policy_mask=part.policy_mask,
+                loss_type=args.loss_type,
+                epsilon=args.epsilon,
+                epsilon_high=args.epsilon_high,
+                delta=args.delta,
+                beta=args.beta,
+                importance_sampling_level=args.importance_sampling_level,
+                use_bias_correction_kl=args.use_bias_correction_kl,
+                max_completion_length=args.max_completion_length,
+                num_items=num_items,
+                num_rows=num_rows,
+            )
+
+        loss, logprobs, metrics = model(**self.policy.answer_inputs(part.prompts, part.completion_ids), head=head)
+        if args.num_iterations > 1 and micro.old_logprobs is None:
+            micro.old_logprobs = torch.zeros_like(micro.completion_mask, dtype=logprobs.dtype)
+            micro.old_logprobs.unflatten(0, (len(micro), -1))[live] = logprobs.detach().unflatten(0, (len(live), -1))
+        self.step_log.add_tensors(metrics)
+        return loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        start = time.perf_counter()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.step_log.seconds["train"] += time.perf_counter() - start
+        return loss
+
+    def _prepare_inputs(self, inputs: MicroBatch) -> MicroBatch:
+        return inputs
+
+    def floating_point_ops(self, inputs) -> int:
+        return 0
+
+    def _rows_with_gradient(self, micro: MicroBatch) -> list[int]:
+        """Prompts whose gradient is not exactly zero: without a KL term, those with an advantage other than 0."""
+        if self.args.beta > 0:
+            return list(range(len(micro)))
+        return micro.advantages.view(len(micro), -1).any(1).nonzero().flatten().tolist()
+
+    @torch.no_grad()
+    def _score(self, policy: Policy, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probs and entropies (N, T) of the answers under another policy, or under this one without gradients."""
+        targets = micro.completion_ids.flatten(0, 1).masked_fill(micro.completion_mask == 0, -100)
+
+        def head(hidden, weight):
+            rows = hidden.flatten(0, 1)
+            return linear_logprob(rows, weight.to(rows.dtype), targets.flatten(), temperature=self.args.temperature)
+
+        with policy.as_reference():
+            logprobs, entropy = policy.model(**policy.answer_inputs(micro.prompts, micro.completion_ids), head=head)
+        return logprobs.view(targets.shape), entropy.view(targets.shape)
+
+    def _high_entropy_tokens(self, micro: MicroBatch) -> torch.Tensor:
+        """Tokens above the entropy quantile of the micro-batch over all processes (arXiv:2506.01939), (N, T)."""
+        entropy = self._score(self.policy, micro)[1]
+        own = entropy.masked_fill(micro.completion_mask == 0, float("nan")).flatten()
+        everyone = self.accelerator.gather(self.accelerator.pad_across_processes(own, pad_index=float("nan")))
+        threshold = everyone[~everyone.isnan()].float().quantile(1 - self.args.top_entropy_quantile)
+        return (entropy >= threshold) & micro.completion_mask.bool()
+
+    # ---- logging, reference, recovery -------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs = logs | self.step_log.collect(self.accelerator, self.sampler.seconds, self.state.global_step)
+        super().log(logs, start_time)
+
+    @torch.no_grad()
+    def sync_reference(self) -> None:
+        """Move the reference towards the policy (TR-DPO, arXiv:2404.09656)."""
+        alpha = self.args.ref_model_mixup_alpha
+        policy = self.accelerator.unwrap_model(self.model)
+        for old, new in zip(self.reference.model.parameters(), policy.parameters(), strict=True):
+            old.mul_(1 - alpha).add_(new, alpha=alpha)
+        self.reference.features.clear()
+
+    def save_extra(self, folder: Path) -> None:
+        """What a resumed run needs beyond the Trainer's files: a moved reference, and answers that are not used up."""
+        rank = self.args.process_index
+        if self.args.sync_ref_model and self.args.should_save:
+            torch.save(self.reference.model.state_dict(), folder / "reference.pt")
+        if self.state.global_step % self.args.num_iterations:
+            parts = [[_saved(group) for group in groups] for groups in self.groups]
+            old = [micro.old_logprobs for micro in self.micro_batches]
+            torch.save({"groups": parts, "old_logprobs": old}, folder / f"answers_{rank}.pt")
+
+    def load_extra(self, folder: Path) -> None:
+        if self.args.sync_ref_model:
+            self.reference.model.load_state_dict(torch.load(folder / "reference.pt", weights_only=True))
+        answers = folder / f"answers_{self.args.process_index}.pt"
+        self._saved_step = torch.load(answers, weights_only=True) if answers.is_file() else None
+
+    def _restore_step(self, batches: list[list[dict]]) -> list[MicroBatch]:
+        self.groups = [
+            [Group(row=self.train_dataset[saved.pop("index")], texts=[], **saved) for saved in groups]
+            for groups in self._saved_step["groups"]
+        ]
+        micro_batches = [self._micro_batch(groups, None) for groups in self.groups]
+        for micro, old in zip(micro_batches, self._saved_step["old_logprobs"], strict=True):
+            micro.old_logprobs = old
+        return micro_batches
+
+
+def _saved(group: Group) -> dict:
+    tensors = ("completion_ids", "completion_mask", "truncated", "rewards", "advantages")
+    return {"index": group.row["index"]} | {name: getattr(group, name) for name in tensors}
+
+
+def _answers_of(prompts: list[int], micro: MicroBatch) -> MicroBatch:
+    """The same micro-batch with these prompts only, cut to their longest answer."""
+    if len(prompts) == len(micro):
+        return micro
+
+    def rows(x):
+        return None if x is None else x.unflatten(0, (len(micro), -1))[prompts].flatten(0, 1)
+
+    return MicroBatch(
+        micro.prompts.select(prompts),
+        micro.completion_ids[prompts],
+        rows(micro.completion_mask),
+        rows(micro.advantages),
+        rows(micro.ref_logprobs),
+        rows(micro.old_logprobs),
+        rows(micro.policy_mask),
+    )

@@ -1,0 +1,99 @@
+"""Settings of a GRPO run: TRL's names and meanings, Med-R1's defaults, and only fields that work."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import TrainingArguments
+
+from engine.command.settings import refuse, refuse_unsupported, setting
+from engine.rollout.sampling import SamplingParams
+
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")
+
+
+@dataclass
+class GRPOConfig(TrainingArguments):
+    """GRPO: sampling, rewards and loss.
+
+    `transformers.TrainingArguments` and what GRPO adds, under TRL's names.
+    One unit differs from TRL: `per_device_train_batch_size` counts prompts, as in the papers' code, not answers.
+    """
+
+    # Defaults of Med-R1's script where they differ from Hugging Face's.
+    output_dir: str = setting("", "Run folder; left out: runs/<recipe>/<time>.")
+    learning_rate: float = setting(1e-6, "Peak learning rate.")
+    per_device_train_batch_size: int = setting(
+        1, "Prompts (not answers) per process and forward pass; each has num_generations answers."
+    )
+    gradient_accumulation_steps: int = setting(2, "Forward passes per optimizer step; their answers are sampled together.")
+    logging_steps: float = setting(1, "Log every so many optimizer steps.")
+    logging_nan_inf_filter: bool = setting(False, "Replace a NaN loss in the log by the running average.")
+    remove_unused_columns: bool = setting(False, "Must stay false: rewards read every column.")
+
+    # Sampling
+    num_generations: int = setting(4, "G: answers sampled per prompt; advantages compare answers of one prompt.")
+    max_completion_length: int = setting(256, "Longest answer in tokens.")
+    max_prompt_length: int | None = setting(
+        None, "Longest prompt in tokens, image tokens included; a longer one is a bad row. None: no limit."
+    )
+    temperature: float = setting(1.0, "Sampling temperature; log-probabilities are scored at the same temperature.")
+    top_p: float = setting(1.0, "Nucleus sampling: smallest set of tokens with this probability mass.")
+    top_k: int = setting(0, "Sample among the k most likely tokens; 0: all.")
+    min_p: float | None = setting(None, "Drop tokens less likely than min_p times the most likely one.")
+    repetition_penalty: float = setting(1.0, "Penalise tokens of the prompt and of the answer so far; 1: off.")
+    rollout_batch_size: int | None = setting(
+        None, "Prompts sampled at once; lower it if the cache does not fit. None: a whole step's."
+    )
+
+    # Loss
+    beta: float = setting(0.04, "Weight of the KL term to the reference policy; 0: no reference is kept.")
+    loss_type: str = setting("grpo", f"Normalisation of the loss: one of {', '.join(LOSS_TYPES)}.", choices=LOSS_TYPES)
+    epsilon: float = setting(0.2, "Clipping of the probability ratio from below (and above, unless epsilon_high is given).")
+    epsilon_high: float | None = setting(None, "Clipping of the ratio from above; for cispo the cap of the ratio (about 5).")
+    delta: float | None = setting(None, "Two-sided clipping: cap of the unclipped ratio; needs delta > 1 + epsilon.")
+    importance_sampling_level: str = setting(
+        "token", "Ratio per token (GRPO) or per sequence (GSPO).", choices=("token", "sequence")
+    )
+    use_bias_correction_kl: bool = setting(
+        False, "Multiply the KL term by the ratio (DeepSeek-V3.2); false is the classic k3 estimate."
+    )
+    top_entropy_quantile: float = setting(1.0, "Train on the share of tokens with the highest entropy only; 1: all.")
+    mask_truncated_completions: bool = setting(False, "Leave answers without an end token out of the loss.")
+
+    # Rewards and advantages
+    reward_weights: list[float] | None = setting(None, "Weight of each reward function; None: all 1.")
+    scale_rewards: str = setting(
+        "group", "Divide advantages by the std of the group, of the batch, or not.", choices=("group", "batch", "none")
+    )
+    num_iterations: int = setting(1, "Optimizer steps taken on the same answers.")
+    dynamic_sampling: bool = setting(False, "Replace groups whose rewards are all equal by other prompts (DAPO).")
+    dynamic_sampling_max_rounds: int = setting(3, "How often to try before such a group is kept.")
+
+    # Reference policy
+    sync_ref_model: bool = setting(False, "Move the reference towards the policy every ref_model_sync_steps (TR-DPO).")
+    ref_model_sync_steps: int = setting(512, "Steps between these moves.")
+    ref_model_mixup_alpha: float = setting(0.6, "Share of the policy in the moved reference.")
+
+    log_completions: bool = setting(False, "Write sampled answers and their rewards to completions.jsonl, and show some.")
+
+    def __post_init__(self):
+        self.use_cpu = self.use_cpu or not torch.cuda.is_available()
+        super().__post_init__()
+        checks = [
+            (self.num_generations >= 2, "--num_generations must be at least 2: an advantage compares answers to the same prompt"),
+            (self.loss_type in LOSS_TYPES, f"--loss_type {self.loss_type}: expected one of {', '.join(LOSS_TYPES)}"),
+            (self.importance_sampling_level in ("token", "sequence"), "--importance_sampling_level: expected token or sequence"),
+            (self.scale_rewards in ("group", "batch", "none"), "--scale_rewards: expected group, batch or none"),
+            (self.temperature > 0, "--temperature must be above 0: greedy answers of one prompt are all equal"),
+            (0 < self.top_p <= 1, "--top_p must be in (0, 1]"),
+            (0 <= self.top_entropy_quantile <= 1, "--top_entropy_quantile must be in [0, 1]"),
+            (self.max_completion_length >= 1, "--max_completion_length must be at least 1"),
+            (self.num_iterations >= 1, "--num_iterations must be at least 1"),
+            (not (self.sync_ref_model and self.beta == 0), "--sync_ref_model needs a reference policy: set --beta above 0"),
+        ]
+        refuse(checks)
+        refuse_unsupported(self)
+
+    @property
+    def sampling(self) -> SamplingParams:
+        return SamplingParams(self.temperature, self.top_p, self.top_k, self.min_p, self.repetition_penalty)

@@ -1,0 +1,1 @@
+"""LLaVA-Med v1.5 from its original checkpoint layout."""

@@ -1,0 +1,260 @@
+"""PRS-Med (arXiv 2505.11872): a question about an image is answered in words and with a mask.
+
+    image, question -> LLaVA-Med with LoRA -> states [B, T, H] -> answer
+    image -> TinySAM's image encoder -> [B, 256, 64, 64] -+ states of the prompt -> mask decoder -> mask logits [B, 1, S, S]
+                                                          +-> class head -> data set logits [B, 6]
+
+The mask decoder reads the language model's last states of the prompt alone. Attention is causal, so in training one pass over
+prompt and answer gives both the states that inference has and the loss of the answer. A checkpoint is a folder:
+
+    lora_adapter/ (PEFT)   tokenizer/   image_encoder.pth   mask_decoder.pth   cls.pth      as the published code writes it
+    prs_med.json           what the networks are             vlm/       the VLM itself, where it has no other place
+
+Shape letters: B batch, T tokens, H hidden size, V vocabulary, S side of the encoder's input.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoTokenizer, DynamicCache
+
+from models.llava.llava_med import load_llava
+from models.prs_med.adapters import add_adapters, load_adapters, read_adapters, without_adapters
+from models.prs_med.decoder import PooledMaskDecoder, PromptedMaskDecoder, class_head
+from models.prs_med.processor import PRSMedProcessor
+from models.sam.loading import CheckpointError, check_keys, load_sam, read_state_dict
+from models.sam.sam import tiny_sam
+from models.sam.tiny_vit import ConvBN
+from models.starter.encoder import StarterEncoder
+
+
+class EncoderKind(NamedTuple):
+    """[B, 3, image_size, image_size] -> [B, channels, image_size / stride, ..]; `dropout` of the decoder behind it, without which
+    its attention is several times faster on a CPU."""
+
+    build: Callable[[], nn.Module]
+    image_size: int
+    stride: int
+    channels: int
+    dropout: float
+
+
+ENCODERS = {
+    "tiny_sam": EncoderKind(lambda: tiny_sam().image_encoder, 1024, 16, 256, 0.1),
+    "starter": EncoderKind(StarterEncoder, 128, 8, 64, 0.0),
+}
+DECODERS = {
+    "v5": lambda hidden, kind: PromptedMaskDecoder(hidden, kind.channels, kind.stride, True, kind.dropout),
+    "v6": lambda hidden, kind: PromptedMaskDecoder(hidden, kind.channels, kind.stride, False, kind.dropout),
+    "paper": lambda hidden, kind: PooledMaskDecoder(hidden, kind.channels, kind.image_size),
+}
+
+
+@dataclass
+class PRSMedConfig:
+    """What prs_med.json says. `vlm`: folder or hub name, None where the checkpoint holds it itself."""
+
+    vlm: str | None = None
+    vision_tower: str = "checkpoint"
+    image_encoder: str = "tiny_sam"
+    decoder: str = "v5"
+    compat: str = "default"
+
+
+class Output(NamedTuple):
+    """token_logits [B, T', V] predict token_labels [B, T'] (-100: not counted), T' the text after the image."""
+
+    mask_logits: Tensor
+    class_logits: Tensor
+    token_logits: Tensor
+    token_labels: Tensor
+
+
+class PRSMed(nn.Module):
+    """`vlm` is a LlavaForConditionalGeneration, or that within PEFT. With `frozen_norms` the encoder's BatchNorm keeps its
+    statistics in training: small batches would spoil those of a pretrained one."""
+
+    def __init__(self, vlm: nn.Module, tokenizer, config: PRSMedConfig):
+        super().__init__()
+        self.config, self.vlm, self.frozen_norms = config, vlm, False
+        kind = ENCODERS[config.image_encoder]
+        self.processor = PRSMedProcessor(tokenizer, self.base.config, kind.image_size, config.compat)
+        self.image_encoder = kind.build()
+        self.mask_decoder = DECODERS[config.decoder](self.base.config.text_config.hidden_size, kind)
+        self.cls = class_head(kind.channels)
+
+    @property
+    def base(self) -> nn.Module:
+        """The VLM beneath PEFT; its layers carry the adapters."""
+        return self.vlm.get_base_model() if hasattr(self.vlm, "get_base_model") else self.vlm
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, prompt_mask: Tensor, pixel_values: Tensor, images: Tensor, labels: Tensor
+    ) -> Output:
+        """What `PRSMedProcessor.collate` makes -> logits of masks, classes and tokens."""
+        states = self.base.model(
+            input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values, use_cache=False
+        ).last_hidden_state
+        mask_logits, class_logits = self._segment(states, prompt_mask, images)
+        start = len(self.processor.image_ids) - 1  # the state of the last image token predicts the first token of the text
+        return Output(mask_logits, class_logits, self.base.lm_head(states[:, start:-1]), labels[:, start + 1 :])
+
+    def _segment(self, states: Tensor, prompt_mask: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        embeddings = self.image_encoder(images)
+        states = states.to(self.cls[-1].weight.dtype)  # the language model may be in bfloat16
+        return self.mask_decoder(embeddings, states, prompt_mask), self.cls(embeddings)
+
+    def train(self, mode: bool = True) -> "PRSMed":
+        super().train(mode)
+        for module in self.image_encoder.modules():
+            if isinstance(module, ConvBN) and self.frozen_norms:
+                module.bn.eval()
+        return self
+
+    # ---- inference --------------------------------------------------------------------------------------------------
+
+    def segment(self, image: Image.Image, question: str, *, max_new_tokens: int = 64) -> tuple[str, Tensor]:
+        """The answer and mask logits [H, W] in the image's own size; the mask is where they are positive."""
+        return self.segment_batch([image], [question], max_new_tokens=max_new_tokens)[0]
+
+    @torch.inference_mode()
+    def segment_batch(
+        self, images: list[Image.Image], questions: list[str], *, max_new_tokens: int = 64
+    ) -> list[tuple[str, Tensor]]:
+        """`segment` of several images; answers are greedy. One pass over the prompts serves the masks and the answers;
+        with `max_new_tokens` 0 there are masks only. Call it in eval mode."""
+        batch = {name: tensor.to(self.base.device) for name, tensor in self.processor.prompts(images, questions).items()}
+        cache = DynamicCache()
+        states = self.base.model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            pixel_values=batch["pixel_values"],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        masks, _ = self._segment(states, batch["prompt_mask"], batch["images"])
+        answers = self._answers(states, batch["attention_mask"], cache, max_new_tokens)
+        logits = [self.processor.frame(image).masks(mask[None])[0, 0] for image, mask in zip(images, masks, strict=True)]
+        return list(zip(answers, logits, strict=True))
+
+    def _answers(self, states: Tensor, attention_mask: Tensor, cache: DynamicCache, max_new_tokens: int) -> list[str]:
+        """Greedy continuation of right-padded prompts: new tokens follow the padding in the cache, not in position."""
+        eos, lengths = self.processor.tokenizer.eos_token_id, attention_mask.sum(1)
+        logits = self.base.lm_head(states[torch.arange(len(states)), lengths - 1])
+        tokens = [[] for _ in states]
+        done = [False] * len(tokens)
+        for step in range(max_new_tokens):
+            ids = logits.argmax(-1)
+            for i, token in enumerate(ids.tolist()):
+                done[i] = done[i] or token == eos
+                if not done[i]:
+                    tokens[i].append(token)
+            if all(done):
+                break
+            attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(ids), 1)], 1)
+            out = self.base.model(
+                input_ids=ids[:, None],
+                attention_mask=attention_mask,
+                position_ids=(lengths + step)[:, None],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            logits = self.base.lm_head(out.last_hidden_state[:, -1])
+        return [self.processor.decode(ids) for ids in tokens]
+
+    # ---- training and checkpoints -------------------------------------------------------------------------------------
+
+    def prepare_training(self, *, r: int, alpha: int, dropout: float, frozen_norms: bool) -> "PRSMed":
+        """LoRA on the language model's attention; beside it the image encoder, the mask decoder and the class head learn."""
+        self.vlm = add_adapters(self.vlm, r=r, alpha=alpha, dropout=dropout, compat=self.config.compat)
+        self.frozen_norms = frozen_norms
+        for name, parameter in self.image_encoder.named_parameters():
+            parameter.requires_grad_(not name.startswith(("norm_head.", "head.")))  # TinyViT's classifier, which nothing uses
+        return self
+
+    def gradient_checkpointing_enable(self, **settings) -> None:
+        """Recompute the language model's layers in the backward pass; the embeddings carry the gradient to the first of them."""
+        self.base.model.language_model.gradient_checkpointing_enable(**settings)
+        self.base.enable_input_require_grads()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a checkpoint folder; the VLM's own weights only where they have no other place."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.vlm is not self.base:
+            self.vlm.save_pretrained(str(folder / "lora_adapter"), save_embedding_layers=False)
+        self.processor.tokenizer.save_pretrained(folder / "tokenizer")
+        for name in ("image_encoder", "mask_decoder", "cls"):
+            prefix = "image_encoder." if name == "image_encoder" else ""
+            state = {prefix + key: tensor for key, tensor in getattr(self, name).state_dict().items()}
+            torch.save(state, folder / f"{name}.pth")
+        if self.config.vlm is None:
+            self.base.save_pretrained(folder / "vlm", state_dict=without_adapters(self.base.state_dict()))
+            self.processor.tokenizer.save_pretrained(folder / "vlm")
+        (folder / "prs_med.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+
+    def load_trained(self, folder: str | Path) -> None:
+        """Read back, into these very networks, what training changes: adapters, image encoder, mask decoder and class head."""
+        folder = Path(folder)
+        if self.vlm is not self.base:
+            load_adapters(self.vlm, folder / "lora_adapter")
+        for name, state in read_parts(folder).items():
+            module = getattr(self, name)
+            check_keys(module.state_dict(), state, f"{folder / name}.pth")
+            module.load_state_dict(state)
+
+
+def read_parts(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """The three .pth files. The published image_encoder.pth holds the encoder twice, also as a part of a whole Sam (`sam.*`)."""
+    parts = {name: read_state_dict(folder / f"{name}.pth") for name in ("image_encoder", "mask_decoder", "cls")}
+    encoder = {key: tensor for key, tensor in parts["image_encoder"].items() if not key.startswith("sam.")}
+    parts["image_encoder"] = {key.removeprefix("image_encoder."): tensor for key, tensor in encoder.items()}
+    return parts
+
+
+def build_prs_med(vlm_path: str, sam_ckpt: str | None, config: PRSMedConfig, dtype: torch.dtype = torch.float32) -> PRSMed:
+    """A model to be trained: a pretrained VLM, TinySAM's image encoder from its published file (None: random), a new decoder.
+
+    Raises CheckpointError or OSError, in one line, for a checkpoint that cannot be used.
+    """
+    vlm, tokenizer = load_llava(vlm_path, vision_tower=config.vision_tower, dtype=dtype)
+    config.vlm = str(Path(vlm_path).resolve()) if Path(vlm_path).is_dir() else vlm_path
+    model = PRSMed(vlm, tokenizer, config)
+    if sam_ckpt is not None:
+        model.image_encoder.load_state_dict(load_sam("tiny_sam", sam_ckpt).image_encoder.state_dict())
+    return model
+
+
+def load_prs_med(
+    path: str | Path, *, vlm: str | None = None, dtype: torch.dtype = torch.float32, compat: str = "default"
+) -> PRSMed:
+    """A trained model for inference, in eval mode, its adapters applied: one of our checkpoints or a published `llm_seg_N`.
+
+    `vlm`: where the VLM is, if not where the checkpoint says; a published one says nothing. `dtype` is that of the VLM.
+    `compat="reference"`: as the published inference, which loses the adapters and asks with another prompt than training did.
+    Raises CheckpointError or OSError, in one line, for a checkpoint that cannot be used.
+    """
+    folder = Path(path)
+    settings = folder / "prs_med.json"
+    if settings.is_file():
+        config = PRSMedConfig(**json.loads(settings.read_text()))
+    elif (folder / "mask_decoder.pth").is_file():
+        version = "v5" if "image_norm.weight" in read_state_dict(folder / "mask_decoder.pth") else "v6"
+        config = PRSMedConfig(vlm=vlm, vision_tower="openai", decoder=version)
+        if vlm is None:
+            raise CheckpointError(f"{path}: a published checkpoint; name the VLM it was trained on as well")
+    else:
+        raise OSError(f"{path}: no PRS-Med checkpoint there (expected prs_med.json or mask_decoder.pth)")
+    base, _ = load_llava(vlm or config.vlm or str(folder / "vlm"), vision_tower=config.vision_tower, dtype=dtype)
+    adapters, config.compat = folder / "lora_adapter", compat
+    if adapters.is_dir() and compat == "default":
+        base = read_adapters(base, adapters)
+    model = PRSMed(base, AutoTokenizer.from_pretrained(folder / "tokenizer"), config)
+    model.load_trained(folder)
+    return model.eval()

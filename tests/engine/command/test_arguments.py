@@ -1,0 +1,99 @@
+"""Flags and YAML files, and what is said of those that cannot be used."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from engine.command.arguments import parse_arguments
+from engine.errors import InputError
+
+
+@dataclass
+class Settings:
+    """What all share."""
+
+    learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate."})
+    steps: int = field(default=3, metadata={"help": "How many."})
+    bf16: bool = field(default=False, metadata={"help": "Short floats."})
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError("--steps must be at least 1\nand here is a page of advice")
+
+
+def parse(*argv) -> Settings:
+    (settings,) = parse_arguments(Settings, list(argv), recipe="demo", description="A demo.\n\n    with a table")
+    return settings
+
+
+def test_flags_go_on_top_of_the_config_file(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("steps: 5\nlearning_rate: 1e-5\n")
+    assert parse("--config", str(file), "--steps", "7", "--bf16") == Settings(1e-5, 7, True)
+    assert parse(f"--config={file}") == Settings(1e-5, 5, False)
+
+
+def test_a_recipes_defaults_give_way_to_the_starter_settings_a_config_file_and_flags(tmp_path):
+    def steps_of(*argv) -> tuple[int, float]:
+        own, starter = {"steps": 5, "learning_rate": 1e-3}, {"steps": 2}
+        (settings,) = parse_arguments(Settings, list(argv), recipe="demo", defaults=own, starter=starter)
+        return settings.steps, settings.learning_rate
+
+    file = tmp_path / "config.yaml"
+    file.write_text("bf16: true\n")
+    assert steps_of() == (2, 1e-3) and steps_of("--config", str(file)) == (5, 1e-3)
+    file.write_text("steps: 7\n")
+    assert steps_of("--config", str(file)) == (7, 1e-3) and steps_of("--steps", "9") == (9, 1e-3)
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--learning_rat", "1"], "unknown flag --learning_rat, did you mean --learning_rate? (--help lists the flags)"),
+        (["--step", "1"], "unknown flag --step, did you mean --steps? (--help lists the flags)"),
+        (["stray"], "unknown flag stray (--help lists the flags)"),
+        (["--steps", "0"], "--steps must be at least 1"),
+        (["--config"], "--config: expected the name of a YAML file after it"),
+        (["--config", "gone.yaml"], "--config gone.yaml: No such file or directory"),
+    ],
+)
+def test_a_flag_that_cannot_be_used_is_one_line(argv, message):
+    with pytest.raises(InputError) as error:
+        parse(*argv)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("stepz: 3", "config.yaml: unknown setting 'stepz', did you mean --steps?"),
+        ("steps: [3", "config.yaml: not YAML"),
+        ("- 3", "config.yaml must contain a YAML mapping."),
+    ],
+)
+def test_a_config_file_that_cannot_be_used_is_one_line(tmp_path, text, message):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError) as error:
+        parse("--config", str(tmp_path / "config.yaml"))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@dataclass
+class OwnSettings(Settings):
+    """What is new here.
+
+    More words.
+    """
+
+    steps: int = field(default=4, metadata={"help": "How many here."})
+
+
+def test_help_shows_the_docstring_and_each_default_the_recipes_own_flags_first(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(OwnSettings, ["--help"], recipe="demo", description="A demo.\n\n    with a table")
+    text = capsys.readouterr().out
+    order = ["\nWhat is new here:", "--steps INT", "\nWhat all share:", "--learning_rate FLOAT"]
+    assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
+    assert "--learning-rate" not in text
+    assert text.startswith("usage: python -m recipes.demo [--config FILE.yaml]")
+    assert "    with a table" in text and "Peak learning rate. (default: 1e-06)" in text
