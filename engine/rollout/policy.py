@@ -1,52 +1,108 @@
-"""What the engine asks of a model. `models/` implements it; a recipe brings the two together.
+"""What the engine asks of a vision-language model that is sampled from and trained.
 
-Letters: B prompts, G answers a prompt, N = B*G, T answer tokens, H hidden size, V vocabulary.
+`models/` implements it without knowing it, a recipe brings the two together, and mypy checks that they fit
+(`tests/engine/rollout/test_policy.py`).
+
+Letters: B prompts, G answers a prompt, N = B*G, P prompt tokens, T answer tokens, H hidden size, V vocabulary.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar
 
-import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
+
+Message = dict[str, Any]  # of a chat: role, and content as text or as a list of texts and image places
 
 
 class PromptBatch(Protocol):
-    """B encoded prompts with their images."""
+    """B prompts with their images on the model's device, padded on the left."""
 
-    input_ids: torch.Tensor
+    @property
+    def input_ids(self) -> Tensor:
+        """(B, P)."""
 
     def __len__(self) -> int: ...
 
-    def select(self, rows: list[int]) -> "PromptBatch": ...
+    def select(self, rows: list[int]) -> Self:
+        """These prompts only."""
 
 
 class DecodingState(Protocol):
-    """N answers being decoded: `step(token_ids (N,)) -> logits (N, V)`, `select(rows)` drops all other rows."""
+    """N answers being decoded."""
 
-    def step(self, token_ids: torch.Tensor) -> torch.Tensor: ...
+    def step(self, token_ids: Tensor) -> Tensor:
+        """token_ids (N,), appended to the answers -> logits of the tokens after them (N, V), float32."""
 
-    def select(self, rows: torch.Tensor) -> None: ...
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows (M,) only."""
 
 
-class Policy(Protocol):
-    """A vision-language model that can be sampled from and trained.
+class Processor(Protocol):
+    """Text and images to tokens and tensors, on the CPU. A data loader's workers call `encode`, so it can be pickled."""
 
-    `model` is the (PEFT or Hugging Face) module that is optimised; `processor` decodes ids to texts and is saved with checkpoints.
-    `model(**policy.answer_inputs(batch, answer_ids), head=f)` returns `f(hidden (N, T, H), weight (V, H))`.
+    def encode(self, prompt: list[Message], images: Sequence[Image.Image], image_key: str | None = None) -> Any:
+        """One prompt with its images, for `Policy.batch`. `image_key` identifies the images across steps."""
+
+    def prompt_length(self, prompt: list[Message], image_sizes: Sequence[tuple[int, int] | None]) -> int:
+        """Tokens of a prompt whose images have these (height, width) in pixels; None: as many as an image can have."""
+
+    def text_ids(self, text: str) -> list[int]:
+        """The tokens of a text as a model would write it."""
+
+    def answer_ids(self, texts: list[str]) -> list[list[int]]:
+        """The same of answers, each with its end token."""
+
+    def decode(self, ids: list[list[int]]) -> list[str]:
+        """Texts without special tokens."""
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the files that transformers reads."""
+
+
+Batch = TypeVar("Batch", bound=PromptBatch)
+
+
+class Policy(Protocol[Batch]):
+    """A vision-language model.
+
+    `model(**policy.answer_inputs(batch, answer_ids), head=f)` returns `f(hidden (N, T, H), weight (V, H))`: the states that predict
+    each answer token, and the language-model head.
     """
 
-    model: nn.Module
-    processor: Any
-    device: torch.device
-    eos_token_ids: list[int]
-    pad_token_id: int
+    @property
+    def model(self) -> nn.Module:
+        """The module that is optimised and saved: Hugging Face's, or that within PEFT."""
 
-    def encode(self, prompts: list[list[dict]], images: list[list], image_keys: list[str | None] | None = None) -> PromptBatch: ...
+    @property
+    def processor(self) -> Processor: ...
 
-    def prefill(self, batch: PromptBatch, num_answers: int, max_new_tokens: int) -> tuple[DecodingState, torch.Tensor]: ...
+    @property
+    def device(self) -> Any: ...
 
-    def answer_inputs(self, batch: PromptBatch, answer_ids: torch.Tensor) -> dict: ...
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """Every id that ends an answer."""
 
-    def reference(self) -> "Policy": ...
+    @property
+    def pad_token_id(self) -> int: ...
 
-    def as_reference(self) -> AbstractContextManager: ...
+    def batch(self, encoded: list[Any]) -> Batch:
+        """What `processor.encode` made of B prompts, on the model's device."""
+
+    def prefill(self, batch: Batch, num_answers: int, max_new_tokens: int) -> tuple[DecodingState, Tensor]:
+        """Read each prompt once -> (N answers to decode, logits of their first tokens (N, V))."""
+
+    def answer_inputs(self, batch: Batch, answer_ids: Tensor) -> dict[str, Any]:
+        """Keyword arguments for `model(...)`, see above; answer_ids (B, G, T)."""
+
+    def reference(self) -> "Policy[Batch]":
+        """The frozen policy that a KL term compares with: a copy, or for adapters the same weights without them."""
+
+    def as_reference(self) -> AbstractContextManager:
+        """Context in which `model(...)` computes with this policy's own weights."""
+
+    def forget_images(self) -> None:
+        """Drop kept image features: the weights have changed from outside."""
