@@ -4,19 +4,25 @@ The shapes are those of a 2 to 3 billion parameter Qwen-VL: H = 2048, V = 151936
 the least the case needs: 2 N H V a GEMM; logits read once forward, and read and written once for the gradient.
 """
 
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
 import torch
 
 from bench.measure import Check, Timing, against_eager, relative_errors, training, with_gradients, without_grad
 from kernels import linear_grpo
 from kernels.group_advantage import group_advantages, group_advantages_reference
 from kernels.grpo_loss import grpo_loss, grpo_loss_reference
-from kernels.grpo_terms import loss_settings
+from kernels.grpo_terms import GRPOLoss, TokenInputs
 from kernels.launch import shared_bytes
-from kernels.linear_grpo import linear_grpo_loss, linear_grpo_loss_reference
+from kernels.linear_grpo import TokenOutputs, linear_grpo_loss, linear_grpo_loss_reference
 from kernels.linear_logprob import LOG2E, linear_logprob, linear_logprob_reference
 
 VOCABULARY = 151936
-LOSS = {"loss_type": "grpo", "epsilon": 0.2, "epsilon_high": 0.28}
+LOSS = GRPOLoss("grpo", epsilon=0.2, epsilon_high=0.28)
 
 
 def head_inputs(device, rows, tokens, hidden, vocabulary, dtype=torch.bfloat16):
@@ -46,10 +52,11 @@ def _check_advantages(device, scale):
     return (group_advantages(rewards, 8, scale_rewards=scale) - exact).abs().max().item(), 1e-5
 
 
-def _check_loss(device, shape, options):
-    logprobs, advantages, mask, settings = loss_inputs(device, *shape)
-    ours = with_gradients(grpo_loss, [logprobs], torch.float32, advantages, mask, **settings, **options)
-    truth = with_gradients(grpo_loss_reference, [logprobs], torch.float64, advantages, mask, **settings, **options)
+def _check_loss(device, shape, loss, num_items):
+    logprobs, advantages, mask, given = loss_inputs(device, *shape)
+    rest, options = (advantages, mask, loss), given | {"num_items": num_items}
+    ours = with_gradients(grpo_loss, [logprobs], torch.float32, *rest, **options)
+    truth = with_gradients(grpo_loss_reference, [logprobs], torch.float64, *rest, **options)
     return relative_errors(ours, truth).max().item(), 1e-5
 
 
@@ -71,21 +78,21 @@ def _check_logprob(device, shape, temperature):
     return against_eager(with_gradients(both(linear_logprob), [states, weight], torch.bfloat16), eager, truth)
 
 
-def _check_head(device, shape, options):
+def _check_head(device, shape, loss):
     states, weight, ids, advantages, mask = head_inputs(device, *shape)
     mask[1] = 0
     mask[0, shape[1] // 2 :] = 0
-    rest = (ids, advantages, mask)
+    rest = (ids, advantages, mask, loss)
     with torch.no_grad():
         chosen, _ = linear_logprob_reference(states.flatten(0, 1).float(), weight.float(), ids.flatten())
     # Steps of the policy whose ratios, 0.66 to 1.52, lie clear of every clip edge: there a rounding would switch a gradient off.
     steps = torch.tensor([-0.42, -0.14, 0.14, 0.42], device=device)
     generator = torch.Generator(device).manual_seed(1)
     old = chosen.view(ids.shape) + steps[torch.randint(0, 4, ids.shape, device=device, generator=generator)]
-    options = options | {"old_logprobs": old, "ref_logprobs": old - 0.1}
-    ours = with_gradients(linear_grpo_loss, [states, weight], torch.bfloat16, *rest, chunk_rows=200, **options)
+    given = {"old_logprobs": old, "ref_logprobs": old - 0.1}
+    ours = with_gradients(linear_grpo_loss, [states, weight], torch.bfloat16, *rest, chunk_rows=200, **given)
     eager, truth = (
-        with_gradients(linear_grpo_loss_reference, [states, weight], dtype, *rest, **options)
+        with_gradients(linear_grpo_loss_reference, [states, weight], dtype, *rest, **given)
         for dtype in (torch.bfloat16, torch.float64)
     )
     return against_eager(ours, eager, truth)
@@ -93,7 +100,7 @@ def _check_head(device, shape, options):
 
 def _check_bits(device, shape):
     inputs = head_inputs(device, *shape)
-    first, second = (with_gradients(linear_grpo_loss, inputs[:2], torch.bfloat16, *inputs[2:], **LOSS) for _ in range(2))
+    first, second = (with_gradients(linear_grpo_loss, inputs[:2], torch.bfloat16, *inputs[2:], LOSS) for _ in range(2))
     return float(sum(not torch.equal(a, b) for a, b in zip(first, second, strict=True))), 0.0
 
 
@@ -101,75 +108,77 @@ def _check_offsets(device, rows):
     """A chunk of more than 2^31 logits against small ones."""
     inputs = head_inputs(device, rows // 1024, 1024, 64, VOCABULARY)
     large, small = (
-        with_gradients(linear_grpo_loss, inputs[:2], torch.bfloat16, *inputs[2:], chunk_rows=size, **LOSS) for size in (rows, 1024)
+        with_gradients(linear_grpo_loss, inputs[:2], torch.bfloat16, *inputs[2:], LOSS, chunk_rows=size) for size in (rows, 1024)
     )
     return relative_errors(large, small).max().item(), 2**-7
+
+
+def _described(loss: GRPOLoss) -> str:
+    return f"{loss.loss_type}, {loss.importance_sampling_level}"
 
 
 def checks(device: torch.device, tiny: bool):
     """Every kernel against float64, at shapes aligned and odd."""
     vocabulary, tokens = (1000, 16) if tiny else (VOCABULARY, 128)
     for scale in ("group", "batch", "none"):
-        yield Check(f"advantages by {scale}", lambda s=scale: _check_advantages(device, s))
-    kl = {"beta": 0.04, "delta": 1.4, "max_completion_length": 64}
-    for options in (
-        {"loss_type": "grpo"} | kl,
-        {"loss_type": "dapo", "num_items": 500.0} | kl,
-        {"loss_type": "dr_grpo", "use_bias_correction_kl": False} | kl,
-        {"loss_type": "cispo", "epsilon_high": 1.2},
-        {"loss_type": "grpo", "importance_sampling_level": "sequence"} | kl,
+        yield Check(f"advantages by {scale}", partial(_check_advantages, device, scale))
+    kl, cispo = GRPOLoss("grpo", beta=0.04, delta=1.4, max_completion_length=64), GRPOLoss("cispo", epsilon_high=1.2)
+    for loss, items in (
+        (kl, None),
+        (replace(kl, loss_type="dapo"), 500.0),
+        (replace(kl, loss_type="dr_grpo", use_bias_correction_kl=False), None),
+        (cispo, None),
+        (replace(kl, importance_sampling_level="sequence"), None),
     ):
-        level = options.get("importance_sampling_level", "token")
         for shape in ((32, 1024), (3, 77), (300, 5)):
-            yield Check(f"loss {options['loss_type']}, {level}, {shape}", lambda s=shape, o=options: _check_loss(device, s, o))
-    for shape, temperature in (
+            yield Check(f"loss {_described(loss)}, {shape}", partial(_check_loss, device, shape, loss, items))
+    for rows, temperature in (
         ((4 * tokens, 256, vocabulary), 1.0),
         ((37, 64, 50257 if not tiny else 257), 0.7),
         ((5, 64, 33), 1.0),
     ):
-        yield Check(f"log-probs and entropy {shape}", lambda s=shape, t=temperature: _check_logprob(device, s, t))
-    for shape in ((4, tokens, 256, vocabulary), (4, 9, 64, 257)):
-        for options in (
-            LOSS,
-            LOSS | {"beta": 0.04, "importance_sampling_level": "sequence"},
-            {"loss_type": "cispo", "epsilon_high": 1.2},
-        ):
-            level = options.get("importance_sampling_level", "token")
-            name = f"head {options['loss_type']}, {level}, {shape}"
-            yield Check(name, lambda s=shape, o=options: _check_head(device, s, o))
+        yield Check(f"log-probs and entropy {rows}", partial(_check_logprob, device, rows, temperature))
+    for sizes in ((4, tokens, 256, vocabulary), (4, 9, 64, 257)):
+        for loss in (LOSS, replace(LOSS, beta=0.04, importance_sampling_level="sequence"), cispo):
+            yield Check(f"head {_described(loss)}, {sizes}", partial(_check_head, device, sizes, loss))
     yield Check("head, same bits twice", lambda: _check_bits(device, (4, tokens, 256, vocabulary)))
     if device.type == "cuda" and not tiny and torch.cuda.mem_get_info()[0] > 24 << 30:
         yield Check("head, chunk of more than 2^31 logits", lambda: _check_offsets(device, 16384))
 
 
-def _trl_loss(states, weight, ids, advantages, mask, **options):
+def _trl_loss(states, weight, ids, advantages, mask, loss):
     from trl.kernels import ChunkedLogProbFunction
 
     rows = (states.flatten(0, 1), weight, None, ids.flatten())
     logprobs = ChunkedLogProbFunction.apply(*rows, 1.0, 32768, None, 1.0, ("entropy",))[0]
-    return grpo_loss_reference(logprobs.view(ids.shape), advantages, mask, **options)
+    return grpo_loss_reference(logprobs.view(ids.shape), advantages, mask, loss)
 
 
-def _liger_loss(states, weight, ids, advantages, mask, **options):
-    from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
+def _liger(module: str) -> Any:
+    """A module of liger-kernel; where that is not installed, what the row of its case says instead of a time."""
+    if find_spec("liger_kernel") is None:
+        raise ModuleNotFoundError("liger-kernel is not installed (pip install liger-kernel)")
+    return import_module(f"liger_kernel.{module}")
 
-    edges = {"epsilon_low": options["epsilon"], "epsilon_high": options["epsilon_high"]}
-    loss = LigerFusedLinearGRPOLoss(beta=0.0, use_ref_model=False, loss_type="grpo", **edges)
-    return loss(states, weight, ids, mask, advantages)[0]
+
+def _liger_loss(states, weight, ids, advantages, mask, loss):
+    edges = {"epsilon_low": loss.epsilon, "epsilon_high": loss.epsilon_high}
+    head = _liger("chunked_loss").LigerFusedLinearGRPOLoss(beta=0.0, use_ref_model=False, loss_type="grpo", **edges)
+    return head(states, weight, ids, mask, advantages)[0]
 
 
 def _head_timings(device, rows, tokens, hidden, vocabulary):
     states, weight, ids, advantages, mask = head_inputs(device, rows, tokens, hidden, vocabulary)
-    rest, gemm = (ids, advantages, mask), 2 * rows * tokens * hidden * vocabulary
+    rest, gemm = (ids, advantages, mask, LOSS), 2 * rows * tokens * hidden * vocabulary
     compiled = torch.compile(linear_grpo_loss_reference)
     losses = {"ours": linear_grpo_loss, "eager": linear_grpo_loss_reference, "compile": compiled, "trl": _trl_loss}
     losses["liger"] = _liger_loss
     moved = 2 * (2 * weight.numel() + 2 * states.numel())
     shape = f"[{rows * tokens}, {hidden}, {vocabulary}]"
-    providers = {name: training(loss, [states, weight], *rest, **LOSS) for name, loss in losses.items()}
+    providers = {name: training(loss, [states, weight], *rest) for name, loss in losses.items()}
     yield Timing(f"head fwd+bwd {shape}", providers, 3 * gemm, moved, goal_ms=46)
     frozen = [states, weight.detach()]
-    providers = {name: training(losses[name], frozen, *rest, **LOSS) for name in ("ours", "eager", "trl")}
+    providers = {name: training(losses[name], frozen, *rest) for name in ("ours", "eager", "trl")}
     yield Timing(f"frozen head fwd+bwd {shape}", providers, 2 * gemm, moved / 2, goal_ms=31)
     del providers
 
@@ -182,14 +191,14 @@ def _head_timings(device, rows, tokens, hidden, vocabulary):
         return ChunkedLogProbFunction.apply(flat, weight, None, targets, 1.0, 32768, None, 1.0, ("entropy",))
 
     heads = {"ours": linear_logprob, "eager": linear_logprob_reference, "compile": compiled_logprob, "trl": trl_logprob}
-    providers = {name: lambda head=head: without_grad(head, flat, weight.detach(), targets) for name, head in heads.items()}
+    providers = {name: partial(without_grad, head, flat, weight.detach(), targets) for name, head in heads.items()}
     yield Timing(f"head fwd {shape}", providers, gemm, moved / 2, goal_ms=16)
 
 
-def _logit_loss(logits, ids, advantages, mask, **options):
+def _logit_loss(logits, ids, advantages, mask, loss):
     """The reference from materialised logits (B, T, V)."""
     logprobs = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
-    return grpo_loss_reference(logprobs.float(), advantages, mask, **options)
+    return grpo_loss_reference(logprobs.float(), advantages, mask, loss)
 
 
 def _logits_timing(device, rows, tokens, vocabulary):
@@ -199,20 +208,17 @@ def _logits_timing(device, rows, tokens, vocabulary):
     advantages, mask = torch.randn(rows, device=device), torch.ones(rows, tokens, device=device)
     index = torch.arange(rows * tokens, device=device)
     weights = torch.full((rows,), 1 / (rows * tokens), device=device)
-    outputs = torch.empty(2, rows * tokens, device=device).unbind()
-    settings = loss_settings(rows, "grpo", 0.2, 0.28, None, 0.0, "token", True, None)
-    constants = {"GRADIENT": True, "CISPO": False, "KL": "none"}
-    constants |= linear_grpo._row_constants(logits.dtype, vocabulary, shared_bytes(device))
-    numbers = (vocabulary, tokens, LOG2E.value, *settings[:4])
-    arguments = (logits, vocabulary, index, ids, advantages, weights, None, None, None, *outputs, *numbers)
+    out, sizes = TokenOutputs(*torch.empty(2, rows * tokens, device=device)), (vocabulary, tokens, LOG2E.value)
+    row_constants = linear_grpo._row_constants(logits.dtype, vocabulary, shared_bytes(device))
+    constants = {"GRADIENT": True} | LOSS.kernel_flags | row_constants
+    arguments = (logits, vocabulary, index, ids, advantages, weights, TokenInputs(), out, *sizes, LOSS.numbers)
     providers = {"ours": lambda: linear_grpo._row_kernel[(len(index),)](*arguments, **constants)}
     leaf = logits.view(rows, tokens, vocabulary).detach().requires_grad_()
     for name, loss in (("eager", _logit_loss), ("compile", torch.compile(_logit_loss))):
-        providers[name] = training(loss, [leaf], ids, advantages, mask, **LOSS)
+        providers[name] = training(loss, [leaf], ids, advantages, mask, LOSS)
 
     def liger():
-        from liger_kernel.transformers.grpo_loss import triton_grpo_loss
-
+        triton_grpo_loss = _liger("transformers.grpo_loss").triton_grpo_loss
         edges = {"eps_low": 0.2, "eps_high": 0.28, "temperature": 1.0, "beta": 0.0, "loss_type": "grpo", "reduce": True}
         loss = triton_grpo_loss(leaf, None, None, ids[:, :-1].contiguous(), advantages, mask[:, :-1].contiguous(), **edges)[0]
         torch.autograd.grad(loss, leaf)
@@ -228,14 +234,14 @@ def timings(device: torch.device, tiny: bool):
     yield from _head_timings(device, *((2, 32) if tiny else (16, 1024)), hidden, vocabulary)
     if device.type == "cuda":
         yield _logits_timing(device, *((2, 16) if tiny else (32, 1024)), vocabulary)
-    logprobs, advantages, mask, settings = loss_inputs(device, *((4, 64) if tiny else (32, 1024)))
-    options = LOSS | settings | {"beta": 0.04}
+    logprobs, advantages, mask, given = loss_inputs(device, *((4, 64) if tiny else (32, 1024)))
+    rest = (advantages, mask, replace(LOSS, beta=0.04))
     losses = {"ours": grpo_loss, "eager": grpo_loss_reference, "compile": torch.compile(grpo_loss_reference)}
     leaf = logprobs.requires_grad_()
-    providers = {name: training(loss, [leaf], advantages, mask, **options) for name, loss in losses.items()}
+    providers = {name: training(loss, [leaf], *rest, **given) for name, loss in losses.items()}
     moved = logprobs.numel() * (4 * 4 + mask.element_size())  # log-probs, old, reference, gradient, mask
     yield Timing(f"loss fwd+bwd {list(logprobs.shape)}", providers, 0, moved, graphed=True)
-    heads = {name: lambda loss=loss: without_grad(loss, leaf, advantages, mask, **options) for name, loss in losses.items()}
+    heads = {name: partial(without_grad, loss, leaf, *rest, **given) for name, loss in losses.items()}
     yield Timing(f"loss fwd {list(logprobs.shape)}", heads, 0, moved, goal_ms=0.006, graphed=True)
     rewards = torch.rand(4096, device=device)
     advantage = {"ours": lambda: group_advantages(rewards, 8), "eager": lambda: group_advantages_reference(rewards, 8)}

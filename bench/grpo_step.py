@@ -16,7 +16,6 @@ about 3 % of them.
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -173,8 +172,8 @@ def run_vesalius(model: str, output: str, steps: int, clock: Clock, provider: st
 
     import engine.training.groups
     import models.qwen.policy
+    from engine.training.config.grpo import GRPOConfig
     from engine.training.grpo import GRPOTrainer
-    from engine.training.grpo_config import GRPOConfig
     from models.loading import load_policy
 
     copies = 1
@@ -206,6 +205,8 @@ def run_provider(provider: str, steps: int, model: str) -> dict:
     """One row, measured in this process."""
     import torch
 
+    from bench.measure import peak_process_bytes
+
     torch.set_num_threads(1)
     clock = Clock()
     with tempfile.TemporaryDirectory() as output:
@@ -214,8 +215,8 @@ def run_provider(provider: str, steps: int, model: str) -> dict:
         else:
             run_vesalius(model, output, steps, clock, provider)
     step, rollout = statistics.median(clock.steps), statistics.median(clock.rollouts)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"provider": provider, "step_s": step, "rollout_s": rollout, "train_s": step - rollout, "peak_rss_gb": peak / 1e9}
+    peak = peak_process_bytes() / 1e9
+    return {"provider": provider, "step_s": step, "rollout_s": rollout, "train_s": step - rollout, "peak_rss_gb": peak}
 
 
 def main() -> None:

@@ -7,9 +7,9 @@
     fused      the same with the 32768 columns that TRL's GRPOTrainer uses
     ours       linear_grpo_loss: single pass, chunks of 32 MB of logits
 
-float32, one thread. Memory is what a fresh process gains over its inputs at most; CPU time is the median of interleaved repetitions
-in one process. Gradients are compared before anything is timed. The last line is JSON; `rss_ratio_*` and `cpu_ratio` are ours over
-theirs, the latter over the fastest of the three.
+float32, one thread. Memory is the most that a fresh process gains over its inputs (read from /proc, so on Linux only); CPU time is
+the median of interleaved repetitions in one process. Gradients are compared before anything is timed. The last line is JSON;
+`rss_ratio_*` and `cpu_ratio` are ours over theirs, the latter over the fastest of the three. Exit code 2 where it cannot run.
 """
 
 import argparse
@@ -22,11 +22,12 @@ import torch
 
 from bench.measure import cpu_seconds, environment, peak_resident_bytes
 from kernels.grpo_loss import grpo_loss_reference
+from kernels.grpo_terms import GRPOLoss
 from kernels.linear_grpo import linear_grpo_loss
 
 PROVIDERS = ("eager", "chunked", "fused", "ours")
 ANSWER = 64
-LOSS = {"loss_type": "grpo", "epsilon": 0.2}
+LOSS = GRPOLoss("grpo", epsilon=0.2)
 
 
 def inputs(rows: int, hidden: int, vocabulary: int) -> tuple:
@@ -46,7 +47,7 @@ def step(provider: str, states, weight, ids, advantages, mask, old_logprobs) -> 
 
     states.grad = weight.grad = None
     if provider == "ours":
-        loss, _, _ = linear_grpo_loss(states, weight, ids, advantages, mask, old_logprobs=old_logprobs, **LOSS)
+        loss, _, _ = linear_grpo_loss(states, weight, ids, advantages, mask, LOSS, old_logprobs=old_logprobs)
     else:
         if provider == "eager":
             logprobs, _ = selective_log_softmax_and_entropy(states @ weight.T, ids, entropy_requires_grad=False)
@@ -54,7 +55,7 @@ def step(provider: str, states, weight, ids, advantages, mask, old_logprobs) -> 
             columns = 4096 if provider == "chunked" else 32768
             rows = (states.flatten(0, 1), weight, None, ids.flatten())
             logprobs = ChunkedLogProbFunction.apply(*rows, 1.0, columns, None, 1.0, ("entropy",))[0].view(ids.shape)
-        loss = grpo_loss_reference(logprobs, advantages, mask, old_logprobs=old_logprobs, **LOSS)
+        loss = grpo_loss_reference(logprobs, advantages, mask, LOSS, old_logprobs=old_logprobs)
     loss.backward()
 
 
@@ -93,6 +94,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--child", choices=PROVIDERS, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    if not sys.platform.startswith("linux"):
+        print("error: only Linux can say how much memory one step takes (/proc/self/clear_refs)", file=sys.stderr)
+        return 2
     torch.set_num_threads(1)
     if args.child:
         run_child(args)

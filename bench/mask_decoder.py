@@ -19,7 +19,7 @@ from transformers import SamConfig
 from transformers.models.sam.modeling_sam import SamMaskDecoder
 
 from bench.measure import cpu_seconds, cuda_seconds, environment
-from engine.command.run import run_command
+from engine.command.main import run_command
 from models.sam.mask_decoder import MaskDecoder
 from models.sam.prompt_encoder import PromptEncoder
 from models.sam.two_way_transformer import TwoWayTransformer

@@ -3,13 +3,15 @@
 import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable
-from importlib.metadata import version
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+from kernels.language import HAS_TRITON, triton
 
 
 class Check(NamedTuple):
@@ -26,7 +28,7 @@ class Timing(NamedTuple):
     """
 
     name: str
-    providers: dict[str, Callable[[], object]]
+    providers: Mapping[str, Callable[[], object]]
     flops: float
     bytes: float
     goal_ms: float | None = None
@@ -85,9 +87,9 @@ def without_grad(function, *arguments, **options):
     return function(*arguments, **options)
 
 
-def cpu_seconds(providers: dict, repetitions: int) -> dict[str, float]:
+def cpu_seconds(providers: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
     """Median process CPU time of each callable, one warm-up, repetitions interleaved so that a busy machine slows all alike."""
-    times = {name: [] for name in providers}
+    times: dict[str, list[float]] = {name: [] for name in providers}
     for repetition in range(repetitions + 1):
         for name, run in providers.items():
             start = time.process_time()
@@ -97,10 +99,10 @@ def cpu_seconds(providers: dict, repetitions: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def cuda_seconds(providers: dict, repetitions: int) -> dict[str, float]:
+def cuda_seconds(providers: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
     """Median device time of each callable between events, repetitions interleaved, the L2 cache overwritten before each."""
     flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
-    events = {name: [] for name in providers}
+    events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in providers}
     for _ in range(repetitions):
         for name, run in providers.items():
             flush.zero_()
@@ -127,14 +129,22 @@ def as_cuda_graph(run: Callable[[], object], times: int) -> Callable[[], None]:
     return graph.replay
 
 
-def peak_resident_bytes(run) -> int:
+def peak_process_bytes() -> int:
+    """The most memory that this process has held resident since it began."""
+    import resource  # Windows has no such module
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10  # macOS counts bytes, Linux kilobytes
+
+
+def peak_resident_bytes(run: Callable[[], object]) -> int:
     """What `run()` adds at most to the resident memory of this process (Linux: its high-water mark is reset first)."""
 
     def status(key: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith(key))
 
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     before = status("VmRSS")
     run()
     return status("VmHWM") - before
@@ -143,7 +153,7 @@ def peak_resident_bytes(run) -> int:
 def _processor() -> str:
     """The name of the CPU."""
     information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
+    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
 
@@ -153,9 +163,9 @@ def environment(device: torch.device) -> dict:
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
-        "load_average": round(os.getloadavg()[0], 1),
+        "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "triton": version("triton"),
+        "triton": triton.__version__ if HAS_TRITON else None,
         "date": time.strftime("%Y-%m-%d"),
     }

@@ -21,10 +21,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from engine.command.run import describe_device, run_command
+from engine.command.main import run_command
+from engine.device import describe_device
 from engine.errors import InputError
 from engine.evaluation.mask_metrics import dice_score
-from models.sam.loading import CheckpointError, lite_medsam_checkpoint, load_sam
+from models.checkpoint import CheckpointError
+from models.sam.loading import lite_medsam_checkpoint, load_sam
 from models.sam.predictor import Predictor
 
 MAIN = ("dermoscopy", "ultrasound", "endoscopy")

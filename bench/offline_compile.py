@@ -2,7 +2,7 @@
 
 The specialisation is the launcher's: tensors are 16-byte aligned pointers, integers that 16 divides are known to be, an integer 1
 and None are constants. Without those attributes the same kernels show narrow loads and false spills. A process with
-TRITON_INTERPRET=1 cannot compile.
+TRITON_INTERPRET=1 cannot compile; one without Triton can import this module and no more.
 """
 
 import os
@@ -11,15 +11,13 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
+from kernels.language import triton
 from kernels.launch import LaunchConfig
 
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 POINTERS = {
     torch.float64: "*fp64",
     torch.float32: "*fp32",
@@ -69,27 +67,44 @@ class Resources:
         return self.blocks_per_multiprocessor * self.num_warps / WARPS[self.arch]
 
 
-def specialise(config: LaunchConfig) -> tuple[dict, dict, dict]:
-    """(signature, constexprs, attributes) of a launch as Triton's launcher would make them."""
-    names = config.kernel.arg_names
-    constants = {name: value for name, value in config.constants.items() if name in names}
-    signature, attributes, arguments = {}, {}, iter(config.arguments)
-    for index, name in enumerate(names):
-        if name in constants:
-            signature[name] = "constexpr"
+class Specialisation(NamedTuple):
+    """What a launch fixes at compile time: type names by parameter; constants and attributes by path, (i,) or (i, j) in a tuple."""
+
+    signature: dict[str, Any]
+    constants: dict[tuple[int, ...], Any]
+    attributes: dict[tuple[int, ...], list]
+
+
+def _type_of(value: Any) -> Any:
+    """The type name of one argument; of a tuple, a tuple of the same kind."""
+    if isinstance(value, tuple):
+        types = map(_type_of, value)
+        return type(value)(*types) if hasattr(value, "_fields") else tuple(types)
+    if isinstance(value, torch.Tensor):
+        return POINTERS[value.dtype]
+    if value is None or isinstance(value, bool) or (isinstance(value, int) and value == 1):
+        return "constexpr"
+    if isinstance(value, int):
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+    return "fp32"
+
+
+def specialise(config: LaunchConfig) -> Specialisation:
+    """The specialisation of a launch as Triton's launcher would make it."""
+    made, arguments = Specialisation({}, {}, {}), iter(config.arguments)
+    for index, name in enumerate(config.kernel.arg_names):
+        if name in config.constants:
+            made.signature[name], made.constants[(index,)] = "constexpr", config.constants[name]
             continue
         value = next(arguments)
-        if isinstance(value, torch.Tensor):
-            signature[name] = POINTERS[value.dtype]
-        elif value is None or value is True or value is False or (isinstance(value, int) and value == 1):
-            signature[name], constants[name] = "constexpr", value
-        elif isinstance(value, int):
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-        else:
-            signature[name] = "fp32"
-        if isinstance(value, torch.Tensor) or (isinstance(value, int) and signature[name] != "constexpr" and value % 16 == 0):
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    return signature, {(names.index(name),): value for name, value in constants.items()}, attributes
+        made.signature[name] = _type_of(value)
+        members = {(index, place): member for place, member in enumerate(value)} if isinstance(value, tuple) else {(index,): value}
+        for path, member in members.items():
+            if _type_of(member) == "constexpr":
+                made.constants[path] = member
+            elif isinstance(member, torch.Tensor) or (isinstance(member, int) and member % 16 == 0):
+                made.attributes[path] = [["tt.divisibility", 16]]
+    return made
 
 
 def _widest(ptx: str, instruction: str) -> int:
@@ -104,23 +119,28 @@ def _widest(ptx: str, instruction: str) -> int:
 
 def compile_for(config: LaunchConfig, arch: int) -> Resources:
     """Compile one launch for sm_`arch` and read its resources; ptxas is the only one to know about spills."""
-    signature, constants, attributes = specialise(config)
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    made = specialise(config)
     options = {key: config.constants[key] for key in LAUNCH_OPTIONS if key in config.constants}
-    source = ASTSource(fn=config.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    source = ASTSource(fn=config.kernel, signature=made.signature, constexprs=made.constants, attrs=made.attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     ptx = compiled.asm["ptx"]
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.ptx")
-        path.write_text(ptx)
-        tool = TOOLS / ("ptxas-blackwell" if arch >= 100 else "ptxas")
+        path.write_text(ptx, encoding="utf-8")
+        tool = tools / ("ptxas-blackwell" if arch >= 100 else "ptxas")
         target = f"--gpu-name=sm_{arch}{'a' if arch >= 90 else ''}"
-        command = [tool, "-v", target, path, "-o", os.devnull]
+        command = [str(tool), "-v", target, str(path), "-o", os.devnull]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    [registers] = re.findall(r"Used (\d+) registers", report)
     return Resources(
         name=config.name,
         arch=arch,
         num_warps=compiled.metadata.num_warps,
-        registers=int(re.search(r"Used (\d+) registers", report).group(1)),
+        registers=int(registers),
         spill_bytes=sum(int(size) for size in re.findall(r"(\d+) bytes spill", report)),
         shared_bytes=compiled.metadata.shared,
         load_bytes=_widest(ptx, "ld"),

@@ -5,7 +5,8 @@
 Any module of kernels/ with `launch_configs()` is found. The table on standard error shows a thread's registers, spilled bytes,
 shared memory a block, the widest global load and store, matrix instructions (mma.sync, wgmma, tcgen05), and the share of a
 multiprocessor's warps that can be resident; `--markdown` prints it as one for the README. The gate: no spills below sm_100, a
-program fits a multiprocessor, and 16-byte loads in the GRPO row kernel at an aligned vocabulary. Exit code 1 where it fails.
+program fits a multiprocessor, and 16-byte loads in the GRPO row kernel at an aligned vocabulary. Exit code 1 where it fails, 2
+without Triton.
 """
 
 import argparse
@@ -13,11 +14,14 @@ import importlib
 import json
 import pkgutil
 import sys
+from collections.abc import Iterator
 
 from tqdm import tqdm
 
 import kernels
 from bench.offline_compile import SHARED, Resources, compile_for
+from kernels.language import HAS_TRITON
+from kernels.launch import LaunchConfig
 
 GATED = (80, 89, 90)
 WIDE = "grpo row, "
@@ -25,7 +29,7 @@ ODD = "odd vocabulary"
 HEADER = ("kernel", "sm", "warps", "registers", "spilled B", "shared B", "load B", "store B", "mma", "occupancy")
 
 
-def launches():
+def launches() -> Iterator[LaunchConfig]:
     """The launch configurations of every kernel module, by module name."""
     for module in sorted(pkgutil.iter_modules(kernels.__path__), key=lambda module: module.name):
         listing = getattr(importlib.import_module(f"kernels.{module.name}"), "launch_configs", None)
@@ -52,9 +56,9 @@ def row_of(r: Resources) -> tuple:
 
 
 def print_table(results: list[Resources], markdown: bool) -> None:
-    rows = [HEADER, *(row_of(r) for r in results)]
+    rows: list[tuple] = [HEADER, *(row_of(r) for r in results)]
     if markdown:
-        rows.insert(1, ["---"] + ["---:"] * (len(HEADER) - 1))
+        rows.insert(1, ("---", *["---:"] * (len(HEADER) - 1)))
     widths = [max(len(str(row[column])) for row in rows) for column in range(len(HEADER))]
     for row in rows:
         cells = [
@@ -70,6 +74,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="only kernels whose name contains this")
     parser.add_argument("--markdown", action="store_true", help="print the table in markdown")
     args = parser.parse_args(argv)
+    if not HAS_TRITON:
+        print("error: Triton is not installed here (pip install triton)", file=sys.stderr)
+        return 2
     chosen = [config for config in launches() if args.only in config.name]
     jobs = [(config, arch) for config in chosen for arch in args.arch if arch in config.archs]
     results = [compile_for(config, arch) for config, arch in tqdm(jobs, desc="compiling", file=sys.stderr)]

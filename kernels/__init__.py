@@ -1,8 +1,8 @@
-"""Triton kernels and their eager references: one file an op, importable anywhere, run by Triton on CUDA only.
+"""Triton kernels and their eager references, one file an op. They import anywhere; Triton runs them on CUDA only.
 
-`kernels` is also the import name of a Hugging Face distribution that transformers asks for by `find_spec` and version.
-Having no version attribute here, our package is never mistaken for it; having both installed, one hides the other, so that
-is refused at once instead of failing somewhere inside transformers.
+`kernels` is also the import name of a Hugging Face distribution, which transformers looks for by name and version. This package
+has no version attribute, so it is never taken for that one. Where both are installed one hides the other: that is refused here,
+in one line, instead of failing somewhere inside transformers.
 """
 
 from importlib.metadata import PackageNotFoundError, version

@@ -10,22 +10,24 @@ No gradient flows through advantages.
 8 bytes a reward; the whole op is one launch.
 """
 
-import torch
-import triton
-import triton.language as tl
-from torch.library import triton_op
+from collections.abc import Iterator
+from typing import Any
 
-from kernels.launch import LaunchConfig, launch, runs_triton
+import torch
+from torch import Tensor
+
+from kernels.language import tl, triton
+from kernels.launch import LaunchConfig, launch, runs_triton, triton_op
 
 SCALES = ("group", "batch", "none")
 # Rewards a program holds at once: two warps of eight groups of eight.
 TILE = 64
 
 
-def group_advantages_reference(rewards, num_generations, *, scale_rewards="group", eps=1e-4):
+def group_advantages_reference(rewards: Tensor, num_generations: int, *, scale_rewards: str = "group", eps: float = 1e-4) -> Tensor:
     """The specification of `group_advantages`, in the dtype of `rewards`."""
 
-    def deviation(x):
+    def deviation(x: Tensor) -> Tensor:
         count = (~x.isnan()).sum(-1, keepdim=True)
         return ((x - x.nanmean(-1, keepdim=True)).square().nansum(-1, keepdim=True) / (count - 1)).sqrt()
 
@@ -75,20 +77,20 @@ def _advantages_kernel(
     tl.store(advantages + offsets, tl.where(centred == centred, centred, 0.0), mask=inside)
 
 
-def _constants(num_generations: int, scale_rewards: str) -> dict:
+def _constants(num_generations: int, scale_rewards: str) -> dict[str, Any]:
     width = triton.next_power_of_2(num_generations)
     return {"SCALE": scale_rewards, "GROUPS": max(1, TILE // width), "WIDTH": width, "num_warps": 2}
 
 
-def launch_configs():
+def launch_configs() -> Iterator[LaunchConfig]:
     """Groups of eight, scaled by group and by batch."""
     rewards = torch.empty(0, device="meta")
     for scale in ("group", "batch"):
         yield LaunchConfig(f"advantages, {scale}", _advantages_kernel, (rewards, rewards, 32, 8, 1e-4), _constants(8, scale))
 
 
-@triton_op("vesalius::group_advantages", mutates_args=())
-def _group_advantages(rewards: torch.Tensor, num_generations: int, scale_rewards: str, eps: float) -> torch.Tensor:
+@triton_op("vesalius::group_advantages")
+def _group_advantages(rewards: Tensor, num_generations: int, scale_rewards: str, eps: float) -> Tensor:
     if not runs_triton(rewards):
         return group_advantages_reference(rewards, num_generations, scale_rewards=scale_rewards, eps=eps)
     advantages = torch.empty_like(rewards)
@@ -99,9 +101,7 @@ def _group_advantages(rewards: torch.Tensor, num_generations: int, scale_rewards
     return advantages
 
 
-def group_advantages(
-    rewards: torch.Tensor, num_generations: int, *, scale_rewards: str = "group", eps: float = 1e-4
-) -> torch.Tensor:
+def group_advantages(rewards: Tensor, num_generations: int, *, scale_rewards: str = "group", eps: float = 1e-4) -> Tensor:
     """Advantages of (N,) rewards, groups of `num_generations` consecutive ones; (N,) float32.
 
     Raises ValueError where N is no multiple of `num_generations` or `scale_rewards` is not "group", "batch" or "none".

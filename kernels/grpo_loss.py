@@ -14,79 +14,75 @@ B rows (completions), T tokens. 4 bytes a tensor and token: 0.7 MB for [32, 1024
 TRL's eager loss (dozens of launches) and on Liger's, which starts from materialised logits.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
-import triton
-import triton.language as tl
-from torch.library import triton_op
+from torch import Tensor
 
 from kernels.grpo_terms import (
-    LossSettings,
+    GRPOLoss,
+    LossGradient,
+    TokenInputs,
     check_tokens,
     item_count,
-    kl_kind,
     loss_gradient,
-    loss_settings,
+    needed_reference,
     row_weights,
     token_terms_kernel,
 )
-from kernels.launch import LaunchConfig, launch, runs_triton
+from kernels.language import tl, triton
+from kernels.launch import LaunchConfig, launch, runs_triton, triton_op
 
 
 def grpo_loss_reference(
-    logprobs,
-    advantages,
-    mask,
+    logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    loss: GRPOLoss,
     *,
-    old_logprobs=None,
-    ref_logprobs=None,
-    policy_mask=None,
-    loss_type="dapo",
-    epsilon=0.2,
-    epsilon_high=None,
-    delta=None,
-    beta=0.0,
-    importance_sampling_level="token",
-    use_bias_correction_kl=True,
-    max_completion_length=None,
-    num_items=None,
-    num_rows=None,
-):
+    old_logprobs: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    policy_mask: Tensor | None = None,
+    num_items: Tensor | float | None = None,
+    num_rows: int | None = None,
+) -> Tensor:
     """The specification of the loss of `grpo_loss`, differentiable by autograd in any floating dtype."""
     mask = mask.to(logprobs.dtype)
     lengths = mask.sum(-1, keepdim=True).clamp(min=1)
     advantages = advantages[:, None]
     log_ratio = logprobs - (logprobs.detach() if old_logprobs is None else old_logprobs)
-    if importance_sampling_level == "sequence":
+    if loss.importance_sampling_level == "sequence":
         log_ratio = (log_ratio * mask).sum(-1, keepdim=True) / lengths
     ratio = log_ratio.exp()
-    high = epsilon if epsilon_high is None else epsilon_high
-    if loss_type == "cispo":
-        policy = -ratio.clamp(max=high).detach() * advantages * logprobs
+    high = loss.epsilon if loss.epsilon_high is None else loss.epsilon_high
+    if loss.loss_type == "cispo":
+        terms = -ratio.clamp(max=high).detach() * advantages * logprobs
     else:
-        clipped = ratio.clamp(1 - epsilon, 1 + high) * advantages
-        policy = -torch.min(ratio.clamp(max=delta) * advantages if delta is not None else ratio * advantages, clipped)
-    loss = policy if policy_mask is None else policy * policy_mask
-    if beta:
-        kl = (ref_logprobs - logprobs).exp() - (ref_logprobs - logprobs) - 1
-        loss = loss + beta * (kl * ratio if use_bias_correction_kl else kl)
+        clipped = ratio.clamp(1 - loss.epsilon, 1 + high) * advantages
+        terms = -torch.min(ratio.clamp(max=loss.delta) * advantages if loss.delta is not None else ratio * advantages, clipped)
+    terms = terms if policy_mask is None else terms * policy_mask
+    if (ref := needed_reference(loss, ref_logprobs)) is not None:
+        kl = (ref - logprobs).exp() - (ref - logprobs) - 1
+        terms = terms + loss.beta * (kl * ratio if loss.use_bias_correction_kl else kl)
     num_rows = num_rows or len(mask)
-    if loss_type == "grpo":
-        return (loss * mask / lengths).sum() / num_rows
-    if loss_type == "dr_grpo":
-        return (loss * mask).sum() / (num_rows * max_completion_length)
-    return (loss * mask).sum() / (mask.sum().clamp(min=1) if num_items is None else num_items)
+    if loss.loss_type == "grpo":
+        return (terms * mask / lengths).sum() / num_rows
+    if loss.loss_type == "dr_grpo":
+        return (terms * mask).sum() / (num_rows * (loss.max_completion_length or 0))
+    return (terms * mask).sum() / (mask.sum().clamp(min=1) if num_items is None else num_items)
 
 
 # The metrics of one call, in the order of the op's `stats`; cispo reports its share of capped ratios as high_mean.
 STATS = ("kl", "entropy", "low_mean", "high_mean", "region_mean", "low_min", "high_max")
 
 
-def _stats(mask, advantages, kl, ratio, entropies, settings: LossSettings):
-    keep = (mask != 0).to(ratio.dtype)
+def _stats(mask: Tensor, advantages: Tensor, entropies: Tensor | None, terms: LossGradient, loss: GRPOLoss) -> Tensor:
+    keep, numbers = (mask != 0).to(terms.ratio.dtype), loss.numbers
     count = keep.sum().clamp(min=1)
-    ratio, advantages = ratio.clamp(max=settings.delta), advantages[:, None]
-    clipped = torch.stack([(ratio < settings.low_edge) & (advantages < 0), (ratio > settings.high_edge) & (advantages > 0)])
-    if settings.sequence_level:
+    ratio, advantages = terms.ratio.clamp(max=numbers.delta), advantages[:, None]
+    clipped = torch.stack([(ratio < numbers.low_edge) & (advantages < 0), (ratio > numbers.high_edge) & (advantages > 0)])
+    if loss.by_sequence:
         by_row = clipped[..., 0].to(keep.dtype)
         low, high = by_row.mean(-1)
     else:
@@ -95,19 +91,19 @@ def _stats(mask, advantages, kl, ratio, entropies, settings: LossSettings):
     nan, zero = torch.full_like(count, torch.nan), torch.zeros_like(count)
     low_min = torch.where(by_row[0].isnan(), torch.inf, by_row[0]).amin()
     high_max = torch.where(by_row[1].isnan(), -torch.inf, by_row[1]).amax()
-    mean_kl = zero if kl is None else (kl * keep).sum() / count
+    mean_kl = zero if terms.kl is None else (terms.kl * keep).sum() / count
     entropy = zero if entropies is None else (entropies * keep).sum() / count
     low_min, high_max = (torch.where(x.isinf(), nan, x) for x in (low_min, high_max))
     return torch.stack([mean_kl, entropy, low, high, low + high, low_min, high_max])
 
 
-def metrics_of(stats, settings: LossSettings, entropy: bool) -> dict[str, torch.Tensor]:
+def metrics_of(stats: Tensor, loss: GRPOLoss, entropy: bool) -> dict[str, Tensor]:
     """The op's `stats` under TRL's names, 0-dim tensors on the device."""
     values = dict(zip(STATS, stats.unbind(), strict=True))
     metrics = {"entropy": values["entropy"]} if entropy else {}
-    if settings.beta:
+    if loss.beta:
         metrics["kl"] = values["kl"]
-    if settings.cispo:
+    if loss.is_cispo:
         return metrics | {"cispo_clip_ratio": values["high_mean"]}
     return metrics | {f"clip_ratio/{name}": values[name] for name in STATS[2:]}
 
@@ -145,8 +141,9 @@ def _loss_kernel(
     logprobs, advantages, mask, old_logprobs, ref_logprobs, policy_mask, entropies, num_items,
     gradient, partials, counter, loss, stats,
     num_rows, num_tokens, low_edge, high_edge, delta, beta, denominator, by_length,
-    CISPO: tl.constexpr, SEQUENCE: tl.constexpr, KL: tl.constexpr, BLOCK: tl.constexpr,
+    CISPO: tl.constexpr, KL: tl.constexpr, SEQUENCE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    # One row (completion). No tuples, which torch.compile does not take: low_edge to beta are the fields of LossNumbers, in order
     row = tl.program_id(0)
     first = row.to(tl.int64) * num_tokens
     advantage = tl.load(advantages + row).to(tl.float32)
@@ -250,135 +247,105 @@ def _loss_kernel(
         tl.store(stats + 6, tl.where(high_max == float("-inf"), float("nan"), high_max))
 
 
-def _constants(num_tokens: int, settings: LossSettings) -> dict:
+def _constants(num_tokens: int, loss: GRPOLoss) -> dict[str, Any]:
     block = min(1024, max(256, triton.next_power_of_2(num_tokens)))
-    flags = {"CISPO": settings.cispo, "SEQUENCE": settings.sequence_level, "KL": kl_kind(settings)}
     # one token a thread: with more, ptxas spills a few bytes to fit more programs than there are
-    return flags | {"BLOCK": block, "num_warps": block // 32}
+    return loss.kernel_flags | {"SEQUENCE": loss.by_sequence, "BLOCK": block, "num_warps": block // 32}
 
 
-def launch_configs():
+def launch_configs() -> Iterator[LaunchConfig]:
     """[32, 1024] off-policy with KL and without, at both levels, and cispo; a batch of short answers on-policy."""
     vector, flags = torch.empty(0, device="meta"), torch.empty(0, dtype=torch.int64, device="meta")
     count = torch.empty(0, dtype=torch.int32, device="meta")
     outputs = (vector, vector, count, vector, vector)
-    for name, loss_type, tokens, beta, level in (
-        ("token level, KL", "grpo", 1024, 0.04, "token"),
-        ("token level", "grpo", 1024, 0.0, "token"),
-        ("sequence level, KL", "grpo", 1024, 0.04, "sequence"),
-        ("sequence level", "grpo", 1024, 0.0, "sequence"),
-        ("cispo", "cispo", 1024, 0.0, "token"),
-        ("on-policy", "dapo", 200, 0.0, "token"),
+    for name, tokens, loss in (
+        ("token level, KL", 1024, GRPOLoss("grpo", epsilon_high=0.28, beta=0.04)),
+        ("token level", 1024, GRPOLoss("grpo", epsilon_high=0.28)),
+        ("sequence level, KL", 1024, GRPOLoss("grpo", epsilon_high=0.28, beta=0.04, importance_sampling_level="sequence")),
+        ("sequence level", 1024, GRPOLoss("grpo", epsilon_high=0.28, importance_sampling_level="sequence")),
+        ("cispo", 1024, GRPOLoss("cispo", epsilon_high=0.28)),
+        ("on-policy", 200, GRPOLoss("dapo", epsilon_high=0.28)),
     ):
-        settings = loss_settings(32, loss_type, 0.2, 0.28, None, beta, level, True, None)
-        old, ref = None if name == "on-policy" else vector, vector if beta else None
-        inputs = (vector, vector, flags, old, ref, None, vector, None if loss_type == "grpo" else vector)
-        numbers = (32, tokens, *settings[:5], int(settings.by_length))
-        yield LaunchConfig(f"grpo loss, {name}", _loss_kernel, (*inputs, *outputs, *numbers), _constants(tokens, settings))
+        old, ref = None if name == "on-policy" else vector, vector if loss.beta else None
+        inputs = (vector, vector, flags, old, ref, None, vector, vector if loss.by_items else None)
+        numbers = (32, tokens, *loss.numbers, loss.denominator(32), int(loss.by_length))
+        yield LaunchConfig(f"grpo loss, {name}", _loss_kernel, (*inputs, *outputs, *numbers), _constants(tokens, loss))
 
 
-@triton_op("vesalius::grpo_loss", mutates_args=())
+@triton_op("vesalius::grpo_loss")
 def grpo_loss_forward(
-    logprobs: torch.Tensor,
-    advantages: torch.Tensor,
-    mask: torch.Tensor,
-    old_logprobs: torch.Tensor | None,
-    ref_logprobs: torch.Tensor | None,
-    policy_mask: torch.Tensor | None,
-    entropies: torch.Tensor | None,
-    num_items: torch.Tensor | None,
-    low_edge: float,
-    high_edge: float,
-    delta: float,
-    beta: float,
+    logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    old_logprobs: Tensor | None,
+    ref_logprobs: Tensor | None,
+    policy_mask: Tensor | None,
+    entropies: Tensor | None,
+    num_items: Tensor | None,
     denominator: float,
-    cispo: bool,
-    sequence_level: bool,
-    by_length: bool,
-    bias_correction: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    settings = LossSettings(low_edge, high_edge, delta, beta, denominator, cispo, sequence_level, by_length, bias_correction)
-    if runs_triton(logprobs):
-        if sequence_level and old_logprobs is None:
-            old_logprobs = logprobs
-        inputs = (logprobs, advantages, mask, old_logprobs, ref_logprobs, policy_mask, entropies, num_items)
-        num_rows, num_tokens = logprobs.shape
-        gradient, partials = logprobs.new_empty(logprobs.shape), logprobs.new_empty((num_rows, PARTIALS.value))
-        loss, stats = logprobs.new_empty(()), logprobs.new_empty(len(STATS))
-        counter = torch.zeros((), dtype=torch.int32, device=logprobs.device)
-        inputs = (x if x is None else x.contiguous() for x in inputs)
-        outputs = (gradient, partials, counter, loss, stats)
-        numbers = (num_rows, num_tokens, *settings[:5], int(by_length))
-        launch(_loss_kernel, (num_rows,), *inputs, *outputs, *numbers, **_constants(num_tokens, settings))
-        return loss, gradient, stats
-    weights = row_weights(mask, num_items, settings, logprobs.dtype)
-    loss, gradient, kl, ratio = loss_gradient(
-        logprobs, advantages, mask, weights, old_logprobs, ref_logprobs, policy_mask, settings
-    )
-    return loss.sum(), gradient, _stats(mask, advantages, kl, ratio, entropies, settings)
+    loss: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, dloss/dlogp, stats) of the GRPOLoss whose `text` is `loss`."""
+    settings, given = GRPOLoss.of_text(loss), TokenInputs(old_logprobs, ref_logprobs, policy_mask)
+    if not runs_triton(logprobs):
+        weights = row_weights(mask, num_items, denominator, settings, logprobs.dtype)
+        terms = loss_gradient(logprobs, advantages, mask, weights, given, settings)
+        return terms.losses.sum(), terms.gradient, _stats(mask, advantages, entropies, terms, settings)
+    if settings.by_sequence and old_logprobs is None:
+        given = given._replace(old_logprobs=logprobs)
+    num_rows, num_tokens = logprobs.shape
+    gradient, partials = logprobs.new_empty(logprobs.shape), logprobs.new_empty((num_rows, PARTIALS.value))
+    value, stats = logprobs.new_empty(()), logprobs.new_empty(len(STATS))
+    counter = torch.zeros((), dtype=torch.int32, device=logprobs.device)
+    inputs = [x if x is None else x.contiguous() for x in (logprobs, advantages, mask, *given, entropies, num_items)]
+    outputs = (gradient, partials, counter, value, stats)
+    numbers = (num_rows, num_tokens, *settings.numbers, denominator, int(settings.by_length))
+    launch(_loss_kernel, (num_rows,), *inputs, *outputs, *numbers, **_constants(num_tokens, settings))
+    return value, gradient, stats
 
 
-def _setup(ctx, inputs, output):
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(output[1], output[2])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1])
+    ctx.num_inputs = len(inputs)
 
 
-def _backward(ctx, grad_loss, _grad_gradient, _grad_stats):
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     (gradient,) = ctx.saved_tensors
-    return (None if grad_loss is None else grad_loss * gradient, *[None] * 16)
+    return (None if grad_loss is None else grad_loss * gradient, *[None] * (ctx.num_inputs - 1))
 
 
 grpo_loss_forward.register_autograd(_backward, setup_context=_setup)
 
 
 def grpo_loss(
-    logprobs: torch.Tensor,
-    advantages: torch.Tensor,
-    mask: torch.Tensor,
+    logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    loss: GRPOLoss,
     *,
-    old_logprobs: torch.Tensor | None = None,
-    ref_logprobs: torch.Tensor | None = None,
-    policy_mask: torch.Tensor | None = None,
-    entropies: torch.Tensor | None = None,
-    loss_type: str = "dapo",
-    epsilon: float = 0.2,
-    epsilon_high: float | None = None,
-    delta: float | None = None,
-    beta: float = 0.0,
-    importance_sampling_level: str = "token",
-    use_bias_correction_kl: bool = True,
-    max_completion_length: int | None = None,
-    num_items: torch.Tensor | float | None = None,
+    old_logprobs: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    policy_mask: Tensor | None = None,
+    entropies: Tensor | None = None,
+    num_items: Tensor | float | None = None,
     num_rows: int | None = None,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss (0-dim, differentiable in `logprobs`) and metrics (0-dim tensors under TRL's names) of (B, T) log-probs, nats.
 
     `advantages` (B,), `mask` (B, T) nonzero at the tokens that count. Without `old_logprobs` the ratio is 1 (on-policy).
     `policy_mask` (B, T) weighs the policy term and not the KL: entropy or off-policy masks. `entropies` (B, T) only feed the
-    metric. `num_items` divides bnpo, dapo and cispo (the batch's tokens over all processes / number of processes; by default
-    the tokens of `mask`), `num_rows` divides grpo and dr_grpo (by default B): larger than B where rows of zero gradient were
-    left out. Raises ValueError naming the argument. Formulas: grpo_systems.md 8.1.
+    metric. `num_items` divides bnpo, dapo and cispo: the batch's tokens over all processes / number of processes, by default
+    the tokens of `mask`. `num_rows` divides grpo and dr_grpo: by default B, more where rows of zero gradient were left out.
+    Raises ValueError naming the argument. The formulas are at the top of this file.
     """
-    settings = loss_settings(
-        num_rows or logprobs.shape[0],
-        loss_type,
-        epsilon,
-        epsilon_high,
-        delta,
-        beta,
-        importance_sampling_level,
-        use_bias_correction_kl,
-        max_completion_length,
-    )
-    if beta and ref_logprobs is None:
-        raise ValueError("ref_logprobs must be given where beta is not 0")
+    ref_logprobs = needed_reference(loss, ref_logprobs)
     check_tokens(logprobs.shape, mask=mask, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs, policy_mask=policy_mask)
     check_tokens(logprobs.shape, entropies=entropies)
     check_tokens(logprobs.shape[:1], advantages=advantages)
-    ref_logprobs = ref_logprobs if beta else None
-    items = item_count(mask, num_items, loss_type)
-    loss, _, stats = grpo_loss_forward(
-        logprobs, advantages, mask, old_logprobs, ref_logprobs, policy_mask, entropies, items, *settings
+    items, denominator = item_count(mask, num_items, loss), loss.denominator(num_rows or logprobs.shape[0])
+    value, _, stats = grpo_loss_forward(
+        logprobs, advantages, mask, old_logprobs, ref_logprobs, policy_mask, entropies, items, denominator, loss.text
     )
-    return loss, metrics_of(stats, settings, entropies is not None)
+    return value, metrics_of(stats, loss, entropies is not None)

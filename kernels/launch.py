@@ -1,14 +1,18 @@
 """How the ops launch Triton kernels, and how they say so to the tools that compile the same launches without a GPU.
 
-An op's body branches once, on `runs_triton`: CUDA tensors go to Triton, others to the eager path. Under TRITON_INTERPRET=1 every
-tensor goes to Triton, whose interpreter runs on CPU tensors: the tests check the bodies that way.
+An op's body branches once, on `runs_triton`: where Triton is installed CUDA tensors go to it, all others to the eager path. Under
+TRITON_INTERPRET=1 every tensor goes to Triton, whose interpreter runs on CPU tensors: the tests check the bodies that way.
 """
 
+import functools
+import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import triton
-from torch.library import wrap_triton
+from torch.library import CustomOpDef, custom_op, wrap_triton
+
+from kernels.language import HAS_TRITON, triton
 
 LARGE_SHARED, SMALL_SHARED = 227 << 10, 99 << 10  # bytes a program may have on an H100; on sm_86, sm_89 and sm_120
 
@@ -17,29 +21,53 @@ class LaunchConfig(NamedTuple):
     """One launch that an op really makes. A kernel module lists its own in `launch_configs()`; bench.static_check compiles them.
 
     `arguments`: an example for every parameter that is not constexpr, in order; tensors (of any size, also on the meta device)
-    stand for pointers of their dtype, aligned as the allocator aligns. `constants`: constexprs, num_warps and num_stages, the
-    same dictionary that the launch passes. `archs`: the compute capabilities where it is made so, 80 for sm_80 (sm_89
-    stands for the devices with little shared memory).
+    stand for pointers of their dtype, aligned as the allocator aligns; tuples hold more of the same. `constants`: constexprs,
+    num_warps and num_stages, the same dictionary that the launch passes. `archs`: the compute capabilities where it is made so,
+    80 for sm_80 (sm_89 stands for the devices with little shared memory).
     """
 
     name: str
     kernel: Any
-    arguments: tuple
+    arguments: tuple[Any, ...]
     constants: dict[str, Any]
     archs: tuple[int, ...] = (80, 89, 90, 100)
 
 
+@functools.cache
+def _warn_of_eager_cuda() -> None:
+    warnings.warn("Triton is not installed: on this GPU the kernels run eagerly and slowly (pip install triton)", stacklevel=3)
+
+
 def runs_triton(tensor: torch.Tensor) -> bool:
     """Whether an op on this tensor launches Triton."""
-    return tensor.is_cuda or triton.knobs.runtime.interpret
+    if HAS_TRITON:
+        return tensor.is_cuda or triton.knobs.runtime.interpret
+    if tensor.is_cuda:
+        _warn_of_eager_cuda()
+    return False
 
 
 def shared_bytes(device: torch.device) -> int:
     """Shared memory that a program may have; that of an H100 where there is no device to ask (the interpreter, tracing)."""
-    there = device.type == "cuda" and torch.cuda.is_available()
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin if there else LARGE_SHARED
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return LARGE_SHARED
+    properties: Any = torch.cuda.get_device_properties(device)  # torch's stub lacks this field
+    return properties.shared_memory_per_block_optin
 
 
-def launch(kernel, grid: tuple[int, ...], *arguments, **constants) -> None:
-    """Launch within a `triton_op`, visibly to torch.compile."""
+def triton_op(name: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
+    """`torch.library.triton_op` of a body that changes none of its inputs; without Triton an ordinary op, traced by its body."""
+    if HAS_TRITON:
+        return torch.library.triton_op(name, mutates_args=())
+
+    def register(body: Callable[..., Any]) -> CustomOpDef:
+        op = custom_op(name, body, mutates_args=())
+        op.register_fake(body)
+        return op
+
+    return register
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Launch within a `triton_op`, visibly to torch.compile, which takes no tuples among the arguments."""
     wrap_triton(kernel)[grid](*arguments, **constants)

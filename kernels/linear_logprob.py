@@ -15,11 +15,14 @@ The ops are opaque to torch.compile: a loop of GEMMs over one reused buffer has 
 reuse. Their Triton kernels compile and run alone.
 """
 
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
 import torch
-import triton
-import triton.language as tl
+from torch import Tensor
 from torch.library import custom_op
 
+from kernels.language import tl, triton
 from kernels.launch import LaunchConfig, runs_triton
 
 SKIP = -100
@@ -28,7 +31,9 @@ CPU_CHUNK_BYTES = 32 << 20
 CPU_BLOCK_BYTES = 1 << 19
 
 
-def linear_logprob_reference(hidden, weight, target_ids, *, temperature=1.0):
+def linear_logprob_reference(
+    hidden: Tensor, weight: Tensor, target_ids: Tensor, *, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """The specification of `linear_logprob`, differentiable by autograd in any floating dtype."""
     logprobs = (hidden @ weight.T / temperature).log_softmax(-1)
     keep = target_ids != SKIP
@@ -39,8 +44,8 @@ def linear_logprob_reference(hidden, weight, target_ids, *, temperature=1.0):
 
 
 # Columns a program takes at a time, a multiple of eight neighbours (16 bytes of bf16) a thread, and blocks of them in flight.
-STATS_CONSTANTS = {"BLOCK": 4096, "STAGES": 3, "num_warps": 8}
-GRADIENT_CONSTANTS = {"BLOCK": 4096, "STAGES": 3, "num_warps": 8}
+STATS_CONSTANTS: dict[str, Any] = {"BLOCK": 4096, "STAGES": 3, "num_warps": 8}
+GRADIENT_CONSTANTS: dict[str, Any] = {"BLOCK": 4096, "STAGES": 3, "num_warps": 8}
 # Rows and columns of the tile of logits that the CUDA forward keeps in L2.
 TILE_ROWS, TILE_COLUMNS = 2048, 4096
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -111,13 +116,11 @@ def write_gradient(
 
 
 @triton.jit
-def _stats_kernel(
-    logits, stride, target_ids, stats, num_rows, first_column, num_columns, scale, BLOCK: tl.constexpr, STAGES: tl.constexpr
-):
-    # One row: fold the logits of columns [first_column, first_column + num_columns) into its stats, those of `row_stats` but with
-    # the sum (not mean) of e z, and the target's logit in the place of logp
+def _stats_kernel(logits, target_ids, stats, num_rows, first_column, num_columns, scale, BLOCK: tl.constexpr, STAGES: tl.constexpr):
+    # One row: fold the logits of columns [first_column, first_column + num_columns) into its stats, five rows of [5, num_rows]:
+    # those of `row_stats`, but the target's logit in the place of logp, and the sum of e z in that of its mean
     index = tl.program_id(0)
-    row = logits + index.to(tl.int64) * stride
+    row = logits + index.to(tl.int64) * num_columns
     top, total, moment = online_stats(row, num_columns, scale, BLOCK, STAGES)
     target = tl.load(target_ids + index) - first_column
     mine = stats + index
@@ -140,12 +143,13 @@ def _stats_kernel(
 
 @triton.jit
 def _gradient_kernel(
-    logits, stride, target_ids, maxima, sums, means, grad_logprobs, grad_entropy, num_columns, scale,
+    logits, num_columns, scale, target_ids, softmax, grad_logprobs, grad_entropy,
     ENTROPY: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
+    # One row; `softmax` is a SoftmaxStats
     index = tl.program_id(0)
-    row = logits + index.to(tl.int64) * stride
-    top, total, mean = tl.load(maxima + index), tl.load(sums + index), tl.load(means + index)
+    row = logits + index.to(tl.int64) * num_columns
+    top, total, mean = tl.load(softmax.maxima + index), tl.load(softmax.sums + index), tl.load(softmax.means + index)
     inverse_temperature = scale / LOG2E
     gain = tl.load(grad_logprobs + index) * inverse_temperature
     slope = 0.0
@@ -156,16 +160,25 @@ def _gradient_kernel(
     write_gradient(row, num_columns, target, chosen, scale, top, total, mean, gain, slope, ENTROPY, BLOCK, STAGES)
 
 
-def launch_configs():
+class SoftmaxStats(NamedTuple):
+    """m, s and zbar of each row of logits; in a kernel pointers."""
+
+    maxima: Any
+    sums: Any
+    means: Any
+
+
+def launch_configs() -> Iterator[LaunchConfig]:
     """Statistics of a tile and of whole rows, and the gradient with and without an entropy term, at V = 151936."""
     ids, vector = torch.empty(0, dtype=torch.int64, device="meta"), torch.empty(0, device="meta")
     for dtype in (torch.bfloat16, torch.float32):
         logits, suffix = torch.empty(0, dtype=dtype, device="meta"), "" if dtype == torch.bfloat16 else ", fp32"
-        for name, stride, first in (("tile", 4096, 8192), ("rows", 151936, 0)):
-            arguments = (logits, stride, ids, vector, 2048, first, stride, 1.4427)
+        for name, columns, first in (("tile", 4096, 8192), ("rows", 151936, 0)):
+            arguments: tuple[Any, ...] = (logits, ids, vector, 2048, first, columns, LOG2E.value)
             yield LaunchConfig(f"logit stats, {name}{suffix}", _stats_kernel, arguments, STATS_CONSTANTS)
         for entropy in (False, True):
-            arguments = (logits, 151936, ids, *[vector] * 4, vector if entropy else None, 151936, 1.4427)
+            softmax = SoftmaxStats(vector, vector, vector)
+            arguments = (logits, 151936, LOG2E.value, ids, softmax, vector, vector if entropy else None)
             name = f"logit gradient{', entropy' if entropy else ''}{suffix}"
             yield LaunchConfig(name, _gradient_kernel, arguments, {"ENTROPY": entropy} | GRADIENT_CONSTANTS)
 
@@ -175,7 +188,7 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def chunk_size(hidden, weight) -> int:
+def chunk_size(hidden: Tensor, weight: Tensor) -> int:
     """Rows of logits to hold at once: on CUDA the power of two, 256 to 4096, that takes at most a quarter of the free memory."""
     row_bytes = weight.shape[0] * hidden.element_size()
     if not hidden.is_cuda:
@@ -185,39 +198,39 @@ def chunk_size(hidden, weight) -> int:
     return min(4096, max(256, 1 << max(0, rows.bit_length() - 1)))
 
 
-def _blocks(logits):
+def _blocks(logits: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """Row blocks of a chunk of logits that fit the cache, with an accumulation-dtype scratch of the same shape."""
     dtype = accumulate_dtype(logits.dtype)
     rows = max(1, min(len(logits), CPU_BLOCK_BYTES // (logits.shape[1] * dtype.itemsize)))
     scratch = logits.new_empty((2, rows, logits.shape[1]), dtype=dtype)
     for start in range(0, len(logits), rows):
         block = logits[start : start + rows]
-        yield slice(start, start + rows), block, *scratch[:, : len(block)].unbind()
+        yield slice(start, start + rows), block, scratch[0, : len(block)], scratch[1, : len(block)]
 
 
-def fold_stats_(stats, logits, target_ids, inverse_temperature, first_column=0):
-    """Launch `_stats_kernel` on a chunk or tile of logits."""
-    grid, scale = (len(logits),), inverse_temperature * LOG2E.value
-    sizes = (logits.stride(0), target_ids, stats, len(logits), first_column, logits.shape[1], scale)
-    _stats_kernel[grid](logits, *sizes, **STATS_CONSTANTS)
+def _fold_stats_(stats: Tensor, logits: Tensor, target_ids: Tensor, inverse_temperature: float, first_column: int = 0) -> None:
+    """Launch `_stats_kernel` on a contiguous chunk or tile of logits."""
+    num_rows, num_columns = logits.shape
+    sizes = (num_rows, first_column, num_columns, inverse_temperature * LOG2E.value)
+    _stats_kernel[(num_rows,)](logits, target_ids, stats, *sizes, **STATS_CONSTANTS)
 
 
-def finish_stats_(stats, inverse_temperature):
-    """Turn what `_stats_kernel` leaves into the stats of `row_stats`, in place."""
+def _finish_stats_(stats: Tensor, inverse_temperature: float) -> Tensor:
+    """Turn what `_stats_kernel` leaves into the rows that `row_stats` unpacks, in place."""
     chosen, entropies, maxima, sums, moments = stats.unbind()
     moments.div_(sums)
     log_sums = sums.log()
     torch.sub(log_sums, moments, out=entropies)
     chosen.sub_(maxima).mul_(inverse_temperature).sub_(log_sums)
-    return stats.unbind()
+    return stats
 
 
-def row_stats(logits, target_ids, inverse_temperature):
-    """Of a chunk of logits: logp, entropy, and the (m, s, zbar) that its gradient needs; each (C,)."""
+def _chunk_stats(logits: Tensor, target_ids: Tensor, inverse_temperature: float) -> Tensor:
+    """[5, C]: what `row_stats` unpacks."""
     stats = logits.new_empty((5, len(logits)), dtype=accumulate_dtype(logits.dtype))
     if runs_triton(logits):
-        fold_stats_(stats, logits, target_ids, inverse_temperature)
-        return finish_stats_(stats, inverse_temperature)
+        _fold_stats_(stats, logits, target_ids, inverse_temperature)
+        return _finish_stats_(stats, inverse_temperature)
     for rows, block, z, e in _blocks(logits):
         logprobs, entropies, maxima, sums, means = stats[:, rows].unbind()
         target = block.gather(1, target_ids[rows, None]).to(z.dtype)
@@ -233,26 +246,31 @@ def row_stats(logits, target_ids, inverse_temperature):
         log_sums = sums.log()
         torch.sub(log_sums, means, out=entropies)
         torch.sub((target[:, 0] - maxima) * inverse_temperature, log_sums, out=logprobs)
-    return stats.unbind()
+    return stats
 
 
-def logit_gradient_(logits, target_ids, inverse_temperature, stats, grad_logprobs, grad_entropy=None):
-    """Turn a chunk of logits into the gradient of the raw logits (that of z times 1 / temperature), in place."""
-    _, _, maxima, sums, means = stats
+def row_stats(logits: Tensor, target_ids: Tensor, inverse_temperature: float) -> tuple[Tensor, Tensor, SoftmaxStats]:
+    """Of a contiguous chunk of logits (C, V): logp, entropy, and what its gradient needs; each (C,)."""
+    logprobs, entropies, *softmax = _chunk_stats(logits, target_ids, inverse_temperature).unbind()
+    return logprobs, entropies, SoftmaxStats(*softmax)
+
+
+def logit_gradient_(
+    logits: Tensor,
+    target_ids: Tensor,
+    inverse_temperature: float,
+    softmax: SoftmaxStats,
+    grad_logprobs: Tensor,
+    grad_entropy: Tensor | None = None,
+) -> None:
+    """Turn a contiguous chunk of logits into the gradient of the raw logits (that of z times 1 / temperature), in place."""
     if runs_triton(logits):
-        arguments = (
-            target_ids,
-            maxima,
-            sums,
-            means,
-            grad_logprobs,
-            grad_entropy,
-            logits.shape[1],
-            inverse_temperature * LOG2E.value,
-        )
+        num_rows, num_columns = logits.shape
+        sizes = (num_columns, inverse_temperature * LOG2E.value)
         constants = {"ENTROPY": grad_entropy is not None} | GRADIENT_CONSTANTS
-        _gradient_kernel[(len(logits),)](logits, logits.stride(0), *arguments, **constants)
+        _gradient_kernel[(num_rows,)](logits, *sizes, target_ids, softmax, grad_logprobs, grad_entropy, **constants)
         return
+    maxima, sums, means = softmax
     grad_logprobs = grad_logprobs * inverse_temperature
     for rows, block, z, e in _blocks(logits):
         torch.sub(block, maxima[rows, None], out=z)
@@ -268,7 +286,7 @@ def logit_gradient_(logits, target_ids, inverse_temperature, stats, grad_logprob
         block.copy_(e.scatter_add_(1, target_ids[rows, None], gain))
 
 
-def add_outer_(total, left, right):
+def add_outer_(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left^T right; `total` is fp32 for half-precision factors, or of their dtype where this is the only term."""
     if left.dtype == total.dtype:
         total.addmm_(left.T, right)
@@ -278,12 +296,12 @@ def add_outer_(total, left, right):
         total.add_(left.T @ right)
 
 
-def in_chunks(rows, sizes):
+def in_chunks(rows: Tensor, sizes: int) -> Sequence[Tensor]:
     """`rows.split(sizes)`, and nothing (rather than one empty chunk) of no rows."""
     return rows.split(sizes) if len(rows) else ()
 
 
-def _chunks(hidden, weight, target_ids, chunk_rows):
+def _chunks(hidden: Tensor, weight: Tensor, target_ids: Tensor, chunk_rows: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Chunks of the rows that count: their indices, hidden states, targets and a buffer that holds their logits."""
     kept = (target_ids != SKIP).nonzero()[:, 0]
     size = chunk_rows or chunk_size(hidden, weight)
@@ -295,8 +313,8 @@ def _chunks(hidden, weight, target_ids, chunk_rows):
 
 @custom_op("vesalius::linear_logprob", mutates_args=())
 def linear_logprob_forward(
-    hidden: torch.Tensor, weight: torch.Tensor, target_ids: torch.Tensor, temperature: float, chunk_rows: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    hidden: Tensor, weight: Tensor, target_ids: Tensor, temperature: float, chunk_rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """(logprobs, entropies, the (3, N) statistics of the backward)."""
     output = hidden.new_zeros((5, len(hidden)), dtype=accumulate_dtype(hidden.dtype))
     if runs_triton(hidden):
@@ -308,11 +326,11 @@ def linear_logprob_forward(
             for first in range(0, len(weight), TILE_COLUMNS):
                 columns = weight[first : first + TILE_COLUMNS]
                 tile = buffer[: len(rows) * len(columns)].view(len(rows), -1)
-                fold_stats_(stats, torch.mm(x, columns.T, out=tile), ids, 1 / temperature, first)
-            output[:, rows] = torch.stack(finish_stats_(stats, 1 / temperature))
+                _fold_stats_(stats, torch.mm(x, columns.T, out=tile), ids, 1 / temperature, first)
+            output[:, rows] = _finish_stats_(stats, 1 / temperature)
     else:
         for rows, _, ids, logits in _chunks(hidden, weight, target_ids, chunk_rows):
-            output[:, rows] = torch.stack(row_stats(logits, ids, 1 / temperature))
+            output[:, rows] = _chunk_stats(logits, ids, 1 / temperature)
     return output[0].clone(), output[1].clone(), output[2:].clone()
 
 
@@ -324,24 +342,23 @@ def _(hidden, weight, target_ids, temperature, chunk_rows):
 
 @custom_op("vesalius::linear_logprob_backward", mutates_args=())
 def linear_logprob_backward(
-    grad_logprobs: torch.Tensor,
-    grad_entropy: torch.Tensor | None,
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    target_ids: torch.Tensor,
-    stats: torch.Tensor,
+    grad_logprobs: Tensor,
+    grad_entropy: Tensor | None,
+    hidden: Tensor,
+    weight: Tensor,
+    target_ids: Tensor,
+    stats: Tensor,
     temperature: float,
     chunk_rows: int,
     need_hidden: bool,
     need_weight: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """(dhidden, dweight), empty where not needed."""
     grad_hidden = torch.zeros_like(hidden) if need_hidden else hidden.new_empty(0)
     total = weight.new_zeros(weight.shape if need_weight else 0, dtype=accumulate_dtype(weight.dtype))
     for rows, x, ids, logits in _chunks(hidden, weight, target_ids, chunk_rows):
-        of_rows = (None, None, *stats[:, rows].unbind())
-        slope = None if grad_entropy is None else grad_entropy[rows]
-        logit_gradient_(logits, ids, 1 / temperature, of_rows, grad_logprobs[rows], slope)
+        softmax, slope = SoftmaxStats(*stats[:, rows].unbind()), None if grad_entropy is None else grad_entropy[rows]
+        logit_gradient_(logits, ids, 1 / temperature, softmax, grad_logprobs[rows], slope)
         if need_hidden:
             grad_hidden[rows] = logits @ weight
         if need_weight:
@@ -356,14 +373,14 @@ def _(grad_logprobs, grad_entropy, hidden, weight, target_ids, stats, temperatur
     )
 
 
-def _setup(ctx, inputs, output):
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight, target_ids, ctx.temperature, ctx.chunk_rows = inputs
     ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(hidden, weight, target_ids, output[2])
 
 
-def _backward(ctx, grad_logprobs, grad_entropy, _grad_stats):
+def _backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None, _grad_stats: None) -> tuple[Tensor | None, ...]:
     hidden, weight, target_ids, stats = ctx.saved_tensors
     if grad_logprobs is None:
         grad_logprobs = torch.zeros_like(stats[0])
@@ -377,7 +394,7 @@ def _backward(ctx, grad_logprobs, grad_entropy, _grad_stats):
 linear_logprob_forward.register_autograd(_backward, setup_context=_setup)
 
 
-def head_operands(hidden, weight):
+def head_operands(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """`hidden` and `weight` in the dtype the head runs in: autocast's, else that of `weight`."""
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
@@ -385,8 +402,8 @@ def head_operands(hidden, weight):
 
 
 def linear_logprob(
-    hidden: torch.Tensor, weight: torch.Tensor, target_ids: torch.Tensor, *, temperature: float = 1.0, chunk_rows: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
+    hidden: Tensor, weight: Tensor, target_ids: Tensor, *, temperature: float = 1.0, chunk_rows: int = 0
+) -> tuple[Tensor, Tensor]:
     """(logprobs, entropy), each (N,) float32 and nats, of ids (N,) under softmax(hidden weight^T / temperature).
 
     `hidden` (N, H), `weight` (V, H), `target_ids` (N,) int64; rows of id -100 are skipped and give 0. Differentiable in hidden

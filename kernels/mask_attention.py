@@ -18,14 +18,15 @@ C channels. Per prompt 4 N R C FLOPs each; image_to_token reads x once and write
 [N, C] a block. `p` is a constant: no gradient flows to it.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op
 
-from kernels.launch import LARGE_SHARED, SMALL_SHARED, LaunchConfig, launch, runs_triton, shared_bytes
+from kernels.language import tl, triton
+from kernels.launch import LARGE_SHARED, SMALL_SHARED, LaunchConfig, launch, runs_triton, shared_bytes, triton_op
 
 LOG2E = tl.constexpr(1.4426950408889634)
 COLUMNS = 64  # scores of a token that image_to_token holds at once: heads x padded tokens, or a part of the heads
@@ -34,12 +35,22 @@ ROW_BACKWARD_TOKENS, HEAD_BACKWARD_TOKENS = 32, 16  # a tile holds its gradient 
 CPU_TOKENS = 512  # image tokens of a band on a CPU: half a megabyte
 
 
-def token_to_image_reference(queries, image, image_pe):
+def token_to_image_reference(queries: Tensor, image: Tensor, image_pe: Tensor) -> Tensor:
     """y [G, R, C] of queries [G, R, C], image [G, N, C], image_pe [N, C]."""
     return (queries @ (image + image_pe).transpose(1, 2)).softmax(-1) @ image
 
 
-def image_to_token_reference(image, image_pe, keys, key_bias, values, norm_weight, norm_bias, num_heads, eps=1e-5):
+def image_to_token_reference(
+    image: Tensor,
+    image_pe: Tensor,
+    keys: Tensor,
+    key_bias: Tensor,
+    values: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    num_heads: int,
+    eps: float = 1e-5,
+) -> Tensor:
     """z [G, N, C] of image [X, N, C], keys and values [G, R, C], key_bias [G, R]."""
     image = image.repeat_interleave(len(keys) // len(image), 0)
     scores = keys @ (image + image_pe).transpose(1, 2) + key_bias[:, :, None]
@@ -231,23 +242,23 @@ def _image_to_token_backward_kernel(
     tl.store(grad_norm + program * 2 * C + C + channels, grad_bias)
 
 
-def _row_constants(C: int, shared: int, backward: bool = False) -> dict:
+def _row_constants(C: int, shared: int, backward: bool = False) -> dict[str, Any]:
     roomy = shared > 128 << 10  # else one tile in flight, and in the backward smaller ones
     rows, tokens = (64 if roomy or not backward else 32), (ROW_BACKWARD_TOKENS if backward else 64)
     return {"C": C, "ROWS": rows, "TOKENS": tokens, "num_warps": 8, "num_stages": 2 if roomy else 1}
 
 
-def _head_constants(C: int, num_tokens: int, num_heads: int, shared: int, backward: bool = False) -> dict:
+def _head_constants(C: int, num_tokens: int, num_heads: int, shared: int, backward: bool = False) -> dict[str, Any]:
     padded = triton.next_power_of_2(num_tokens)
     width = max(16, min(padded * triton.next_power_of_2(num_heads), max(COLUMNS, padded)))
     tokens, stages = (HEAD_BACKWARD_TOKENS, 1) if backward else (64, 2 if shared > 160 << 10 else 1)
     return {"C": C, "PADDED": padded, "WIDTH": width, "TOKENS": tokens, "num_warps": 8, "num_stages": stages}
 
 
-def launch_configs():
+def launch_configs() -> Iterator[LaunchConfig]:
     """SAM's decoder: 8 heads, 256 channels, 4096 image tokens; 7 tokens (a box or a point) and 15 (some points)."""
     x, vector = torch.empty(0, dtype=torch.bfloat16, device="meta"), torch.empty(0, device="meta")
-    arguments = (vector, vector, x, vector, 56, 64)
+    arguments: tuple[Any, ...] = (vector, vector, x, vector, 56, 64)
     yield LaunchConfig("token to image, merge", _merge_kernel, arguments, {"C": 256, "SPLITS": 64, "num_warps": 4})
     for end, shared, archs in (("", LARGE_SHARED, (80, 90, 100)), (", 99 KB", SMALL_SHARED, (89,))):
         arguments = (x, x, x, vector, vector, 56, 4096, 4)
@@ -272,7 +283,7 @@ def _takes(image: Tensor, tokens: int = 1) -> bool:
     return runs_triton(image) and narrow and 16 <= C <= 256 and C & (C - 1) == 0 and tokens <= COLUMNS
 
 
-def _token_to_image_eager(queries, image, image_pe):
+def _token_to_image_eager(queries: Tensor, image: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
     """y and the log-sum-exp of each row's scores."""
     scores = (queries @ (image + image_pe).transpose(1, 2)).to(torch.promote_types(image.dtype, torch.float32))
     top = scores.amax(-1, keepdim=True)
@@ -281,13 +292,13 @@ def _token_to_image_eager(queries, image, image_pe):
     return ((weights.to(image.dtype) @ image) / total).to(image.dtype), (top + total.log())[..., 0]
 
 
-@triton_op("vesalius::mask_token_to_image", mutates_args=())
+@triton_op("vesalius::mask_token_to_image")
 def _token_to_image(queries: Tensor, image: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
     if not _takes(image):
         step = len(image) if image.is_cuda else 1  # on a CPU one image at a time: it stays in the cache
         prompts = zip(queries.split(step), image.split(step), strict=True)
-        y, lse = zip(*(_token_to_image_eager(a, x, image_pe) for a, x in prompts), strict=True)
-        return torch.cat(y), torch.cat(lse)
+        ys, sums = zip(*(_token_to_image_eager(a, x, image_pe) for a, x in prompts), strict=True)
+        return torch.cat(ys), torch.cat(sums)
     (G, R, C), N = queries.shape, image.shape[1]
     constants = _row_constants(C, shared_bytes(image.device))
     blocks, tiles = triton.cdiv(R, constants["ROWS"]), triton.cdiv(N, constants["TOKENS"])
@@ -301,7 +312,7 @@ def _token_to_image(queries: Tensor, image: Tensor, image_pe: Tensor) -> tuple[T
     return y, lse
 
 
-@triton_op("vesalius::mask_token_to_image_backward", mutates_args=())
+@triton_op("vesalius::mask_token_to_image_backward")
 def _token_to_image_backward(
     grad_y: Tensor, queries: Tensor, image: Tensor, image_pe: Tensor, y: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -334,7 +345,7 @@ def _image_to_token_in_bands(image, image_pe, keys, key_bias, values, norm_weigh
     return z
 
 
-@triton_op("vesalius::mask_image_to_token", mutates_args=())
+@triton_op("vesalius::mask_image_to_token")
 def _image_to_token(
     image: Tensor,
     image_pe: Tensor,
@@ -376,7 +387,7 @@ def _image_to_token_backward_eager(grad_z, image, image_pe, keys, key_bias, valu
     return dh, weights, ds, dx, grad_norm
 
 
-@triton_op("vesalius::mask_image_to_token_backward", mutates_args=())
+@triton_op("vesalius::mask_image_to_token_backward")
 def _image_to_token_backward(
     grad_z: Tensor,
     image: Tensor,
@@ -406,21 +417,21 @@ def _image_to_token_backward(
     return dx, grad_keys.view(G, R, C), ds.sum(1), weights.transpose(1, 2) @ dh, grad_norm.to(norm_weight.dtype)
 
 
-def _setup_token_to_image(ctx, inputs, output):
+def _setup_token_to_image(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*inputs, *output)
 
 
-def _token_to_image_gradient(ctx, grad_y, _grad_lse):
+def _token_to_image_gradient(ctx: Any, grad_y: Tensor, _grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
     return (*_token_to_image_backward(grad_y, *ctx.saved_tensors), None)
 
 
-def _setup_image_to_token(ctx, inputs, output):
+def _setup_image_to_token(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, _, ctx.num_heads, ctx.eps = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _image_to_token_gradient(ctx, grad_z):
+def _image_to_token_gradient(ctx: Any, grad_z: Tensor) -> tuple[Tensor | None, ...]:
     gradients = _image_to_token_backward(grad_z, *ctx.saved_tensors, ctx.num_heads, ctx.eps)
     image, keys, key_bias, values, norm = gradients
     return image, None, keys, key_bias, values, norm[0], norm[1], None, None
@@ -437,7 +448,7 @@ def in_one_type(*tensors: Tensor) -> list[Tensor]:
     return [tensor.to(dtype).contiguous() for tensor in tensors]
 
 
-def _check(image, image_pe, **tensors):
+def _check(image: Tensor, image_pe: Tensor, **tensors: tuple[Tensor, tuple[int, ...]]) -> None:
     if image_pe.shape != image.shape[1:]:
         raise ValueError(f"image_pe must be {list(image.shape[1:])}, not {list(image_pe.shape)}")
     if image_pe.requires_grad and torch.is_grad_enabled():

@@ -13,14 +13,15 @@ writes and reads [4N, C1] and [16N, C2] five times over and computes all four ma
 dm and writes da.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op
 
-from kernels.launch import LARGE_SHARED, SMALL_SHARED, LaunchConfig, launch, runs_triton, shared_bytes
+from kernels.language import tl, triton
+from kernels.launch import LARGE_SHARED, SMALL_SHARED, LaunchConfig, launch, runs_triton, shared_bytes, triton_op
 from kernels.mask_attention import in_one_type
 
 FEW_TOKENS, BACKWARD_TOKENS = 32, 32  # image tokens of a tile where there are few, and in the backward: more spill
@@ -30,7 +31,18 @@ ROWS = 16  # of a matrix tile, to which the backward pads the masks
 CPU_TOKENS = 512  # image tokens of a band on a CPU: their 16 pixels each take one megabyte
 
 
-def mask_upscale_reference(image, height, weight1, bias1, norm_weight, norm_bias, weight2, bias2, hyper, eps=1e-6):
+def mask_upscale_reference(
+    image: Tensor,
+    height: int,
+    weight1: Tensor,
+    bias1: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    hyper: Tensor,
+    eps: float = 1e-6,
+) -> Tensor:
     """Logits [G, M, 4h, 4w] of image [G, h w, C], weight1 [C, C1, 2, 2], weight2 [C1, C2, 2, 2], hyper [G, M, C2]."""
     x = image.transpose(1, 2).unflatten(2, (height, -1))
     a = F.conv_transpose2d(x, weight1, bias1, stride=2).permute(0, 2, 3, 1)
@@ -179,11 +191,11 @@ def _tokens(num_tokens: int, shared: int) -> int:
     return most if num_tokens >= PROGRAMS * most else FEW_TOKENS
 
 
-def _constants(C: int, C1: int, C2: int, masks: int, tokens: int) -> dict:
+def _constants(C: int, C1: int, C2: int, masks: int, tokens: int) -> dict[str, Any]:
     return {"C": C, "C1": C1, "C2": C2, "TOKENS": tokens, "M": masks, "num_warps": 8, "num_stages": 1}
 
 
-def launch_configs():
+def launch_configs() -> Iterator[LaunchConfig]:
     """SAM's decoder: 256 channels, 64 x 64 tokens; one mask and three, of one prompt and of 64."""
     x, vector = torch.empty(0, dtype=torch.bfloat16, device="meta"), torch.empty(0, device="meta")
     sizes = (4096, 64, 1e-6)
@@ -215,7 +227,7 @@ def _by_subpixel(weight1: Tensor, weight2: Tensor) -> tuple[Tensor, Tensor]:
     return first.contiguous(), weight2.permute(0, 2, 3, 1).flatten(1).contiguous()
 
 
-def _bands(image: Tensor, height: int):
+def _bands(image: Tensor, height: int) -> Iterator[tuple[int, slice, slice]]:
     """(prompt, slice of tokens, slice of mask rows) of whole rows of one prompt at a time."""
     G, N, _ = image.shape
     width = N // height
@@ -250,7 +262,7 @@ def _upscale_in_bands(image, height, weight1, bias1, norm_weight, norm_bias, wei
     return logits
 
 
-@triton_op("vesalius::mask_upscale", mutates_args=())
+@triton_op("vesalius::mask_upscale")
 def _upscale(
     image: Tensor,
     height: int,
@@ -271,12 +283,13 @@ def _upscale(
     logits = image.new_empty(G, M, 4 * height, 4 * N // height)
     tensors = (image, first, bias1, norm_weight, norm_bias, second, bias2, hyper, logits)
     tokens = _tokens(G * N, shared_bytes(image.device))
-    constants = _constants(C, *weight2.shape[:2], M, tokens)
+    C1, C2 = weight2.shape[:2]
+    constants = _constants(C, C1, C2, M, tokens)
     launch(_upscale_kernel, (triton.cdiv(N, tokens), G), *tensors, N, N // height, eps, **constants)
     return logits
 
 
-def _gelu_slope_eager(x):
+def _gelu_slope_eager(x: Tensor) -> Tensor:
     return 0.5 * (1 + torch.erf(x * 2**-0.5)) + x * torch.exp(-0.5 * x * x) * 0.3989422804014327
 
 
@@ -301,7 +314,7 @@ def _backward_eager(grad_logits, image, height, first, bias1, norm_weight, norm_
     return da.view(G, N, 4 * C1), u.t() @ dq, dq.sum(0), grad_norm, grad_hyper
 
 
-@triton_op("vesalius::mask_upscale_backward", mutates_args=())
+@triton_op("vesalius::mask_upscale_backward")
 def _upscale_backward(
     grad_logits: Tensor,
     image: Tensor,
@@ -337,12 +350,12 @@ def _upscale_backward(
     return dx, dw1, db1, dnorm.to(norm_weight.dtype), dw2, db2, dhyper.to(hyper.dtype).contiguous()
 
 
-def _setup(ctx, inputs, output):
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     image, ctx.height, *tensors, ctx.eps = inputs
     ctx.save_for_backward(image, *tensors)
 
 
-def _gradient(ctx, grad_logits):
+def _gradient(ctx: Any, grad_logits: Tensor) -> tuple[Tensor | None, ...]:
     image, *tensors = ctx.saved_tensors
     dx, dw1, db1, dnorm, dw2, db2, dhyper = _upscale_backward(grad_logits, image, ctx.height, *tensors, ctx.eps)
     return dx, None, dw1, db1, dnorm[0], dnorm[1], dw2, db2, dhyper, None
@@ -376,5 +389,5 @@ def mask_upscale(
     for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
         if tensor.shape != shape:
             raise ValueError(f"{name} must be {list(shape)}, not {list(tensor.shape)}")
-    image, *tensors = in_one_type(image, *tensors)
-    return _upscale(image, height, *tensors, eps)
+    image, *others = in_one_type(image, *tensors)
+    return _upscale(image, height, *others, eps)

@@ -6,24 +6,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from kernels.grpo_terms import LOSS_TYPES
+from kernels.grpo_terms import LOSS_TYPES, GRPOLoss
 
 PROMPT = 3
-SETTINGS = (
-    "loss_type",
-    "epsilon",
-    "epsilon_high",
-    "delta",
-    "beta",
-    "importance_sampling_level",
-    "use_bias_correction_kl",
-    "max_completion_length",
-)
 
 
 @dataclass
 class Case:
-    """One golden case: `logits` (B, T, V) and `target_ids` of the completions, the settings of the loss and what TRL made."""
+    """One golden case: `logits` (B, T, V) and `target_ids` of the completions, the loss, what it is given, and what TRL made."""
 
     name: str
     logits: torch.Tensor
@@ -31,8 +21,9 @@ class Case:
     advantages: torch.Tensor
     mask: torch.Tensor
     temperature: float
-    settings: dict
-    loss: float
+    loss: GRPOLoss
+    given: dict
+    value: float
     gradient: torch.Tensor
     metrics: dict = field(default_factory=dict)
 
@@ -67,12 +58,11 @@ def loss_cases(folder):
             advantages = torch.zeros_like(advantages)
         if name.startswith("trl_medr1"):
             advantages = arrays[name.replace("trl_medr1_equiv", "medr1_loss") + "/advantages"]
-        settings = {key: case[key] for key in SETTINGS} | {"num_items": case["num_items_in_batch"]}
-        settings["ref_logprobs"] = arrays["in/ref_logps"]
-        settings["old_logprobs"] = arrays["in/old_logps"] if case["has_old"] else None
+        given = {"num_items": case["num_items_in_batch"], "ref_logprobs": arrays["in/ref_logps"]}
+        given["old_logprobs"] = arrays["in/old_logps"] if case["has_old"] else None
         if case["is_ratio"]:
             ratio = arrays[name.replace("grpo_tis", "tis") + "/ratio"]
-            settings["policy_mask"] = ratio.expand(mask.shape).contiguous()
+            given["policy_mask"] = ratio.expand(mask.shape).contiguous()
         # TRL divides all losses but the dapo family by the gradient accumulation steps
         scale = 1 if case["loss_type"] in ("dapo", "cispo") else case["grad_accum"]
         made = Case(
@@ -82,7 +72,8 @@ def loss_cases(folder):
             advantages,
             mask,
             case["temperature"],
-            settings,
+            GRPOLoss(**{name: case[name] for name in GRPOLoss.names()}),
+            given,
             arrays[f"{name}/loss"].item() * scale,
             arrays[f"{name}/grad_logits"][:, PROMPT - 1 : -1] * scale,
             case.get("metrics", {}),
@@ -90,5 +81,5 @@ def loss_cases(folder):
         if case["top_entropy_quantile"] < 1:
             entropies = made.logprobs(made.logits)[1]
             threshold = entropies[mask.bool()].float().quantile(1 - case["top_entropy_quantile"])
-            settings["policy_mask"] = (entropies >= threshold).double()
+            given["policy_mask"] = (entropies >= threshold).double()
         yield made

@@ -2,23 +2,20 @@
 
 import pytest
 import torch
-import triton
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
-from triton.backends.compiler import GPUTarget
 
 from kernels.group_advantage import _group_advantages
 from kernels.grpo_loss import grpo_loss, grpo_loss_forward
-from kernels.grpo_terms import loss_settings
+from kernels.grpo_terms import GRPOLoss
 from kernels.linear_grpo import linear_grpo_forward, linear_grpo_loss
 from kernels.linear_logprob import linear_logprob, linear_logprob_backward, linear_logprob_forward
 
 B, T, H, V = 3, 5, 8, 33
 
 
-def settings(level="token"):
-    return loss_settings(B, "grpo", 0.2, None, None, 0.04, level, True, None)
+LOSS = GRPOLoss("grpo", beta=0.04)
 
 
 @pytest.fixture
@@ -46,15 +43,16 @@ def test_a_model_step_compiles_without_a_graph_break(inputs, single_pass, dynami
     torch._dynamo.reset()
     torch.manual_seed(1)
     body = torch.nn.Linear(H, H)
-    options = {"old_logprobs": inputs["old"], "ref_logprobs": inputs["ref"], "beta": 0.04, "loss_type": "grpo"}
+    given = {"old_logprobs": inputs["old"], "ref_logprobs": inputs["ref"]}
 
     def step(hidden, weight, ids, advantages, mask):
         hidden = body(hidden).relu()
         if single_pass:
-            loss, _, metrics = linear_grpo_loss(hidden, weight, ids, advantages, mask, **options)
+            loss, _, metrics = linear_grpo_loss(hidden, weight, ids, advantages, mask, LOSS, **given)
         else:
             logprobs, entropy = linear_logprob(hidden.flatten(0, 1), weight, ids.flatten())
-            loss, metrics = grpo_loss(logprobs.view(mask.shape), advantages, mask, entropies=entropy.view(mask.shape), **options)
+            logprobs, entropy = logprobs.view(mask.shape), entropy.view(mask.shape)
+            loss, metrics = grpo_loss(logprobs, advantages, mask, LOSS, entropies=entropy, **given)
         return 2 * loss, metrics
 
     results = []
@@ -71,9 +69,10 @@ def test_a_model_step_compiles_without_a_graph_break(inputs, single_pass, dynami
 def test_opcheck_of_the_losses(inputs, level):
     old, ref, advantages, mask = (inputs[name] for name in ("old", "ref", "advantages", "mask"))
     logprobs = (old + 0.2).requires_grad_()
-    torch.library.opcheck(grpo_loss_forward, (logprobs, advantages, mask, old, ref, None, None, None, *settings(level)))
-    head = (inputs["hidden"], inputs["weight"], inputs["ids"], advantages, mask, old, ref, None, None, 1.0, 7)
-    torch.library.opcheck(linear_grpo_forward, (*head, True, True, *settings(level)))
+    text = GRPOLoss("grpo", beta=0.04, importance_sampling_level=level).text
+    torch.library.opcheck(grpo_loss_forward, (logprobs, advantages, mask, old, ref, None, None, None, 3.0, text))
+    head = (inputs["hidden"], inputs["weight"], inputs["ids"], advantages, mask, old, ref, None, None, 3.0, 1.0, 7)
+    torch.library.opcheck(linear_grpo_forward, (*head, True, True, text))
 
 
 def test_opcheck_of_the_head_and_the_advantages(inputs):
@@ -85,21 +84,15 @@ def test_opcheck_of_the_head_and_the_advantages(inputs):
     torch.library.opcheck(_group_advantages, (torch.rand(8), 4, "batch", 1e-4))
 
 
-class _NoDriver:
-    def get_current_target(self):
-        return GPUTarget("cuda", 90, 32)
-
-
-def test_on_cuda_the_loss_and_the_advantages_are_one_launch():
+def test_on_cuda_the_loss_and_the_advantages_are_one_launch(hopper):
     """What torch.compile would see on CUDA tensors, traced with fake ones."""
-    triton.runtime.driver.set_active(_NoDriver())
     with FakeTensorMode():
 
         def on_cuda(*shape, dtype=torch.float32):
             return torch.empty(*shape, device="cuda", dtype=dtype)
 
         tokens = on_cuda(B, T)
-        loss = (tokens, on_cuda(B), on_cuda(B, T, dtype=torch.int64), tokens, tokens, None, None, None, *settings())
+        loss = (tokens, on_cuda(B), on_cuda(B, T, dtype=torch.int64), tokens, tokens, None, None, None, 3.0, LOSS.text)
         for op, arguments in ((grpo_loss_forward, loss), (_group_advantages, (on_cuda(8), 4, "batch", 1e-4))):
             traced = dispatch_functionalize(lambda *a, op=op: op._opoverload(*a), FunctionalTensorMode())
             graph = make_fx(traced)(*arguments).graph

@@ -2,9 +2,13 @@
 
 import json
 
+import pytest
+
 from bench import static_check
 from bench.offline_compile import compile_for
 from kernels.linear_grpo import launch_configs
+
+pytestmark = pytest.mark.usefixtures("triton")
 
 
 def test_the_row_kernel_passes_on_hopper(capsys):
