@@ -1,9 +1,11 @@
 """One way to get a policy: a checkpoint folder, a hub name or the starter policy, with or without adapters."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from models.checkpoint import local_folder
 from models.lora import add_lora
 from models.qwen.policy import QwenVLPolicy, load_qwen_vl
 
@@ -15,8 +17,8 @@ def load_policy(
     *,
     dtype: torch.dtype = torch.float32,
     freeze_vision: bool = False,
-    lora: dict | None = None,
-    **options,
+    lora: dict[str, Any] | None = None,
+    **options: Any,
 ) -> QwenVLPolicy:
     """Load `path` (None: the starter policy) to be trained.
 
@@ -25,9 +27,7 @@ def load_policy(
     Raises ValueError for a checkpoint of another kind, OSError for one that cannot be read.
     """
     path = str(path or STARTER_POLICY)
-    if Path(path).is_absolute() or path.startswith("."):
-        if not Path(path, "config.json").is_file():
-            raise OSError(f"{path}: no checkpoint there (expected a folder with config.json)")
+    local_folder(path)  # says plainly what a folder lacks
     try:
         policy = load_qwen_vl(path, dtype=dtype, **options)
     except OSError as error:  # the hub's own words do not always say what was asked of it
@@ -35,4 +35,4 @@ def load_policy(
         raise OSError(reason if path in reason else f"{path}: {reason}") from error
     if freeze_vision:
         policy.base.model.visual.requires_grad_(False)
-    return add_lora(policy, **lora) if lora else policy
+    return QwenVLPolicy(add_lora(policy.base, **lora), policy.processor) if lora else policy

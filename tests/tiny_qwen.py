@@ -108,3 +108,9 @@ def ragged_prompts(num: int = 3):
     ]
     prompts = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": questions[i % 4]}]}] for i in range(num)]
     return prompts, [[noise_image(i, *sizes[i % 4])] for i in range(num)]
+
+
+def encode(policy, prompts, images, image_keys=None):
+    """The prompt batch that a policy makes of chat messages, lists of PIL images and what identifies these (one a prompt)."""
+    keys = image_keys or [None] * len(prompts)
+    return policy.batch([policy.processor.encode(*one) for one in zip(prompts, images, keys, strict=True)])

@@ -1,9 +1,11 @@
 """LLaVA-Med v1.5 (arXiv 2306.00890) from its original checkpoint layout into Hugging Face's `LlavaForConditionalGeneration`.
 
 The original layout (config.json of model type `llava_mistral`) has no class in transformers. CLIP's second to last layer without
-its class token goes through a two-layer projector into Mistral-7B; an image of 336 x 336 is 576 tokens. The original marks an
-image by the id -200; here it is 576 times `image_token_id`, a new last entry of the vocabulary, which is padded to a multiple of 64
-with rows of the mean embedding: such an entry's logit is the mean of all others, so none is ever the greedy choice.
+its class token goes through a two-layer projector into Mistral-7B; an image of 336 x 336 is 576 tokens.
+
+The original marks an image by the id -200. Here an image is 576 times `image_token_id`, an id after the last of the vocabulary.
+The vocabulary is then padded to a multiple of 64; the rows added are the mean embedding, so their logits are the mean of all
+others and greedy decoding never chooses them.
 """
 
 import importlib.util
@@ -11,6 +13,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -24,9 +27,10 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     MistralConfig,
+    PreTrainedTokenizerBase,
 )
 
-from models.sam.loading import CheckpointError, check_keys, read_state_dict
+from models.checkpoint import CheckpointError, check_keys, local_folder, read_state_dict, weight_files
 
 # original key -> the module's
 KEY_MAP = {
@@ -41,7 +45,7 @@ VOCABULARY = ("model.language_model.embed_tokens.weight", "lm_head.weight")  # w
 BUFFERS = re.compile(r"\.(position_ids|rotary_emb\.inv_freq)$")  # constants that old versions of transformers saved
 
 CLIP_L_336 = "openai/clip-vit-large-patch14-336"
-CLIP_L_336_CONFIG = {
+CLIP_L_336_CONFIG: dict[str, Any] = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 24,
@@ -53,7 +57,9 @@ CLIP_L_336_CONFIG = {
 FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.txt"]
 
 
-def load_llava(path: str, *, vision_tower: str = "checkpoint", dtype: torch.dtype = torch.float32):
+def load_llava(
+    path: str, *, vision_tower: str = "checkpoint", dtype: torch.dtype = torch.float32
+) -> tuple[LlavaForConditionalGeneration, PreTrainedTokenizerBase]:
     """(LlavaForConditionalGeneration, tokenizer) of a folder or hub name, in the original LLaVA-Med layout or in Hugging Face's.
 
     `vision_tower`: "checkpoint" takes the checkpoint's own weights, "openai" those of the CLIP model that its config names, which
@@ -64,7 +70,7 @@ def load_llava(path: str, *, vision_tower: str = "checkpoint", dtype: torch.dtyp
     if vision_tower not in ("checkpoint", "openai"):
         raise CheckpointError(f"vision_tower {vision_tower!r}: expected checkpoint or openai")
     folder = find_folder(path)
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kind = config.get("model_type")
     if kind == "llava":
         model = _load_hugging_face(folder, dtype)
@@ -79,10 +85,8 @@ def load_llava(path: str, *, vision_tower: str = "checkpoint", dtype: torch.dtyp
 
 def find_folder(path: str) -> Path:
     """The folder `path`, or the local copy of the hub repository of that name; OSError where there is neither."""
-    folder = Path(path)
-    if folder.is_absolute() or str(path).startswith(".") or folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise OSError(f"{path}: no checkpoint there (expected a folder with config.json)")
+    folder = local_folder(path)
+    if folder is not None:
         return folder
     try:
         return Path(snapshot_download(path, allow_patterns=FILES))
@@ -91,7 +95,8 @@ def find_folder(path: str) -> Path:
 
 
 def _load_hugging_face(folder: Path, dtype: torch.dtype) -> LlavaForConditionalGeneration:
-    model, info = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    loaded: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    model, info = loaded  # the annotation of `from_pretrained` does not know the second
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[what]:
             raise CheckpointError(f"{folder}: {what.replace('_', ' ')}: {', '.join(map(str, sorted(info[what])[:4]))}")
@@ -100,10 +105,10 @@ def _load_hugging_face(folder: Path, dtype: torch.dtype) -> LlavaForConditionalG
 
 def load_llava_med(folder: Path, *, vision_tower: str, dtype: torch.dtype) -> LlavaForConditionalGeneration:
     """The original layout, one file of weights after the other; a file's tensors are released before the next is read."""
-    original = json.loads((folder / "config.json").read_text())
+    original = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = llava_config(original)
     with init_empty_weights(include_buffers=False):
-        model = LlavaForConditionalGeneration(config).to(dtype)
+        model = LlavaForConditionalGeneration(config).to(dtype)  # type: ignore[arg-type]  # transformers hides the type of `to`
     expected = model.state_dict()
     found: dict[str, Tensor] = {}  # what was read, without its memory
     for shard in weight_files(folder):
@@ -118,12 +123,12 @@ def load_llava_med(folder: Path, *, vision_tower: str, dtype: torch.dtype) -> Ll
         found |= tower
         model.load_state_dict(tower, strict=False, assign=True)
     check_keys(expected, found, f"{folder}: not a checkpoint of LLaVA-Med v1.5")
-    model.generation_config.eos_token_id = config.text_config.eos_token_id
-    model.generation_config.pad_token_id = config.text_config.pad_token_id
+    text = config.get_text_config()
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = text.eos_token_id, text.pad_token_id
     return model.eval()
 
 
-def llava_config(original: dict) -> LlavaConfig:
+def llava_config(original: dict[str, Any]) -> LlavaConfig:
     """The original config.json as a LlavaConfig, its vocabulary with room for the image token."""
     wrong = {
         name: original[name]
@@ -133,7 +138,7 @@ def llava_config(original: dict) -> LlavaConfig:
     if wrong:
         raise CheckpointError(f"config.json: {wrong} is not LLaVA-Med v1.5's architecture")
     tower = original["mm_vision_tower"]
-    vision = CLIPVisionConfig(**CLIP_L_336_CONFIG) if tower == CLIP_L_336 else CLIPVisionConfig.from_pretrained(tower)
+    vision: Any = CLIPVisionConfig(**CLIP_L_336_CONFIG) if tower == CLIP_L_336 else CLIPVisionConfig.from_pretrained(tower)
     names = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads max_position_embeddings"
     text = {name: original[name] for name in names.split()}
     text |= {name: original.get(name, default) for name, default in [("bos_token_id", 1), ("eos_token_id", 2), ("pad_token_id", 0)]}
@@ -157,25 +162,15 @@ def llava_config(original: dict) -> LlavaConfig:
     )
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a checkpoint's weights: those its index names, or the only one."""
-    for stem in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{stem}.index.json"
-        if index.is_file():
-            return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-        if (folder / stem).is_file():
-            return [folder / stem]
-    raise CheckpointError(f"{folder}: no weights (expected model.safetensors or pytorch_model.bin, or their index)")
-
-
-def translate(state: dict[str, Tensor], source) -> Iterator[tuple[str, Tensor]]:
+def translate(state: dict[str, Tensor], source: Path) -> Iterator[tuple[str, Tensor]]:
     """Original keys -> the module's; raises CheckpointError for a key that the original layout has not."""
     for key, tensor in state.items():
         if not BUFFERS.search(key):
             yield module_key(key, source), tensor
 
 
-def module_key(key: str, source) -> str:
+def module_key(key: str, source: Path) -> str:
+    """The module's key for one of the original layout, read from the file `source`; CheckpointError where there is none."""
     for pattern, replacement in KEY_MAP.items():
         new, count = re.subn(pattern, replacement, key)
         if count:
@@ -184,7 +179,7 @@ def module_key(key: str, source) -> str:
 
 
 def _padded(key: str, tensor: Tensor, config: LlavaConfig) -> Tensor:
-    missing = config.text_config.vocab_size - tensor.shape[0]
+    missing = config.get_text_config().vocab_size - tensor.shape[0]
     if key not in VOCABULARY or not 0 < missing <= 64:
         return tensor
     mean = tensor.float().mean(0, keepdim=True).to(tensor.dtype)
@@ -198,7 +193,7 @@ def _clip(name: str, dtype: torch.dtype) -> CLIPVisionModel:
         raise OSError(f"{name}: the CLIP vision tower cannot be read ({type(error).__name__})") from None
 
 
-def load_tokenizer(folder: Path):
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint folder."""
     if (folder / "tokenizer.json").is_file():
         return AutoTokenizer.from_pretrained(folder)

@@ -1,41 +1,28 @@
-"""LoRA on PRS-Med's language model, through PEFT (arXiv:2106.09685), and adapters read back so that they really are applied.
+"""PRS-Med's adapters: LoRA on the language model's attention, and read back so that they really are applied.
 
-The published code loads adapters into a model that already has some; PEFT then finds no key that fits, says so in a warning, and
-the untrained adapters stay. Here every key must fit, also those of adapters saved in LLaVA-Med's original layout. It also names
-the adapted layers by their endings alone, which the vision tower shares: that has adapters too, which never learn.
+The published code loads adapters into a model that already has some. PEFT then finds no key that fits and only warns, so the
+untrained adapters stay. Here every key must fit, also the keys of adapters saved in LLaVA-Med's original layout.
 """
 
 from pathlib import Path
 
-import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
+from models.checkpoint import CheckpointError, check_keys, read_state_dict
 from models.llava.llava_med import module_key
-from models.sam.loading import CheckpointError, check_keys, read_state_dict
+from models.lora import ATTENTION, add_lora, beneath_adapters, in_language_model
 
-PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj"]
-ATTENTION = rf".*language_model\..*\.({'|'.join(PROJECTIONS)})"
 PREFIX = "base_model.model."
 ORIGINAL = ("model.layers.", "model.vision_tower.vision_tower.")  # how keys of the original layout begin
 
 
 def add_adapters(vlm: nn.Module, *, r: int, alpha: int, dropout: float, compat: str = "default") -> PeftModel:
-    """`vlm` with everything frozen but new adapters on the language model's attention, in float32.
-
-    `compat="reference"`: as published, in the VLM's own type, and frozen ones on the vision tower as well.
-    """
+    """`vlm` with everything frozen but new adapters on the language model's attention; `compat`: see `models.prs_med`."""
     published = compat == "reference"
-    config = LoraConfig(
-        r=r,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=PROJECTIONS if published else ATTENTION,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    model = get_peft_model(vlm, config, autocast_adapter_dtype=not published)
-    model.get_base_model().model.vision_tower.requires_grad_(False)  # the published code computes it without gradients
+    targets = list(ATTENTION) if published else in_language_model(ATTENTION)
+    model = add_lora(vlm, r=r, alpha=alpha, dropout=dropout, target_modules=targets, float32=not published)
+    beneath_adapters(model).model.vision_tower.requires_grad_(False)  # it has adapters where `published`; they never learn
     return model
 
 
@@ -65,6 +52,6 @@ def _module_key(key: str, file: Path) -> str:
     return PREFIX + module_key(name, file) if name.startswith(ORIGINAL) else key
 
 
-def without_adapters(state: dict[str, Tensor]) -> dict[str, torch.Tensor]:
+def without_adapters(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of a model that carries adapters, as it was before it got them."""
     return {key.replace(".base_layer.", "."): tensor for key, tensor in state.items() if ".lora_" not in key}

@@ -3,8 +3,9 @@
     image embedding [B, C, h, w], prompt states [B, T, H] -> mask logits [B, 1, S, S]
 
 `PromptedMaskDecoder` is the published one, under the keys of `mask_decoder.pth`; `PooledMaskDecoder` is the one the paper's text
-describes, on 16 x 16 image tokens. Neither has positional encodings. Kept for the published weights: 1 x 1 convolutions with
-padding 1 (a border of the bias that enters the norm), and `ffn.norm1`, which nothing uses.
+describes, on 16 x 16 image tokens. Neither has positional encodings. Two oddities are kept because the published weights were
+trained with them: 1 x 1 convolutions with padding 1, whose border (the bias alone) enters the norm; and `ffn.norm1`, which
+nothing uses.
 
 Shape letters: B batch, C channels, h w embedding size, N = h * w image tokens, T prompt tokens, H hidden size, S mask size.
 """
@@ -55,7 +56,7 @@ class PromptedMaskDecoder(nn.Module):
         """prompt_mask [B, T] is true at the states that may be attended to; None: all. -> [B, 1, upscale * h, upscale * w]."""
         prompt = self.prompt_projection(prompt_states)  # [B, T, C]
         image = image_embeddings.flatten(2).transpose(1, 2)  # [B, N, C]
-        if self.image_norm is not None:
+        if self.image_norm is not None and self.prompt_norm is not None:
             prompt, image = self.prompt_norm(prompt), self.image_norm(image)
 
         ignored = None if prompt_mask is None else ~prompt_mask

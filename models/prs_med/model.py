@@ -1,4 +1,4 @@
-"""PRS-Med (arXiv 2505.11872): a question about an image is answered in words and with a mask.
+"""PRS-Med's networks, put together: a question about an image is answered in words and with a mask.
 
     image, question -> LLaVA-Med with LoRA -> states [B, T, H] -> answer
     image -> TinySAM's image encoder -> [B, 256, 64, 64] -+ states of the prompt -> mask decoder -> mask logits [B, 1, S, S]
@@ -17,26 +17,32 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from peft import PeftModel
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoTokenizer, DynamicCache
+from transformers import AutoTokenizer, DynamicCache, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
+from models.checkpoint import CheckpointError, check_keys, read_state_dict
+from models.llava.decoding import LlavaDecoding, greedy_ids
 from models.llava.llava_med import load_llava
+from models.lora import beneath_adapters
 from models.prs_med.adapters import add_adapters, load_adapters, read_adapters, without_adapters
 from models.prs_med.decoder import PooledMaskDecoder, PromptedMaskDecoder, class_head
 from models.prs_med.processor import PRSMedProcessor
-from models.sam.loading import CheckpointError, check_keys, load_sam, read_state_dict
+from models.sam.loading import load_sam
 from models.sam.sam import tiny_sam
 from models.sam.tiny_vit import ConvBN
 from models.starter.encoder import StarterEncoder
 
 
 class EncoderKind(NamedTuple):
-    """[B, 3, image_size, image_size] -> [B, channels, image_size / stride, ..]; `dropout` of the decoder behind it, without which
-    its attention is several times faster on a CPU."""
+    """An image encoder, [B, 3, image_size, image_size] -> [B, channels, image_size / stride, ..].
+
+    `dropout` is that of the mask decoder which reads it: at 0 its attention is several times faster on a CPU.
+    """
 
     build: Callable[[], nn.Module]
     image_size: int
@@ -58,7 +64,10 @@ DECODERS = {
 
 @dataclass
 class PRSMedConfig:
-    """What prs_med.json says. `vlm`: folder or hub name, None where the checkpoint holds it itself."""
+    """What prs_med.json says.
+
+    `vlm`: folder or hub name, None where the checkpoint holds it itself; `compat`: see `models.prs_med`.
+    """
 
     vlm: str | None = None
     vision_tower: str = "checkpoint"
@@ -78,21 +87,21 @@ class Output(NamedTuple):
 
 class PRSMed(nn.Module):
     """`vlm` is a LlavaForConditionalGeneration, or that within PEFT. With `frozen_norms` the encoder's BatchNorm keeps its
-    statistics in training: small batches would spoil those of a pretrained one."""
+    statistics in training, since those of small batches would spoil a pretrained encoder."""
 
-    def __init__(self, vlm: nn.Module, tokenizer, config: PRSMedConfig):
+    def __init__(self, vlm: nn.Module, tokenizer: PreTrainedTokenizerBase, config: PRSMedConfig):
         super().__init__()
         self.config, self.vlm, self.frozen_norms = config, vlm, False
         kind = ENCODERS[config.image_encoder]
         self.processor = PRSMedProcessor(tokenizer, self.base.config, kind.image_size, config.compat)
         self.image_encoder = kind.build()
-        self.mask_decoder = DECODERS[config.decoder](self.base.config.text_config.hidden_size, kind)
+        self.mask_decoder = DECODERS[config.decoder](self.base.config.get_text_config().hidden_size, kind)
         self.cls = class_head(kind.channels)
 
     @property
-    def base(self) -> nn.Module:
+    def base(self) -> LlavaForConditionalGeneration:
         """The VLM beneath PEFT; its layers carry the adapters."""
-        return self.vlm.get_base_model() if hasattr(self.vlm, "get_base_model") else self.vlm
+        return beneath_adapters(self.vlm)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, prompt_mask: Tensor, pixel_values: Tensor, images: Tensor, labels: Tensor
@@ -107,7 +116,7 @@ class PRSMed(nn.Module):
 
     def _segment(self, states: Tensor, prompt_mask: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         embeddings = self.image_encoder(images)
-        states = states.to(self.cls[-1].weight.dtype)  # the language model may be in bfloat16
+        states = states.to(next(self.cls.parameters()).dtype)  # the language model may be in bfloat16
         return self.mask_decoder(embeddings, states, prompt_mask), self.cls(embeddings)
 
     def train(self, mode: bool = True) -> "PRSMed":
@@ -129,44 +138,25 @@ class PRSMed(nn.Module):
     ) -> list[tuple[str, Tensor]]:
         """`segment` of several images; answers are greedy. One pass over the prompts serves the masks and the answers;
         with `max_new_tokens` 0 there are masks only. Call it in eval mode."""
+        masks, decoding, logits = self.prefill(images, questions)
+        answers = greedy_ids(decoding, logits, self.processor.tokenizer.eos_token_id, max_new_tokens)
+        return list(zip(map(self.processor.decode, answers), masks, strict=True))
+
+    def prefill(self, images: list[Image.Image], questions: list[str]) -> tuple[list[Tensor], LlavaDecoding, Tensor]:
+        """Read N prompts -> (mask logits [H, W] of each image, answers to decode, logits of their first tokens [N, V])."""
         batch = {name: tensor.to(self.base.device) for name, tensor in self.processor.prompts(images, questions).items()}
-        cache = DynamicCache()
+        attention_mask, cache = batch["attention_mask"], DynamicCache()
         states = self.base.model(
             input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
+            attention_mask=attention_mask,
             pixel_values=batch["pixel_values"],
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
         masks, _ = self._segment(states, batch["prompt_mask"], batch["images"])
-        answers = self._answers(states, batch["attention_mask"], cache, max_new_tokens)
-        logits = [self.processor.frame(image).masks(mask[None])[0, 0] for image, mask in zip(images, masks, strict=True)]
-        return list(zip(answers, logits, strict=True))
-
-    def _answers(self, states: Tensor, attention_mask: Tensor, cache: DynamicCache, max_new_tokens: int) -> list[str]:
-        """Greedy continuation of right-padded prompts: new tokens follow the padding in the cache, not in position."""
-        eos, lengths = self.processor.tokenizer.eos_token_id, attention_mask.sum(1)
-        logits = self.base.lm_head(states[torch.arange(len(states)), lengths - 1])
-        tokens = [[] for _ in states]
-        done = [False] * len(tokens)
-        for step in range(max_new_tokens):
-            ids = logits.argmax(-1)
-            for i, token in enumerate(ids.tolist()):
-                done[i] = done[i] or token == eos
-                if not done[i]:
-                    tokens[i].append(token)
-            if all(done):
-                break
-            attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(ids), 1)], 1)
-            out = self.base.model(
-                input_ids=ids[:, None],
-                attention_mask=attention_mask,
-                position_ids=(lengths + step)[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits = self.base.lm_head(out.last_hidden_state[:, -1])
-        return [self.processor.decode(ids) for ids in tokens]
+        logits = self.base.lm_head(states[torch.arange(len(states)), attention_mask.sum(1) - 1])
+        in_own_size = [self.processor.frame(image).masks(mask[None])[0, 0] for image, mask in zip(images, masks, strict=True)]
+        return in_own_size, LlavaDecoding(self.base, cache, attention_mask), logits.float()
 
     # ---- training and checkpoints -------------------------------------------------------------------------------------
 
@@ -178,7 +168,7 @@ class PRSMed(nn.Module):
             parameter.requires_grad_(not name.startswith(("norm_head.", "head.")))  # TinyViT's classifier, which nothing uses
         return self
 
-    def gradient_checkpointing_enable(self, **settings) -> None:
+    def gradient_checkpointing_enable(self, **settings: Any) -> None:
         """Recompute the language model's layers in the backward pass; the embeddings carry the gradient to the first of them."""
         self.base.model.language_model.gradient_checkpointing_enable(**settings)
         self.base.enable_input_require_grads()
@@ -187,7 +177,7 @@ class PRSMed(nn.Module):
         """Write a checkpoint folder; the VLM's own weights only where they have no other place."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if self.vlm is not self.base:
+        if isinstance(self.vlm, PeftModel):
             self.vlm.save_pretrained(str(folder / "lora_adapter"), save_embedding_layers=False)
         self.processor.tokenizer.save_pretrained(folder / "tokenizer")
         for name in ("image_encoder", "mask_decoder", "cls"):
@@ -197,12 +187,12 @@ class PRSMed(nn.Module):
         if self.config.vlm is None:
             self.base.save_pretrained(folder / "vlm", state_dict=without_adapters(self.base.state_dict()))
             self.processor.tokenizer.save_pretrained(folder / "vlm")
-        (folder / "prs_med.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        (folder / "prs_med.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n", encoding="utf-8")
 
     def load_trained(self, folder: str | Path) -> None:
         """Read back, into these very networks, what training changes: adapters, image encoder, mask decoder and class head."""
         folder = Path(folder)
-        if self.vlm is not self.base:
+        if isinstance(self.vlm, PeftModel):
             load_adapters(self.vlm, folder / "lora_adapter")
         for name, state in read_parts(folder).items():
             module = getattr(self, name)
@@ -237,13 +227,13 @@ def load_prs_med(
     """A trained model for inference, in eval mode, its adapters applied: one of our checkpoints or a published `llm_seg_N`.
 
     `vlm`: where the VLM is, if not where the checkpoint says; a published one says nothing. `dtype` is that of the VLM.
-    `compat="reference"`: as the published inference, which loses the adapters and asks with another prompt than training did.
+    `compat`: see `models.prs_med`.
     Raises CheckpointError or OSError, in one line, for a checkpoint that cannot be used.
     """
     folder = Path(path)
     settings = folder / "prs_med.json"
     if settings.is_file():
-        config = PRSMedConfig(**json.loads(settings.read_text()))
+        config = PRSMedConfig(**json.loads(settings.read_text(encoding="utf-8")))
     elif (folder / "mask_decoder.pth").is_file():
         version = "v5" if "image_norm.weight" in read_state_dict(folder / "mask_decoder.pth") else "v6"
         config = PRSMedConfig(vlm=vlm, vision_tower="openai", decoder=version)
@@ -251,10 +241,9 @@ def load_prs_med(
             raise CheckpointError(f"{path}: a published checkpoint; name the VLM it was trained on as well")
     else:
         raise OSError(f"{path}: no PRS-Med checkpoint there (expected prs_med.json or mask_decoder.pth)")
-    base, _ = load_llava(vlm or config.vlm or str(folder / "vlm"), vision_tower=config.vision_tower, dtype=dtype)
+    bare, _ = load_llava(vlm or config.vlm or str(folder / "vlm"), vision_tower=config.vision_tower, dtype=dtype)
     adapters, config.compat = folder / "lora_adapter", compat
-    if adapters.is_dir() and compat == "default":
-        base = read_adapters(base, adapters)
-    model = PRSMed(base, AutoTokenizer.from_pretrained(folder / "tokenizer"), config)
+    adapted = read_adapters(bare, adapters) if adapters.is_dir() and compat == "default" else bare
+    model = PRSMed(adapted, AutoTokenizer.from_pretrained(folder / "tokenizer"), config)
     model.load_trained(folder)
     return model.eval()

@@ -6,16 +6,18 @@
     mask      stretched to S, bilinear, above one half
 
 Training and inference have the same prompt, tokenised on its own, so that its states do not depend on what follows.
-`compat="reference"` is what the published code does: another prompt at inference, loss on the question too, no end token, a cut
-after 512 tokens, every position (the answer's and the padding's) a prompt state of the mask decoder, and masks with soft edges.
+`compat`: see `models.prs_med`.
 
 Shape letters: B batch, T tokens, S side of the encoder's input and of the masks, s side of CLIP's.
 """
+
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import LlavaConfig, PreTrainedTokenizerBase
 
 from models.sam.frame import Frame
 from models.sam.sam import PIXEL_MEAN, PIXEL_STD
@@ -30,9 +32,10 @@ IGNORED = -100
 class PRSMedProcessor:
     """`llava_config` is the VLM's `LlavaConfig`; `image_size` is S."""
 
-    def __init__(self, tokenizer, llava_config, image_size: int, compat: str = "default"):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, llava_config: LlavaConfig, image_size: int, compat: str = "default"):
         self.tokenizer, self.image_size, self.compat = tokenizer, image_size, compat
-        self.clip_size = llava_config.vision_config.image_size
+        vision: Any = llava_config.vision_config
+        self.clip_size: int = vision.image_size
         self.image_ids = [tokenizer.bos_token_id] + [llava_config.image_token_id] * llava_config.image_seq_length
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
@@ -63,9 +66,11 @@ class PRSMedProcessor:
         }
 
     def decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        """The text of an answer, without special tokens."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     def frame(self, image: Image.Image) -> Frame:
+        """How the image lies in the encoder's input, and a mask over that in the image."""
         return Frame.fit((image.height, image.width), self.image_size, "stretch")
 
     def _texts(self, question: str, answer: str) -> tuple[list[int], list[int]]:

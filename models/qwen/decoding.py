@@ -6,8 +6,12 @@ Letters: B prompts, G answers a prompt, N = B*G rows (fewer once finished rows a
 """
 
 import torch
+from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
 
 from models.qwen.kv_cache import RolloutCache
+
+QwenVL = Qwen2VLForConditionalGeneration | Qwen2_5_VLForConditionalGeneration
 
 WARM_UP_STEPS = 2  # eager steps before capture: libraries allocate their workspaces in them
 
@@ -17,10 +21,10 @@ class Decoding:
 
     def __init__(
         self,
-        model,
+        model: QwenVL,
         cache: RolloutCache,
-        prompt_mask: torch.Tensor,
-        next_position: torch.Tensor,
+        prompt_mask: Tensor,
+        next_position: Tensor,
         num_answers: int,
         max_new_tokens: int,
         static: bool | None = None,
@@ -32,42 +36,43 @@ class Decoding:
         self.capturable = on_cuda and self.static and not torch.is_autocast_enabled("cuda")
         cache.expand(num_answers, max_new_tokens, static=self.static)
         self.position = next_position.repeat_interleave(num_answers)
-        self.key_mask = None  # (N, 1, 1, keys), True where a key is real; None where all are
+        self.key_mask: Tensor | None = None  # (N, 1, 1, keys), True where a key is real; None where all are
         if self.static or not bool(prompt_mask.all()):
             answers = prompt_mask.new_full((prompt_mask.shape[0], max_new_tokens), int(not self.static))
             mask = torch.cat([prompt_mask, answers], 1).bool()
             self.key_mask = mask.repeat_interleave(num_answers, 0)[:, None, None]
         self.token_ids = torch.zeros_like(self.position)
-        self.graph, self.logits, self.steps = None, None, 0
+        self.steps = 0
+        self.captured: tuple[torch.cuda.CUDAGraph, Tensor] | None = None  # a step, and the logits it writes
 
-    def step(self, token_ids: torch.Tensor) -> torch.Tensor:
+    def step(self, token_ids: Tensor) -> Tensor:
         """token_ids (N,) -> logits of the token after them, (N, V) float32."""
         self.token_ids.copy_(token_ids)
         self.steps += 1
-        if not self.capturable:
+        if self.capturable and self.captured is None and self.steps > WARM_UP_STEPS:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                logits = self._forward()
+            self.captured = graph, logits
+        if self.captured is None:
             return self._forward()
-        if self.graph is None and self.steps > WARM_UP_STEPS:
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.logits = self._forward()
-        if self.graph is None:
-            return self._forward()
-        self.graph.replay()
-        return self.logits
+        graph, logits = self.captured
+        graph.replay()
+        return logits
 
-    def select(self, rows: torch.Tensor) -> None:
+    def select(self, rows: Tensor) -> None:
         """Keep these rows (M,) only."""
         self.cache.select(rows)
         self.position, self.token_ids = self.position[rows], self.token_ids[rows]
         self.key_mask = None if self.key_mask is None else self.key_mask[rows]
-        self.graph, self.steps = None, 0
+        self.captured, self.steps = None, 0
 
-    def _forward(self) -> torch.Tensor:
+    def _forward(self) -> Tensor:
         mask = self.key_mask
-        if self.static:
+        if mask is not None and self.cache.position is not None:  # static shapes
             mask.index_fill_(3, self.cache.position, True)
         elif mask is not None:
-            mask = mask[..., : self.cache.layers[0].length + 1]
+            mask = mask[..., : self.cache.length + 1]
         out = self.model.model.language_model(
             inputs_embeds=self.model.get_input_embeddings()(self.token_ids[:, None]),
             position_ids=self.position[None, :, None].expand(3, -1, 1),

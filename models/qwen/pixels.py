@@ -10,38 +10,45 @@ from dataclasses import replace
 
 import torch
 from PIL import Image
+from torch import Tensor
+from transformers import Qwen2VLImageProcessorPil
 
-from models.qwen.policy import PromptBatch
+from models.qwen.prompts import PromptBatch
 
 
 class QwenPixels:
-    """For the patches that `image_processor` makes."""
+    """For the patches that `image_processor` makes. `mean` and `std` (3, 1, 1) are those of its normalisation, in 0-1."""
 
-    def __init__(self, image_processor):
-        self.patch, self.times, self.merge = (
-            getattr(image_processor, f"{name}_size") for name in ("patch", "temporal_patch", "merge")
+    def __init__(self, image_processor: Qwen2VLImageProcessorPil):
+        self.patch: int = image_processor.patch_size
+        self.times: int = image_processor.temporal_patch_size
+        self.merge: int = image_processor.merge_size
+        self.mean, self.std = (
+            torch.tensor(channels)[:, None, None] for channels in (image_processor.image_mean, image_processor.image_std)
         )
-        self.mean, self.std = (torch.tensor(getattr(image_processor, f"image_{name}"))[:, None, None] for name in ("mean", "std"))
 
-    def of(self, batch: PromptBatch) -> list[torch.Tensor]:
+    def of(self, batch: PromptBatch) -> list[Tensor]:
         """The images of a batch, each (n, 3, p, p) in 0-1."""
         return [self._unpack(values)[:, :, 0] * self.std.to(values) + self.mean.to(values) for values in batch.pixel_values]
 
-    def put(self, batch: PromptBatch, pixels: list[torch.Tensor]) -> PromptBatch:
-        """The same prompts about these images instead; nothing kept about the former ones applies to them."""
+    def put(self, batch: PromptBatch, pixels: list[Tensor]) -> PromptBatch:
+        """The same prompts about these images instead, which have no keys: features kept of the former ones are not theirs."""
         values = [self._pack((x - self.mean.to(x)) / self.std.to(x)) for x in pixels]
         return replace(batch, pixel_values=values, image_keys=[None] * len(values))
 
-    def picture(self, pixels: torch.Tensor, grid: torch.Tensor) -> Image.Image:
-        """One image as a file would keep it; `grid` is its row of `image_grid_thw`."""
+    def pictures(self, batch: PromptBatch, pixels: list[Tensor]) -> list[Image.Image]:
+        """These images, in the sizes of the batch's own, as files would keep them: one picture an image."""
+        return [self._picture(x, grid) for x, grid in zip(pixels, batch.image_grid_thw, strict=True)]
+
+    def _picture(self, pixels: Tensor, grid: Tensor) -> Image.Image:
         _, rows, columns = grid.tolist()
         m = self.merge
         squares = pixels.unflatten(0, (rows // m, columns // m, m, m))  # then 3, p, p
         whole = squares.permute(0, 2, 5, 1, 3, 6, 4).reshape(rows * self.patch, columns * self.patch, 3)
         return Image.fromarray((whole * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy())
 
-    def _unpack(self, values: torch.Tensor) -> torch.Tensor:
+    def _unpack(self, values: Tensor) -> Tensor:
         return values.unflatten(1, (3, self.times, self.patch, self.patch))
 
-    def _pack(self, patches: torch.Tensor) -> torch.Tensor:
+    def _pack(self, patches: Tensor) -> Tensor:
         return patches[:, :, None].expand(-1, -1, self.times, -1, -1).flatten(1)

@@ -10,77 +10,40 @@ Letters: B prompts, G answers a prompt, N = B*G, P padded prompt tokens, T answe
 import copy
 import functools
 import types
-from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
-from torch import nn
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from models.qwen.decoding import Decoding
+from models.lora import beneath_adapters
+from models.qwen.decoding import Decoding, QwenVL
+from models.qwen.feature_cache import FeatureCache
 from models.qwen.kv_cache import RolloutCache
 from models.qwen.processor import PROCESSOR_CLASS, QwenProcessor
+from models.qwen.prompts import EncodedPrompt, PromptBatch
 from models.qwen.shared_prefix import ATTENTION_NAME, prefix_layout
 
 FEATURE_CACHE_BYTES = 1 << 30  # about 1300 images of 196 tokens for a 3B model in bf16
 
 
-@dataclass(frozen=True)
-class PromptBatch:
-    """B encoded prompts, left-padded. Images are kept one tensor each, so that prompts can be selected freely.
-
-    input_ids, attention_mask (B, P); position_ids (3, B, P) for M-RoPE; next_position (B,): where an answer's first token stands;
-    pixel_values: a list of (patches, 3*2*14*14); image_grid_thw: a list of (3,); image_counts: images of each prompt;
-    image_keys: what identifies each image across steps, or None.
-    """
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    position_ids: torch.Tensor
-    next_position: torch.Tensor
-    pixel_values: list[torch.Tensor]
-    image_grid_thw: list[torch.Tensor]
-    image_counts: list[int]
-    image_keys: list[str | None]
-
-    def __len__(self) -> int:
-        return self.input_ids.shape[0]
-
-    def to(self, device) -> "PromptBatch":
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **tensors, pixel_values=[x.to(device) for x in self.pixel_values])
-
-    def select(self, rows: list[int]) -> "PromptBatch":
-        """These prompts only, without the padding they no longer need."""
-        pad = int((self.attention_mask[rows] == 0).sum(1).min())
-        ends = torch.tensor(self.image_counts).cumsum(0).tolist()
-        images = [i for row in rows for i in range(ends[row] - self.image_counts[row], ends[row])]
-        return PromptBatch(
-            input_ids=self.input_ids[rows, pad:],
-            attention_mask=self.attention_mask[rows, pad:],
-            position_ids=self.position_ids[:, rows, pad:],
-            next_position=self.next_position[rows],
-            pixel_values=[self.pixel_values[i] for i in images],
-            image_grid_thw=[self.image_grid_thw[i] for i in images],
-            image_counts=[self.image_counts[row] for row in rows],
-            image_keys=[self.image_keys[i] for i in images],
-        )
-
-
 class QwenVLPolicy:
-    """A model and its processor behind the interface `engine.rollout.policy.Policy`."""
+    """A Qwen-VL model, or that within PEFT, and its processor: fulfils `engine.rollout.policy.Policy`."""
 
     def __init__(self, model: nn.Module, processor: QwenProcessor):
         self.model, self.processor = model, processor
-        self.base = model.get_base_model() if hasattr(model, "get_base_model") else model  # beneath PEFT
+        self.base: QwenVL = beneath_adapters(model)
         self.base.model.language_model.config._attn_implementation = ATTENTION_NAME
         _add_answer_forward(self.base)
-        self.features = OrderedDict()
+        self.features = FeatureCache(FEATURE_CACHE_BYTES)
 
     @property
     def device(self) -> torch.device:
+        """Where its weights are."""
         return self.base.lm_head.weight.device
 
     @property
@@ -92,56 +55,61 @@ class QwenVLPolicy:
 
     @property
     def pad_token_id(self) -> int:
+        """What stands before shorter prompts and after shorter answers."""
         pad = self.processor.tokenizer.pad_token_id
         return pad if pad is not None else self.processor.tokenizer.eos_token_id
 
-    def encode(self, prompts: list[list[dict]], images: list[list], image_keys: list[str | None] | None = None) -> PromptBatch:
-        """Chat messages and PIL images of B prompts -> PromptBatch on the model's device. `image_keys`: one a prompt."""
-        batch = self.processor(prompts, images)
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        grids = batch.get("image_grid_thw")
-        positions, _ = self.base.model.get_rope_index(ids, batch["mm_token_type_ids"], image_grid_thw=grids, attention_mask=mask)
-        counts = [len(group) for group in images]
-        keys = image_keys or [None] * len(prompts)
-        encoded = PromptBatch(
+    def batch(self, encoded: list[EncodedPrompt]) -> PromptBatch:
+        """What `processor.encode` made of B prompts, on the model's device."""
+        ids = pad_sequence([one.input_ids for one in encoded], True, self.pad_token_id, "left")
+        mask = pad_sequence([torch.ones_like(one.input_ids) for one in encoded], True, 0, "left")
+        grids = [grid for one in encoded for grid in one.image_grid_thw]
+        positions, _ = self.base.model.get_rope_index(
+            ids,
+            ids.eq(self.base.config.image_token_id).int(),
+            image_grid_thw=torch.stack(grids) if grids else None,
+            attention_mask=mask,
+        )
+        return PromptBatch(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
             next_position=positions.masked_fill(mask == 0, -1).amax(dim=(0, 2)) + 1,
-            pixel_values=list(batch["pixel_values"].split(grids.prod(-1).tolist())) if grids is not None else [],
-            image_grid_thw=list(grids) if grids is not None else [],
-            image_counts=counts,
-            image_keys=[key and f"{key}#{i}" for key, count in zip(keys, counts, strict=True) for i in range(count)],
-        )
-        return encoded.to(self.device)
+            pixel_values=[values for one in encoded for values in one.pixel_values],
+            image_grid_thw=grids,
+            image_counts=[len(one.pixel_values) for one in encoded],
+            image_keys=[key for one in encoded for key in one.image_keys],
+        ).to(self.device)
 
-    def embed_images(self, batch: PromptBatch) -> torch.Tensor | None:
+    def embed_images(self, batch: PromptBatch) -> Tensor | None:
         """Image features (image tokens of the batch, H), or None where there is no image.
 
         While the vision tower is frozen, features of images with a key are kept and reused across steps.
         """
         if not batch.pixel_values:
             return None
-        frozen = not any(p.requires_grad for p in self.base.model.visual.parameters())
-        if not frozen or not all(batch.image_keys):
+        if not self._vision_is_frozen or not all(batch.image_keys):
             return torch.cat(_image_features(self.base, batch.pixel_values, batch.image_grid_thw))
-        keys = [(key, *grid.tolist()) for key, grid in zip(batch.image_keys, batch.image_grid_thw, strict=True)]
-        missing = {key: i for i, key in enumerate(keys) if key not in self.features}
-        if missing:
-            with torch.no_grad():
-                rows = list(missing.values())
-                new = _image_features(self.base, [batch.pixel_values[i] for i in rows], [batch.image_grid_thw[i] for i in rows])
-            self.features.update(zip(missing, (x.clone() for x in new), strict=True))
-        for key in keys:
-            self.features.move_to_end(key)
-        features = torch.cat([self.features[key] for key in keys])
-        while sum(x.nbytes for x in self.features.values()) > FEATURE_CACHE_BYTES:
-            self.features.popitem(last=False)
-        return features
 
-    def prefill(self, batch: PromptBatch, num_answers: int, max_new_tokens: int) -> tuple[Decoding, torch.Tensor]:
+        @torch.no_grad()
+        def compute(places: list[int]) -> tuple[Tensor, ...]:
+            values, grids = ([part[i] for i in places] for part in (batch.pixel_values, batch.image_grid_thw))
+            return _image_features(self.base, values, grids)
+
+        keys = [(key, *grid.tolist()) for key, grid in zip(batch.image_keys, batch.image_grid_thw, strict=True)]
+        return torch.cat(self.features.of(keys, compute))
+
+    def forget_images(self) -> None:
+        """Drop kept image features: the weights have changed from outside."""
+        self.features.clear()
+
+    @property
+    def _vision_is_frozen(self) -> bool:
+        return not any(p.requires_grad for p in self.base.model.visual.parameters())
+
+    def prefill(self, batch: PromptBatch, num_answers: int, max_new_tokens: int) -> tuple[Decoding, Tensor]:
         """One vision pass and one prefill a prompt -> (decoding state of N answers, logits of their first token (N, V))."""
-        cache = RolloutCache(self.base.config.text_config.num_hidden_layers)
+        cache = RolloutCache(len(self.base.model.language_model.layers))
         embeds = _embed_prompt(self.base, batch.input_ids, self.embed_images(batch))
         bias = prefix_layout(batch.attention_mask, 1, 1).prompt_bias
         out = self.base.model.language_model(
@@ -155,55 +123,68 @@ class QwenVLPolicy:
         decoding = Decoding(self.base, cache, batch.attention_mask, batch.next_position, num_answers, max_new_tokens)
         return decoding, logits.repeat_interleave(num_answers, 0)
 
-    def answer_inputs(self, batch: PromptBatch, answer_ids: torch.Tensor) -> dict:
+    def answer_inputs(self, batch: PromptBatch, answer_ids: Tensor) -> dict[str, Any]:
         """Keyword arguments for `model(...)`: the shared-prefix forward of answers (B, G, T) after their prompts.
 
         `model(**answer_inputs, head=f)` returns `f(hidden, weight)`: the states (N, T, H) that predict each answer token, and the
         head (V, H). It is an ordinary call of the module, so DDP and PEFT wrap it as they wrap any.
         """
-        frozen = not any(p.requires_grad for p in self.base.model.visual.parameters())
-        return {"prompt": batch, "answer_ids": answer_ids, "image_embeds": self.embed_images(batch) if frozen else None}
+        features = self.embed_images(batch) if self._vision_is_frozen else None
+        return {"prompt": batch, "answer_ids": answer_ids, "image_embeds": features}
 
     def reference(self) -> "QwenVLPolicy":
         """The frozen starting point for the KL term: a copy, or for PEFT the same weights without their adapters."""
-        if self.model is not self.base:
-            return _WithoutAdapters(self)
+        if isinstance(self.model, PeftModel):
+            return _WithoutAdapters(self, self.model)
         frozen = copy.deepcopy(self.base).requires_grad_(False).eval()
         return QwenVLPolicy(frozen, self.processor)
 
-    def as_reference(self):
-        """Context in which `model(...)` computes this policy's own weights; a PEFT reference switches adapters off here."""
+    def as_reference(self) -> AbstractContextManager[None]:
+        """Context in which `model(...)` computes with this policy's own weights: a PEFT reference switches adapters off here."""
         return nullcontext()
 
 
 class _WithoutAdapters(QwenVLPolicy):
     """The base model of a PEFT policy, seen through the same module."""
 
-    def __init__(self, policy: QwenVLPolicy):
+    def __init__(self, policy: QwenVLPolicy, model: PeftModel):
         vars(self).update(vars(policy))
+        self._adapted = model
 
-    @contextmanager
-    def as_reference(self):
-        with self.model.disable_adapter():
-            yield
+    def as_reference(self) -> AbstractContextManager[None]:
+        return self._adapted.disable_adapter()
 
 
-def _add_answer_forward(model) -> None:
+def _add_answer_forward(model: QwenVL) -> None:
     """Give this Hugging Face instance one more way to be called: see `QwenVLPolicy.answer_inputs`.
 
     The method is bound, so that a deep copy's is bound to the copy, and keeps the signature that `generate` inspects.
     """
 
     @functools.wraps(type(model).forward)
-    def forward(self, *args, prompt: PromptBatch | None = None, answer_ids=None, image_embeds=None, head=None, **kwargs):
+    def forward(
+        self: QwenVL,
+        *args: Any,
+        prompt: PromptBatch | None = None,
+        answer_ids: Any = None,
+        image_embeds: Tensor | None = None,
+        head: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         if prompt is None:
             return type(self).forward(self, *args, **kwargs)
         return _answer_forward(self, prompt, answer_ids, image_embeds, head)
 
-    model.forward = types.MethodType(forward, model)
+    model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
 
 
-def _answer_forward(model, prompt: PromptBatch, answer_ids: torch.Tensor, image_embeds: torch.Tensor | None, head: Callable):
+def _answer_forward(
+    model: QwenVL,
+    prompt: PromptBatch,
+    answer_ids: Tensor,
+    image_embeds: Tensor | None,
+    head: Callable[[Tensor, Tensor], Any],
+) -> Any:
     B, G, T = answer_ids.shape
     if image_embeds is None and prompt.pixel_values:
         image_embeds = torch.cat(_image_features(model, prompt.pixel_values, prompt.image_grid_thw))
@@ -228,12 +209,12 @@ def _answer_forward(model, prompt: PromptBatch, answer_ids: torch.Tensor, image_
     return head(hidden, model.lm_head.weight)
 
 
-def _image_features(model, pixel_values: list[torch.Tensor], grids: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+def _image_features(model: QwenVL, pixel_values: list[Tensor], grids: list[Tensor]) -> tuple[Tensor, ...]:
     out = model.model.get_image_features(torch.cat(pixel_values), torch.stack(grids))
     return tuple(out.pooler_output)
 
 
-def _embed_prompt(model, input_ids: torch.Tensor, image_embeds: torch.Tensor | None) -> torch.Tensor:
+def _embed_prompt(model: QwenVL, input_ids: Tensor, image_embeds: Tensor | None) -> Tensor:
     """Token embeddings (B, P, H) with image features in the image tokens' places."""
     embeds = model.get_input_embeddings()(input_ids)
     if image_embeds is None:

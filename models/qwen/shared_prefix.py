@@ -8,9 +8,11 @@ Letters: B prompts, G answers a prompt, P padded prompt tokens, T padded answer 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -28,11 +30,11 @@ class PrefixLayout:
 
     prompt_length: int
     num_answers: int
-    prompt_bias: torch.Tensor | None
-    answer_bias: torch.Tensor
+    prompt_bias: Tensor | None
+    answer_bias: Tensor
 
 
-def prefix_layout(prompt_mask: torch.Tensor, num_answers: int, answer_length: int) -> PrefixLayout:
+def prefix_layout(prompt_mask: Tensor, num_answers: int, answer_length: int) -> PrefixLayout:
     """The layout for left-padded prompts with `prompt_mask` (B, P) and answers of `answer_length` T tokens."""
     B, P = prompt_mask.shape
     device = prompt_mask.device
@@ -46,7 +48,17 @@ def prefix_layout(prompt_mask: torch.Tensor, num_answers: int, answer_length: in
     return PrefixLayout(P, num_answers, (causal & keys) | itself, answer_bias & real)
 
 
-def shared_prefix_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, layout=None, **kwargs):
+def shared_prefix_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    layout: PrefixLayout | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
     """query (B, h, P+G*T, d), key and value (B, k, P+G*T, d) -> ((B, P+G*T, h, d), None).
 
     Follows the signature of Hugging Face attention functions; `layout: PrefixLayout` arrives through the model's keyword arguments.
@@ -56,7 +68,8 @@ def shared_prefix_attention(module, query, key, value, attention_mask, scaling=N
     B, _, rows, d = query.shape
     P, G = layout.prompt_length, layout.num_answers
     T = (rows - P) // G
-    key, value = (repeat_kv(x, module.num_key_value_groups) for x in (key, value))
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
 
     prompt = F.scaled_dot_product_attention(
         query[:, :, :P],
@@ -68,10 +81,10 @@ def shared_prefix_attention(module, query, key, value, attention_mask, scaling=N
         scale=scaling,
     )
 
-    def by_answer(x):  # (B, h, P+G*T, d) -> the answers, (B*G, h, T, d)
+    def by_answer(x: Tensor) -> Tensor:  # (B, h, P+G*T, d) -> the answers, (B*G, h, T, d)
         return x[:, :, P:].unflatten(2, (G, T)).transpose(1, 2).flatten(0, 1)
 
-    def with_prompt(x):  # (B, h, P+G*T, d) -> the prompt before each answer, (B*G, h, P+T, d)
+    def with_prompt(x: Tensor) -> Tensor:  # (B, h, P+G*T, d) -> the prompt before each answer, (B*G, h, P+T, d)
         shared = x[:, None, :, :P].expand(-1, G, -1, -1, -1).flatten(0, 1)
         return torch.cat([shared, by_answer(x)], dim=2)
 

@@ -3,6 +3,8 @@
 Shape letters: B images, P prompts of an image, T sparse tokens, C channels (256), h w image embedding, M masks (1 or 3).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -54,7 +56,8 @@ class MaskDecoder(nn.Module):
         # Only the masks that are wanted are computed.
         wanted = range(1, NUM_MASK_TOKENS) if multimask_output else range(1)
         hyper = torch.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in wanted], dim=1)
-        first, norm, _, second, _ = self.output_upscaling
+        layers: Any = self.output_upscaling  # whose modules have weights, which their type does not say
+        first, norm, _, second, _ = layers
         masks = mask_upscale(
             image, height, first.weight, first.bias, norm.weight, norm.bias, second.weight, second.bias, hyper, norm.eps
         )

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor
 
@@ -29,21 +30,32 @@ class Predictor:
     def __init__(self, model: Sam):
         self.model = model.eval()
         self.device, self.dtype = model.prompt_encoder.no_mask_embed.weight.device, model.prompt_encoder.no_mask_embed.weight.dtype
-        self.frame: Frame | None = None
+        self._frame: Frame | None = None
+
+    @property
+    def frame(self) -> Frame:
+        """Where the image lies in the model's input; RuntimeError where there is none yet."""
+        if self._frame is None:
+            raise RuntimeError("set_image comes before predict")
+        return self._frame
 
     @torch.inference_mode()
     def set_image(self, image: Image.Image | np.ndarray) -> None:
         """A PIL image, or [H, W] or [H, W, 3] pixels (RGB; uint8, or 16-bit and floating for min-max models)."""
         pixels = as_pixels(image)
-        self.frame = Frame.fit(pixels.shape[:2], self.model.image_size, self.model.fit)
+        height, width, _ = pixels.shape
+        self._frame = Frame.fit((height, width), self.model.image_size, self.model.fit)
         resized = self.model.normalise(self.frame.resize(pixels).to(self.device))
         self._embedding = self.model.image_encoder(self.frame.pad(resized)[None].to(self.dtype))
         self._image_pe = self.model.prompt_encoder.dense_pe()
 
     @torch.inference_mode()
-    def predict(self, *, multimask_output: bool = False, **prompts) -> Prediction:
-        """Masks of P prompts in pixels of the image: points [P, K, 2] as (x, y) with labels [P, K] (1 inside, 0 outside,
-        -1 none), boxes [P, 4] as x1, y1, x2, y2, mask_input [P, 1, 4h, 4w] logits of an earlier prediction."""
+    def predict(self, *, multimask_output: bool = False, **prompts: ArrayLike) -> Prediction:
+        """Masks of P prompts, which are tensors, arrays or lists in pixels of the image.
+
+        points [P, K, 2] as (x, y) with labels [P, K] (1 inside, 0 outside, -1 none); boxes [P, 4] as x1, y1, x2, y2; mask_input
+        [P, 1, 4h, 4w], logits of an earlier prediction.
+        """
         low_res_masks, iou = self.decode(multimask_output=multimask_output, **prompts)
         return Prediction(self.frame.masks(low_res_masks), iou, low_res_masks)
 
@@ -51,25 +63,26 @@ class Predictor:
     def decode(
         self,
         *,
-        points: Tensor | None = None,
-        labels: Tensor | None = None,
-        boxes: Tensor | None = None,
-        mask_input: Tensor | None = None,
+        points: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
+        boxes: ArrayLike | None = None,
+        mask_input: ArrayLike | None = None,
         multimask_output: bool,
     ) -> tuple[Tensor, Tensor]:
         """The low-resolution logits [P, M, 4h, 4w] and IoU [P, M] of `predict`."""
-        if self.frame is None:
-            raise RuntimeError("set_image comes before predict")
-        prompts = {}
+        frame = self.frame
+        prompts: dict[str, Tensor] = {}
         if points is not None:
-            prompts |= {"points": self.frame.points(self._batch(points)), "labels": self._batch(labels)}
+            prompts["points"] = frame.points(self._batch(points))
+        if labels is not None:
+            prompts["labels"] = self._batch(labels)
         if boxes is not None:
-            prompts["boxes"] = self.frame.points(self._batch(boxes).unflatten(-1, (2, 2))).flatten(-2)
+            prompts["boxes"] = frame.points(self._batch(boxes).unflatten(-1, (2, 2))).flatten(-2)
         if mask_input is not None:
             prompts["masks"] = self._batch(mask_input).to(self.dtype)
         sparse, dense = self.model.prompt_encoder(**prompts)
         low_res_masks, iou = self.model.mask_decoder(self._embedding, self._image_pe, sparse, dense, multimask_output)
         return low_res_masks[0].float(), iou[0].float()
 
-    def _batch(self, prompt) -> Tensor:
+    def _batch(self, prompt: ArrayLike) -> Tensor:
         return torch.as_tensor(prompt, dtype=torch.float32, device=self.device)[None]

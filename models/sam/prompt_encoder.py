@@ -16,6 +16,8 @@ from models.sam.layers import LayerNorm2d
 class FourierPosition(nn.Module):
     """Random Fourier features of positions in 0-1: [..., 2] as (x, y) -> [..., C]."""
 
+    positional_encoding_gaussian_matrix: Tensor
+
     def __init__(self, channels: int):
         super().__init__()
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, channels // 2))
@@ -67,11 +69,11 @@ class PromptEncoder(nn.Module):
             raise ValueError(f"prompts differ in their [B, P]: {[tuple(prompt.shape[:2]) for prompt in given]}")
 
         sparse = [self.no_mask_embed.weight.new_zeros(*given[0].shape[:2], 0, self.no_mask_embed.embedding_dim)]
-        if points is not None:
+        if points is not None and labels is not None:
             sparse.append(self._embed_points(points, labels, pad=boxes is None))
         if boxes is not None:
-            corners = self.point_embeddings[2].weight, self.point_embeddings[3].weight
-            sparse.append(self._position(boxes.unflatten(-1, (2, 2))) + torch.cat(corners))
+            _, _, first, second = self.point_embeddings.parameters()
+            sparse.append(self._position(boxes.unflatten(-1, (2, 2))) + torch.cat([first, second]))
         if text_embeddings is not None:
             sparse.append(text_embeddings)
 
@@ -89,7 +91,8 @@ class PromptEncoder(nn.Module):
         if pad:
             points = torch.cat([points, torch.zeros_like(points[:, :, :1])], dim=2)
             labels = torch.cat([labels, -torch.ones_like(labels[:, :, :1])], dim=2)
-        kinds = torch.cat([self.not_a_point_embed.weight, self.point_embeddings[0].weight, self.point_embeddings[1].weight])
+        negative, positive, _, _ = self.point_embeddings.parameters()
+        kinds = torch.cat([self.not_a_point_embed.weight, negative, positive])
         is_point = (labels >= 0).unsqueeze(-1)
         return self._position(points) * is_point + kinds[labels.long() + 1]
 

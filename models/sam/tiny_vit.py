@@ -9,6 +9,7 @@ merge keeps the resolution. Shape letters: B batch, H W height and width, C chan
 """
 
 import itertools
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +29,9 @@ class ConvBN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             return self.bn(self.c(x))
-        scale = self.bn.weight * (self.bn.running_var + self.bn.eps).rsqrt()
-        weight, bias = self.c.weight * scale[:, None, None, None], self.bn.bias - self.bn.running_mean * scale
+        mean, variance = cast(Tensor, self.bn.running_mean), cast(Tensor, self.bn.running_var)
+        scale = self.bn.weight * (variance + self.bn.eps).rsqrt()
+        weight, bias = self.c.weight * scale[:, None, None, None], self.bn.bias - mean * scale
         return F.conv2d(x, weight, bias, self.c.stride, self.c.padding, groups=self.c.groups)
 
 
@@ -79,6 +81,8 @@ class PatchMerging(nn.Module):
 
 class WindowAttention(nn.Module):
     """LayerNorm and self-attention inside windows, [B * windows, N, C] -> same, with a learned bias by offset."""
+
+    attention_bias_idxs: Tensor
 
     def __init__(self, channels: int, num_heads: int, window: int):
         super().__init__()

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from kernels.mask_attention import image_to_token, token_to_image
 
 
-class Attention(nn.Module):
-    """Projections of an attention with `inner` channels over the heads."""
+class Projections(nn.Module):
+    """The projections of an attention with `inner` channels over the heads."""
 
     def __init__(self, channels: int, inner: int, num_heads: int):
         super().__init__()
@@ -25,14 +25,17 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(channels, inner)
         self.out_proj = nn.Linear(inner, channels)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """[X, rows, C], [X, keys, C], [X, keys, C] -> [X, rows, C]."""
-        q, k, v = self._heads(self.q_proj(q)), self._heads(self.k_proj(k)), self._heads(self.v_proj(v))
-        y = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), scale=self.scale)
-        return self.out_proj(y.transpose(1, 2).flatten(2))
-
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))
+
+
+class Attention(Projections):
+    """[X, rows, C], [X, keys, C], [X, keys, C] -> [X, rows, C]."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (self._heads(x).transpose(1, 2) for x in (self.q_proj(q), self.k_proj(k), self.v_proj(v)))
+        y = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        return self.out_proj(y.transpose(1, 2).flatten(2))
 
 
 class TokenToImage(Attention):
@@ -52,7 +55,7 @@ class TokenToImage(Attention):
         return projection.weight.unflatten(0, (self.num_heads, -1))
 
 
-class ImageToToken(Attention):
+class ImageToToken(Projections):
     """Image tokens [X, N, C] attend to tokens [G, T, C]: z [G, N, C] = norm(image + attention)."""
 
     def forward(self, image: Tensor, image_pe: Tensor, keys: Tensor, values: Tensor, norm: nn.LayerNorm) -> Tensor:

@@ -10,7 +10,7 @@ from models.sam.tiny_vit import AttentionStage, ConvStage, PatchEmbed
 class StarterEncoder(nn.Module):
     """[B, 3, 128, 128] normalised pixels -> [B, 64, 16, 16]: a stem of stride 4, an MBConv and an attention block in windows."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.patch_embed = PatchEmbed(32, kernel=3, stride=2)
         self.layers = nn.ModuleList([ConvStage(32, 64, depth=1), AttentionStage(64, num_heads=2, window=8, depth=2, merge=None)])

@@ -12,7 +12,9 @@ from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGener
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<image>"]
 
 
-def build_tiny_llava(corpus: Iterable[str], *, seed: int = 0, hidden_size: int = 96, num_layers: int = 3):
+def build_tiny_llava(
+    corpus: Iterable[str], *, seed: int = 0, hidden_size: int = 96, num_layers: int = 3
+) -> tuple[LlavaForConditionalGeneration, PreTrainedTokenizerFast]:
     """(randomly initialised LlavaForConditionalGeneration, its tokenizer)."""
     tokenizer = train_tokenizer(corpus)
     torch.manual_seed(seed)
@@ -35,7 +37,7 @@ def build_tiny_llava(corpus: Iterable[str], *, seed: int = 0, hidden_size: int =
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=tokenizer.get_vocab()["<image>"],
         image_seq_length=49,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",

@@ -7,6 +7,7 @@ template have Qwen's form (without a default system message). An image of 112 x 
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -41,8 +42,8 @@ def build_tiny_qwen_vl(corpus: Iterable[str], *, seed: int = 0, hidden_size: int
     return QwenVLPolicy(model, processor)
 
 
-def _config(tokenizer, hidden_size: int, num_layers: int) -> Qwen2_5_VLConfig:
-    ids = tokenizer.convert_tokens_to_ids
+def _config(tokenizer: Qwen2Tokenizer, hidden_size: int, num_layers: int) -> Qwen2_5_VLConfig:
+    ids = tokenizer.get_vocab()
     return Qwen2_5_VLConfig(
         text_config={
             "vocab_size": -(-len(tokenizer) // 8) * 8,
@@ -70,10 +71,10 @@ def _config(tokenizer, hidden_size: int, num_layers: int) -> Qwen2_5_VLConfig:
             "window_size": 56,
             "fullatt_block_indexes": [1],
         },
-        image_token_id=ids("<|image_pad|>"),
-        video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"),
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=True,
     )
 
@@ -92,9 +93,10 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int = 1024) -> Qwen2Token
     size = vocab_size - len(SPECIAL_TOKENS)
     trained.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False))
     learnt = json.loads(trained.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in learnt["merges"]]  # pairs are taken, though the annotation says strings
     return Qwen2Tokenizer(
         vocab=learnt["vocab"],
-        merges=[tuple(pair) for pair in learnt["merges"]],
+        merges=merges,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         extra_special_tokens=SPECIAL_TOKENS,
@@ -108,6 +110,6 @@ def save_tiny_qwen_vl(policy: QwenVLPolicy, folder: str | Path, dtype: torch.dty
 
     config.json keeps float32, which is what the small model is computed in.
     """
-    weights = {name: value.to(dtype) for name, value in policy.model.state_dict().items()}
-    policy.model.save_pretrained(folder, state_dict=weights)
+    weights = {name: value.to(dtype) for name, value in policy.base.state_dict().items()}
+    policy.base.save_pretrained(folder, state_dict=weights)
     policy.processor.save_pretrained(folder)

@@ -7,7 +7,7 @@ from transformers import generation
 from engine.rollout.rollout import _rows_to_keep, rollout
 from engine.rollout.sampling import SamplingParams, choose, penalise_repetition, truncate
 from models.qwen.policy import load_qwen_vl
-from tests.tiny_qwen import ragged_prompts, save_tiny
+from tests.tiny_qwen import encode, ragged_prompts, save_tiny
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_greedy_ignores_the_noise():
 
 def test_answers_end_at_any_end_token(policy):
     """Two end tokens; what follows one is padding, and answers without one are truncated."""
-    batch = policy.encode(*ragged_prompts(3))
+    batch = encode(policy, *ragged_prompts(3))
     open_ended = rollout(policy, batch, SamplingParams(), num_generations=8, max_new_tokens=12)
     ends = {int(open_ended.completion_ids[0, 3]), int(open_ended.completion_ids[5, 6])}
     policy.base.generation_config.eos_token_id = sorted(ends)
@@ -89,7 +89,7 @@ def test_answers_end_at_any_end_token(policy):
 
 
 def test_repetition_penalty_changes_rollouts(policy):
-    batch = policy.encode(*ragged_prompts(2))
+    batch = encode(policy, *ragged_prompts(2))
     settings = {"num_generations": 1, "max_new_tokens": 24}
     plain = rollout(policy, batch, SamplingParams(temperature=0), **settings)
     penalised = rollout(policy, batch, SamplingParams(temperature=0, repetition_penalty=5.0), **settings)

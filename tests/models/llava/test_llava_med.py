@@ -10,8 +10,8 @@ from tokenizers.models import WordLevel
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
+from models.checkpoint import CheckpointError
 from models.llava.llava_med import load_llava
-from models.sam.loading import CheckpointError
 
 VOCAB, SIZE = 96, 28  # tokens of the original vocabulary; pixels of an image, 4 patches
 

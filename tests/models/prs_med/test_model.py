@@ -7,10 +7,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil
 
+from models.checkpoint import CheckpointError
 from models.prs_med.decoder import PooledMaskDecoder
 from models.prs_med.model import PRSMed, PRSMedConfig, build_prs_med, load_prs_med
 from models.prs_med.processor import REFERENCE_INFERENCE_PROMPT, REFERENCE_LENGTH
-from models.sam.loading import CheckpointError
 from models.sam.sam import PIXEL_MEAN, PIXEL_STD, tiny_sam
 from models.starter.llava import build_tiny_llava
 

@@ -7,11 +7,12 @@ import json
 import pytest
 import torch
 
-from engine.rollout.rollout import greedy_texts, rollout
+from engine.rollout.answers import GreedyAnswers
+from engine.rollout.rollout import rollout
 from engine.rollout.sampling import SamplingParams
 from models.qwen.decoding import Decoding
 from models.qwen.policy import load_qwen_vl
-from tests.tiny_qwen import noise_image, ragged_prompts, save_tiny
+from tests.tiny_qwen import encode, noise_image, ragged_prompts, save_tiny
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl"]
 
@@ -52,7 +53,7 @@ def shared_logprobs(policy, batch, answers):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_shared_prefix_equals_the_naive_forward_and_its_gradients(policy, checkpointing):
     policy.model.train()
-    batch = policy.encode(*ragged_prompts(3))
+    batch = encode(policy, *ragged_prompts(3))
     answers = torch.randint(10, 300, (3, 4, 7), generator=torch.Generator().manual_seed(1))
     weights = torch.rand(answers.shape, generator=torch.Generator().manual_seed(2))
 
@@ -76,14 +77,14 @@ def test_shared_prefix_equals_the_naive_forward_and_its_gradients(policy, checkp
 
 
 def test_an_image_token_in_an_answer_is_only_text(policy):
-    batch = policy.encode(*ragged_prompts(2))
+    batch = encode(policy, *ragged_prompts(2))
     answers = torch.full((2, 2, 3), policy.base.config.image_token_id)
     assert torch.isfinite(shared_logprobs(policy, batch, answers)).all()
 
 
 def test_greedy_equals_generate_token_for_token(policy):
     policy.model.eval()
-    batch = policy.encode(*ragged_prompts(4))
+    batch = encode(policy, *ragged_prompts(4))
     answers = rollout(policy, batch, SamplingParams(temperature=0), num_generations=1, max_new_tokens=24)
     expected = policy.base.generate(
         input_ids=batch.input_ids,
@@ -101,7 +102,7 @@ def test_greedy_equals_generate_token_for_token(policy):
 def test_static_shapes_give_the_same_answers(policy, monkeypatch):
     """The decode step of a CUDA graph (whole buffers under a mask, written by index), run eagerly, with rows dropped."""
     policy.model.eval()
-    batch = policy.encode(*ragged_prompts(3))
+    batch = encode(policy, *ragged_prompts(3))
     settings = {"num_generations": 4, "max_new_tokens": 16}
     growing = rollout(policy, batch, SamplingParams(), **settings)
     monkeypatch.setattr("models.qwen.policy.Decoding", functools.partial(Decoding, static=True))
@@ -112,7 +113,7 @@ def test_static_shapes_give_the_same_answers(policy, monkeypatch):
 
 def test_rollout_logprobs_are_those_of_the_training_forward(policy):
     policy.model.eval()
-    batch = policy.encode(*ragged_prompts(3))
+    batch = encode(policy, *ragged_prompts(3))
     answers = rollout(policy, batch, SamplingParams(), num_generations=4, max_new_tokens=12)
     ids = answers.completion_ids.view(3, 4, -1)
     with torch.no_grad():
@@ -123,7 +124,7 @@ def test_rollout_logprobs_are_those_of_the_training_forward(policy):
 def test_samples_do_not_depend_on_the_batch(policy):
     """A prompt's answers are its own: the same alone, in a batch, and in another order."""
     policy.model.eval()
-    batch = policy.encode(*ragged_prompts(3))
+    batch = encode(policy, *ragged_prompts(3))
     together = rollout(policy, batch, SamplingParams(temperature=1.5), num_generations=4, max_new_tokens=10, seeds=[5, 6, 7])
     for b in range(3):
         alone = rollout(
@@ -137,7 +138,7 @@ def test_samples_do_not_depend_on_the_batch(policy):
 
 def test_features_of_a_frozen_tower_are_computed_once(policy):
     prompts, images = ragged_prompts(2)
-    batch = policy.encode(prompts, images, ["a", "b"])
+    batch = encode(policy, prompts, images, ["a", "b"])
     assert policy.embed_images(batch).requires_grad and not policy.features
     frozen = policy.reference()
     first = frozen.embed_images(batch)
@@ -150,7 +151,7 @@ def test_features_of_a_frozen_tower_are_computed_once(policy):
 
 def test_the_reference_is_a_copy_that_does_not_move(policy):
     reference = policy.reference()
-    batch = policy.encode(*ragged_prompts(2))
+    batch = encode(policy, *ragged_prompts(2))
     answers = torch.randint(10, 300, (2, 2, 5), generator=torch.Generator().manual_seed(3))
     before = shared_logprobs(reference, batch, answers)
     saved = copy.deepcopy(policy.base.state_dict())
@@ -168,7 +169,7 @@ def test_lora_trains_and_its_reference_is_the_base(tmp_path):
     from models.qwen.policy import QwenVLPolicy
 
     plain = load_qwen_vl(save_tiny(tmp_path))
-    batch = plain.encode(*ragged_prompts(2))
+    batch = encode(plain, *ragged_prompts(2))
     answers = torch.randint(10, 300, (2, 2, 5), generator=torch.Generator().manual_seed(3))
     base = shared_logprobs(plain, batch, answers).detach()
     targets = r".*language_model.*\.(q_proj|v_proj)"
@@ -182,11 +183,11 @@ def test_lora_trains_and_its_reference_is_the_base(tmp_path):
         torch.testing.assert_close(shared_logprobs(reference, batch, answers), base)
     adapted.sum().backward()
     assert {name.split(".")[-3] for name, p in lora.model.named_parameters() if p.grad is not None} == {"lora_A", "lora_B"}
-    assert lora.embed_images(lora.encode(*ragged_prompts(1), ["x"])) is not None and len(lora.features) == 1  # the tower is frozen
+    assert lora.embed_images(encode(lora, *ragged_prompts(1), ["x"])) is not None and len(lora.features) == 1  # the tower is frozen
 
 
 def test_selected_prompts_lose_their_padding(policy):
-    batch = policy.encode(*ragged_prompts(3))
+    batch = encode(policy, *ragged_prompts(3))
     shortest = int(batch.attention_mask.sum(1).argmin())
     one = batch.select([shortest])
     assert one.attention_mask.all() and one.input_ids.shape[1] == int(batch.attention_mask[shortest].sum())
@@ -208,17 +209,13 @@ def test_saved_checkpoint_opens_with_transformers_alone(policy, tmp_path):
     assert torch.equal(model.lm_head.weight, policy.base.lm_head.weight)
     assert tokenizer("What imaging").input_ids == policy.processor.tokenizer("What imaging").input_ids and tokenizer.chat_template
     pixels = image_processor(images=[noise_image(0)], return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(pixels, policy.encode(*ragged_prompts(1)).pixel_values[0], atol=0.02, rtol=0)
+    torch.testing.assert_close(pixels, encode(policy, *ragged_prompts(1)).pixel_values[0], atol=0.02, rtol=0)
 
 
-def test_greedy_texts_keep_the_order(policy):
-    prompts, images = ragged_prompts(4)
-    together = greedy_texts(policy, prompts, images, max_new_tokens=8, batch_size=3, progress=False)
-    one_by_one = [
-        greedy_texts(policy, [p], [i], max_new_tokens=8, batch_size=1, progress=False)[0]
-        for p, i in zip(prompts, images, strict=True)
-    ]
-    assert together == one_by_one
+def test_greedy_answers_keep_the_order(policy):
+    rows = [{"prompt": prompt, "images": images} for prompt, images in zip(*ragged_prompts(4), strict=True)]
+    answers = GreedyAnswers(policy, lambda row: row["prompt"], max_new_tokens=8)
+    assert answers(rows) == [answers([row])[0] for row in rows]
 
 
 def test_a_text_only_checkpoint_is_refused(tmp_path):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.sam.loading import CheckpointError, lite_medsam_checkpoint, load_sam
+from models.checkpoint import CheckpointError
+from models.sam.loading import lite_medsam_checkpoint, load_sam
 
 
 class Golden:

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
-from engine.data.starter.lessons import MISTAKEN_FOR
 from engine.data.starter.questions import build_starter_data
+from engine.tasks.lessons import MISTAKEN_FOR
 from engine.tasks.templates import build_prompt
 
 FOLDER = Path(__file__).resolve().parents[3] / "models" / "starter" / "policy"
