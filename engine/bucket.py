@@ -1,7 +1,7 @@
 """Files of a public S3 bucket over HTTPS: listed, fetched in parallel, resumed where they stopped, and checked.
 
-A file is written under `.NAME.part` and gets its name once its size, and its MD5 where the bucket tells it (an ETag of 32 hex
-digits), are those of the listing; so a file that stands under its name with the listed size is whole and is kept.
+A file is written as `.NAME.part` and renamed to NAME once its size is the listed one, and its MD5 too where the listing has it (an
+ETag of 32 hex digits). So a file NAME of the listed size is whole, and is not fetched again.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 from xml.etree import ElementTree
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from engine.errors import InputError
 from engine.http_session import HTTPSession, is_web_address
-from engine.processes import rank
+from engine.progress import progress
 
 PAUSE = 1.0  # seconds, see HTTPSession
 WORKERS = 8
@@ -38,7 +38,7 @@ class RemoteFile:
 
     @property
     def md5(self) -> str | None:
-        """The MD5 of its content; files that were uploaded in parts do not tell it."""
+        """The MD5 of its content; None for a file that was uploaded in parts, whose ETag is another hash."""
         return self.etag if re.fullmatch(r"[0-9a-f]{32}", self.etag) else None
 
 
@@ -49,14 +49,14 @@ class Bucket:
     url: str
     prefix: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not is_web_address(self.url):
             raise InputError(f"{self.url}: not the address of a bucket (expected https://HOST)")
 
     def files(self, include: str = "") -> list[RemoteFile]:
         """All files whose name begins with `include`. InputError if the bucket cannot be read or names a path outside a folder."""
         try:
-            entries = tqdm(self._entries(include), "listing", unit=" files", disable=rank() != 0)
+            entries = progress(self._entries(include), desc="listing", unit=" files")
             return [self._remote_file(entry) for entry in entries]
         except OSError as error:
             raise InputError(f"{self.url}: cannot be reached: {error}") from None
@@ -93,7 +93,7 @@ class Bucket:
         return name
 
     def fetch(self, files: list[RemoteFile], folder: str | Path) -> dict[str, int]:
-        """Bring `folder` to hold the files; {"fetched", "kept": files, "bytes": those that came over the network}.
+        """Fetch the files that `folder` lacks; {"fetched": files, "kept": files that were there, "bytes": received}.
 
         InputError, naming the file and the reason, if one cannot be fetched; what has arrived stays and is not fetched again.
         """
@@ -106,8 +106,8 @@ class Bucket:
             raise InputError(f"{folder}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free")
         received: list[int] = []
         with (
-            tqdm(total=needed, desc="downloading", unit="B", unit_scale=True, disable=rank() != 0) as bar,
-            ThreadPool(WORKERS) as pool,  # it is left without waiting for its threads
+            progress(total=needed, desc="downloading", unit="B", unit_scale=True) as bar,
+            ThreadPool(WORKERS) as pool,  # the end of a ThreadPool's block does not wait for its threads
             HTTPSession(self.url, pause=PAUSE) as session,
         ):
             list(pool.imap_unordered(lambda file: self._fetch_file(file, folder / file.name, session, bar, received), missing))
@@ -116,14 +116,14 @@ class Bucket:
     def _fetch_file(self, file: RemoteFile, path: Path, session: HTTPSession, bar: tqdm, received: list[int]) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            session.patiently(lambda: _complete(_part(path), file, session, bar, received))
+            session.with_retries(lambda: _complete(_part(path), file, session, bar, received))
             os.replace(_part(path), path)
         except OSError as error:
             raise InputError(f"{file.name}: cannot be fetched from {self.url}: {error}") from None
 
 
 def _complete(part: Path, file: RemoteFile, session: HTTPSession, bar: tqdm, received: list[int]) -> None:
-    """Append what is lacking, and check it all: a wrong part is deleted, a short one stays to be continued."""
+    """Fetch the rest of the part, and check the whole: a wrong part is deleted, a short one is kept and continued later."""
     have = _size(part)
     if not 0 < have == file.size:
         headers = {"Range": f"bytes={have}-", "If-Match": f'"{file.etag}"'} if 0 < have < file.size else {}

@@ -1,5 +1,6 @@
-"""Errors that are the user's to mend: shown as one line, without a traceback, with exit code 2."""
+"""How a command ends other than well: the user's errors (one line, no traceback, exit code 2), and a stop after saving."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 
@@ -16,8 +17,8 @@ class Interrupted(Exception):
 
 
 @contextmanager
-def input_errors(what: str):
-    """Inside, a ValueError or OSError is the user's: it becomes an InputError of one line that begins with `what`."""
+def input_errors(what: str) -> Iterator[None]:
+    """Inside, a ValueError or OSError becomes an InputError of one line that begins with `what`: the user can mend it."""
     try:
         yield
     except (ValueError, OSError) as error:

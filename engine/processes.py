@@ -2,9 +2,12 @@
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, TypeVar
 
-import torch.distributed as dist
+Result = TypeVar("Result")
 
 
 def rank() -> int:
@@ -14,39 +17,50 @@ def rank() -> int:
 
 def join() -> None:
     """Start the process group where several processes were started and none is up yet."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch.distributed as dist  # here: it takes two seconds, and most commands run alone
+
+        if not dist.is_initialized():
+            dist.init_process_group()
 
 
-def first_rank_says(function: Callable, *args):
-    """`function(*args)` as computed by the first process, told to all."""
-    if not _are_several():
+def close() -> None:
+    """End the process group, if there is one."""
+    if dist := _group():
+        gc.collect()  # a Trainer and its DDP module are in cycles; freed after their group they now and then end the process in C++
+        dist.destroy_process_group()
+
+
+def broadcast_from_first(function: Callable[..., Result], *args: Any) -> Result:
+    """`function(*args)`, called in the first process only; its result is returned in every process."""
+    dist = _group()
+    if not dist:
         return function(*args)
-    told = [function(*args) if rank() == 0 else None]
-    dist.broadcast_object_list(told)
-    return told[0]
+    results: list[Any] = [function(*args) if rank() == 0 else None]
+    dist.broadcast_object_list(results)
+    return results[0]
 
 
 def my_share(items: Sequence) -> Sequence:
-    """Every n-th of the items, of n processes; all of them when alone."""
-    return items[dist.get_rank() :: dist.get_world_size()] if _are_several() else items
+    """Of n processes, every n-th item, beginning with this process's rank; all items when alone."""
+    dist = _group()
+    return items[dist.get_rank() :: dist.get_world_size()] if dist else items
 
 
 def gather(results: dict) -> dict:
-    """The results of all processes, in every process; they share no key."""
-    if not _are_several():
+    """The results of all processes, in every process; no two processes may use the same key."""
+    dist = _group()
+    if not dist:
         return results
     parts: list[dict] = [{}] * dist.get_world_size()
     dist.all_gather_object(parts, results)
     return {key: value for part in parts for key, value in part.items()}
 
 
-def leave() -> None:
-    """End the process group, if there is one."""
-    if _are_several():
-        gc.collect()  # a Trainer and its DDP module are in cycles; freed after their group they now and then end the process in C++
-        dist.destroy_process_group()
+def _group() -> ModuleType | None:
+    """`torch.distributed` where a process group is up, otherwise None. No group is up where nothing imported torch."""
+    if "torch" not in sys.modules:
+        return None
+    import torch.distributed as dist
 
-
-def _are_several() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return dist if dist.is_available() and dist.is_initialized() else None

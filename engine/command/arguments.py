@@ -1,37 +1,52 @@
-"""Flags and YAML files -> dataclasses, by `trl.TrlParser`; whatever cannot be used is one line that says what was expected."""
+"""Flags and YAML files become dataclasses, by `trl.TrlParser`; what cannot be used is one line that says what was expected."""
 
 import argparse
 import difflib
 import importlib.util
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NoReturn
 
 import yaml
-from transformers import TrainingArguments
 from trl import TrlParser
 
 from engine.errors import InputError
 
 
+class _Parser(TrlParser):
+    """Complains in one line, not in one below two hundred flags of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (--help lists the flags)")
+
+
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """The recipe's docstring as written; each flag under its first name, with its choices (few) and its default."""
 
-    def __init__(self, prog: str):
+    def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=34, width=120)
 
-    def _get_help_string(self, action) -> str:
-        """With its default, unless that is nothing or "no"."""
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        """With its default, unless that is nothing or "no"; or with the word that it must be given."""
+        default = action.default
+        if action.required:
+            return f"{action.help} (required)"
+        return action.help if default is None or default is False or default in ("", []) else super()._get_help_string(action)
 
-    def _format_action_invocation(self, action) -> str:
+    def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:
             return ", ".join(action.option_strings[:2])
+        if action.const is True:  # a switch, which may have a value: `--bf16`, `--bf16 false`
+            return action.option_strings[0]
         kind = getattr(action.type, "__name__", "")
-        if action.choices and len(action.choices) <= 6:
-            value = "{" + ",".join(map(str, action.choices)) + "}"
+        if action.metavar is not None:
+            value = str(action.metavar)
+        elif action.choices and len(choices := list(action.choices)) <= 6:
+            value = "{" + ",".join(map(str, choices)) + "}"
         elif kind == "string_to_bool":
             value = "{true,false}"
         else:
             value = kind.upper() if kind in ("int", "float", "str") else "VALUE"
-        return f"{action.option_strings[0]} {value}"
+        return f"{action.option_strings[0]} {value}{' ...' if action.nargs == '+' else ''}"
 
 
 # What a newcomer sets of the Trainer's hundred flags; `--help_all` shows the rest.
@@ -44,31 +59,29 @@ TRACKERS = ("wandb", "tensorboard")
 
 
 def parse_arguments(
-    dataclass_types,
-    argv: list[str],
+    dataclass_types: type | Sequence[type],
+    argv: Sequence[str],
     *,
     recipe: str,
     description: str | None = None,
-    defaults: dict | None = None,
-    starter: dict | None = None,
-) -> tuple:
+    defaults: Mapping[str, Any] | None = None,
+    starter: Mapping[str, Any] | None = None,
+    starter_unless: Collection[str] = ("model_name_or_path", "dataset_name"),
+) -> tuple[Any, ...]:
     """One instance of each dataclass, filled from `argv`; `--config FILE.yaml` gives defaults, flags go on top.
 
-    `defaults`: those of this recipe where they differ from the dataclasses'. `starter`: others still, for a run whose flags name no
-    model, no data set and no config file.
-    Raises InputError for an unknown flag or setting (naming the nearest one), for a value that does not parse, and with the first
-    line of any ValueError a dataclass raises about its values.
+    `defaults`: the recipe's, where they differ from the dataclasses'. `starter`: those of the run on starter data; they come before
+    `defaults`, and are used only where `argv` has no `--config` and sets none of `starter_unless`, the settings that bring a user's
+    own model or data.
+    Raises InputError for an unknown flag or setting (naming the nearest one), for a value that does not parse or is missing, and
+    with the first line of any ValueError that a dataclass raises about its values.
     """
-    usage = f"python -m recipes.{recipe} [--config FILE.yaml] [--flag value ...]"
-    parser = TrlParser(dataclass_types, usage=usage, description=description, allow_abbrev=False, formatter_class=_Help)
-    parser.add_argument("--help_all", action="help", help="show every flag of transformers.TrainingArguments too")
-    _group_by_class(parser, everything="--help_all" in argv)
     argv = [part for flag in argv for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
     if "--config" in argv and argv.index("--config") == len(argv) - 1:
         raise InputError("--config: expected the name of a YAML file after it")
+    parser = _build_parser(dataclass_types, recipe, description, everything="--help_all" in argv)
     parser.set_defaults_with_config(**(defaults or {}))
-    named = {"--model_name_or_path", "--dataset_name", "--config", "--help", "--help_all", "-h"}
-    if starter and not named & {flag.split("=")[0] for flag in argv}:
+    if starter and "--config" not in argv and not _named(parser, argv) & {*starter_unless, "help", "help_all"}:
         parser.set_defaults_with_config(**starter)
     try:
         *parsed, from_file, from_flags = parser.parse_args_and_config(
@@ -92,16 +105,30 @@ def parse_arguments(
     return tuple(parsed)
 
 
-def _group_by_class(parser: TrlParser, *, everything: bool) -> None:
+def _build_parser(dataclass_types: Any, recipe: str, description: str | None, *, everything: bool) -> _Parser:
+    usage = f"python -m recipes.{recipe} [--config FILE.yaml] [--flag value ...]"
+    parser = _Parser(dataclass_types, usage=usage, description=description, allow_abbrev=False, formatter_class=_Help)
+    if any(_is_trainers(owner) for kind in parser.dataclass_types for owner in kind.__mro__):
+        parser.add_argument("--help_all", action="help", help="show every flag of transformers.TrainingArguments too")
+    _group_by_class(parser, everything=everything)
+    return parser
+
+
+def _is_trainers(owner: type) -> bool:
+    """Whether it is `transformers.TrainingArguments`: asked by name, since importing it takes seconds."""
+    return owner.__module__ == "transformers.training_args"
+
+
+def _group_by_class(parser: _Parser, *, everything: bool) -> None:
     """In the help, list flags under the class that declares them, the recipe's own first, the Trainer's rarer ones not at all."""
-    places = {}
+    places: dict[str, type] = {}
     for dataclass_type in parser.dataclass_types:
         for owner in reversed(dataclass_type.__mro__):
             places |= dict.fromkeys(owner.__dict__.get("__annotations__", ()), owner)
     owners = list(dict.fromkeys(owner for kind in parser.dataclass_types for owner in kind.__mro__ if owner in places.values()))
     groups = {
         owner: parser.add_argument_group(
-            owner.__doc__.strip().split("\n")[0].rstrip(".") if owner is not TrainingArguments else "The training loop"
+            "The training loop" if _is_trainers(owner) else (owner.__doc__ or "").strip().split("\n")[0].rstrip(".")
         )
         for owner in owners
     }
@@ -109,10 +136,16 @@ def _group_by_class(parser: TrlParser, *, everything: bool) -> None:
         parser._optionals._group_actions.remove(action)
         owner = places[action.dest]
         groups[owner]._group_actions.append(action)
-        if owner is TrainingArguments and action.dest not in COMMON and not everything:
+        if _is_trainers(owner) and action.dest not in COMMON and not everything:
             action.help = argparse.SUPPRESS
 
 
-def _nearest(flag: str, flags: list[str]) -> str:
+def _named(parser: _Parser, argv: Sequence[str]) -> set[str]:
+    """The settings that the flags in `argv` name, by any of their spellings."""
+    flags = {part.split("=")[0] for part in argv}
+    return {action.dest for action in parser._actions if flags & set(action.option_strings)}
+
+
+def _nearest(flag: str, flags: Sequence[str]) -> str:
     near = difflib.get_close_matches(flag.split("=")[0], flags, n=1)
     return f", did you mean {near[0]}?" if near else ""

@@ -2,19 +2,23 @@
 
 import importlib.util
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field
+from typing import Any, TypeVar
 
-import torch
-from transformers import TrainingArguments
+from engine.errors import InputError, input_errors
 
-from engine.errors import InputError
-
+REQUIRED = MISSING  # in place of a default: the flag must be given
+Policy = TypeVar("Policy")
 logger = logging.getLogger(__name__)
 
 
-def setting(default, help: str, **metadata):
-    """A dataclass field with a default and the help text of its flag."""
-    return field(default=default, metadata={"help": help, **metadata})
+def setting(default: Any, help: str, **metadata: Any) -> Any:
+    """A dataclass field whose flag has this default and help text; `metadata`: the flag's aliases, choices, metavar."""
+    metadata = {"help": help, **metadata}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -39,11 +43,27 @@ class ModelArguments:
     lora_dropout: float = setting(0.0, "Dropout on the input of the adapters.")
     lora_target_modules: list[str] | None = setting(None, "Adapted layers. None: every linear layer of the language model.")
 
-    def load_options(self, bf16: bool) -> dict:
+    def load(self, load_policy: Callable[..., Policy], bf16: bool, *, use_cpu: bool = False) -> Policy:
+        """`load_policy(path or None, **load_options(bf16))`; the starter policy (None) computes on one thread where it is on a CPU.
+
+        InputError if the checkpoint cannot be used.
+        """
+        import torch  # here, as below: the flags are read before torch is needed
+
+        from engine.device import one_thread_if_small
+
+        device = torch.device("cuda" if torch.cuda.is_available() and not use_cpu else "cpu")
+        one_thread_if_small(self.model_name_or_path is None, device)
+        with input_errors("--model_name_or_path"):
+            return load_policy(self.model_name_or_path, **self.load_options(bf16))
+
+    def load_options(self, bf16: bool) -> dict[str, Any]:
         """Keyword arguments of `models.loading.load_policy`; `bf16` is the run's mixed precision.
 
-        Flash attention without its package gives way to SDPA, and says so.
+        Flash attention without its package gives way to SDPA, with a warning.
         """
+        import torch
+
         dtype = self.dtype
         if dtype in (None, "auto"):
             dtype = "bfloat16" if self.use_peft and bf16 and torch.cuda.is_available() else "float32"
@@ -81,21 +101,6 @@ class DataArguments:
     eval_limit: int = setting(500, "Evaluate on at most so many questions; 0: do not evaluate.")
     image_root: str | None = setting(None, "Folder that relative image paths start from. None: that of the file.")
     on_bad_row: str = setting("error", "A bad row ends the run, or is skipped, counted and listed.", choices=["error", "skip"])
-
-
-def refuse_unsupported(args: TrainingArguments) -> None:
-    """Raises InputError for a setting of the Trainer's that a policy's trainer does not have."""
-    checks = [
-        (args.eval_strategy == "no", "--eval_strategy is not supported: evaluate a checkpoint with the system's _eval recipe"),
-        (not args.load_best_model_at_end, "--load_best_model_at_end is not supported: nothing is evaluated during training"),
-        (not args.remove_unused_columns, "--remove_unused_columns is not supported: every column is read"),
-        (not args.fsdp, "--fsdp is not supported: answers need whole weights on every device; use --deepspeed with ZeRO-2"),
-        (not args.label_smoothing_factor, "--label_smoothing_factor is not supported"),
-        (not args.torch_compile, "--torch_compile is not supported: the kernels are compiled already"),
-        (not args.auto_find_batch_size, "--auto_find_batch_size is not supported"),
-        (not args.fp16, "--fp16 is not supported: use --bf16, whose range needs no loss scaling"),
-    ]
-    refuse(checks)
 
 
 def refuse(checks: list[tuple[bool, str]]) -> None:

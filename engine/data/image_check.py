@@ -1,26 +1,41 @@
-"""Every distinct image of a data set is decoded once before a run starts; files that passed are remembered by size and time."""
+"""Each distinct image of a data set is opened once before a run starts; one that opened is not again until its file changes."""
 
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-from tqdm import tqdm
+from typing import Any, Protocol
 
 from engine.data.images import MISSING, ImageError
 from engine.files import cache_folder, write_whole
-from engine.processes import rank
+from engine.progress import progress
 
 
-def find_bad_images(images: list, root: Path, stop_at_first: bool = False) -> dict[str, str]:
+class ImageHandle(Protocol):
+    """An image, or images that belong together, of a row: not opened yet."""
+
+    @property
+    def key(self) -> str:
+        """Its name, different for each."""
+
+    def stamp(self) -> list[int]:
+        """Sizes and times of its files, which tell that they changed. OSError or ValueError if one cannot be there."""
+
+    def open(self) -> Any:
+        """What is in it. ImageError if that cannot be used."""
+
+
+def find_bad_images(images: Sequence[ImageHandle], root: Path, stop_at_first: bool = False) -> dict[str, str]:
     """{key: reason} of the images that cannot be opened; the first one found only, if `stop_at_first`.
 
-    `images` have `key`, `stamp()` and `open()` (see `engine.data.sources`). `root` names the list of remembered images:
-    `checked_images/<hash>.json` in the cache folder, {key: stamp}.
+    The stamps of those that opened are kept in the cache folder as `checked_images/<hash of root>.json`, {key: stamp}; an image
+    whose stamp is there is not opened again.
     """
     remembered = cache_folder() / "checked_images" / f"{hashlib.sha256(str(root).encode()).hexdigest()[:16]}.json"
-    passed, bad, unchecked = _recall(remembered), {}, {}
+    passed, bad = _recall(remembered), {}
+    unchecked: dict[str, tuple[ImageHandle, list[int]]] = {}
     for image in images:
         try:
             stamp = image.stamp()
@@ -34,7 +49,7 @@ def find_bad_images(images: list, root: Path, stop_at_first: bool = False) -> di
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
         reasons = pool.map(_reason, [image for image, _ in unchecked.values()])
-        bar = tqdm(unchecked.items(), desc="checking images", unit="image", delay=2, disable=rank() != 0)
+        bar = progress(unchecked.items(), desc="checking images", unit="image", delay=2)
         for (key, (_, stamp)), reason in zip(bar, reasons, strict=True):
             if reason is None:
                 passed[key] = stamp
@@ -49,7 +64,7 @@ def find_bad_images(images: list, root: Path, stop_at_first: bool = False) -> di
     return bad
 
 
-def _reason(image) -> str | None:
+def _reason(image: ImageHandle) -> str | None:
     """Why the image cannot be opened, or None."""
     try:
         image.open()
@@ -60,7 +75,7 @@ def _reason(image) -> str | None:
 
 def _recall(path: Path) -> dict[str, list[int]]:
     try:
-        passed = json.loads(path.read_text())
+        passed = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return passed if isinstance(passed, dict) else {}

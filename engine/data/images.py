@@ -7,12 +7,17 @@ inverted. A multi-frame DICOM gives its middle frame (`frames // 2`), a multi-pa
 """
 
 import io
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from engine.errors import InputError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # what PIL may try: never the formats that start other programs
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")
@@ -28,7 +33,7 @@ class ImageError(InputError):
 
 
 def image_error(name: str, reason: str) -> ImageError:
-    """`NAME: reason (expected ...)`. (Not a constructor: a data loader's worker hands errors on by their message alone.)"""
+    """`NAME: reason (expected ...)`. Not a constructor, since a data loader's worker passes an error on by its message alone."""
     error = ImageError(f"{name}: {reason} (expected {EXPECTED})")
     error.reason = reason
     return error
@@ -53,7 +58,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             image.load()
             return _to_rgb(image)
-    except Exception as error:  # decoders meet hostile bytes with every kind of exception
+    except Exception as error:  # decoders raise every kind of exception for damaged or hostile bytes
         raise image_error(name, _reason(error, data)) from None
 
 
@@ -98,7 +103,7 @@ def _read_dicom(data: bytes) -> np.ndarray:
     dataset = dcmread(io.BytesIO(data), force=True)  # force: files from before the preamble existed
     if "Rows" not in dataset or "Columns" not in dataset:
         raise InputError("a DICOM file without an image, or not a DICOM file")
-    if dataset.Rows * dataset.Columns > 2 * Image.MAX_IMAGE_PIXELS:
+    if dataset.Rows * dataset.Columns > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):  # as PIL has it
         raise InputError(f"{dataset.Rows} x {dataset.Columns} pixels are more than an image may have")
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit = dataset.original_encoding[0]
@@ -115,7 +120,7 @@ def _read_dicom(data: bytes) -> np.ndarray:
     return np.repeat((255 - grey if colours == "MONOCHROME1" else grey)[..., None], 3, axis=-1)
 
 
-def _display_range(pixels: np.ndarray, dataset) -> np.ndarray:
+def _display_range(pixels: np.ndarray, dataset: "Dataset") -> np.ndarray:
     """Rescale and window of a monochrome frame [H, W] -> uint8, dark = low value."""
     from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing
 

@@ -3,17 +3,16 @@
     box       (x1, y1, x2, y2), pixels, of the largest region: x2 and y2 are one beyond its last column and row
     coverage  area / (H * W), where area is that of the polygon through the centres of the region's outermost pixels
 
-Regions touch at sides or corners, and holes count as filled. This is OpenCV's `contourArea`, by which the published records are
-made: one pixel, or a line, has area 0, and a full mask of 600 x 450 covers 599 * 449 / (600 * 450) = 0.9961. No contour is
-followed here: in each square of four neighbouring pixel centres the polygon has area 1 if all four belong to the region, 1/2 if
-three do, and else 0.
+Pixels that touch at a side or a corner belong to one region, and its holes count as filled. The area is OpenCV's `contourArea`,
+with which the published records were made: one pixel, or a line, has area 0, and a full mask of 600 x 450 covers 599 * 449 /
+(600 * 450) = 0.9961. It is computed without following the contour: of the square between four neighbouring pixel centres the
+polygon holds all if the four belong to the region, half if three do, and otherwise nothing.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 TOUCHING = np.ones((3, 3), dtype=bool)  # sides and corners
 
@@ -27,19 +26,25 @@ class LesionBox:
 
 
 def find_lesion(mask: np.ndarray) -> LesionBox | None:
-    """The largest region of lesion pixels (> 0) in a mask [H, W]; None where there are none. Of equals the last counts."""
+    """The largest region of lesion pixels (> 0) in a mask [H, W]; None where there are none.
+
+    Among regions of the same area it is the one whose first pixel, in reading order, comes last, as with OpenCV.
+    """
+    from scipy import ndimage  # here, as below: it takes a third of a second, which reading flags does not need
+
     lesion = np.asarray(mask) > 0
     if lesion.ndim != 2:
         raise ValueError(f"mask is [H, W], not of shape {lesion.shape}")
     labels, _ = ndimage.label(lesion, TOUCHING)
     places = list(enumerate(ndimage.find_objects(labels), 1))
     places.sort(key=lambda place: -_largest_area(place[1]))
-    largest, best = (-1.0, 0), None
+    largest: tuple[float, int] = (-1.0, 0)  # area, and the region's number: they are numbered by their first pixel
+    best = None
     for number, place in places:
         if _largest_area(place) < largest[0]:
-            break  # nor can any that follows be larger
+            break  # this region cannot be larger, nor can those that follow
         area = _polygon_area(labels[place] == number)
-        if (area, number) > largest:  # regions are numbered by their first pixel; of equals OpenCV's order has the last first
+        if (area, number) > largest:
             largest, best = (area, number), place
     if best is None:
         return None
@@ -49,12 +54,14 @@ def find_lesion(mask: np.ndarray) -> LesionBox | None:
 
 
 def _largest_area(place: tuple[slice, slice]) -> int:
-    """What a region within `place` can have at most."""
+    """The largest area that a region within `place` can have."""
     rows, columns = place
     return (rows.stop - rows.start - 1) * (columns.stop - columns.start - 1)
 
 
 def _polygon_area(region: np.ndarray) -> float:
+    from scipy import ndimage
+
     filled = ndimage.binary_fill_holes(region).astype(np.int8)
     corners = filled[:-1, :-1] + filled[1:, :-1] + filled[:-1, 1:] + filled[1:, 1:]
     return float((corners == 4).sum() + 0.5 * (corners == 3).sum())
@@ -63,7 +70,7 @@ def _polygon_area(region: np.ndarray) -> float:
 def name_region(bbox: Sequence[float], size: tuple[int, int]) -> str:
     """`upper-left` ... `lower-right` of an image of `size` (width, height): where the middle of the box lies.
 
-    The published grid: the outer fifth of each side, and the three fifths between, to which the limits belong.
+    The published grid: the outer fifths of each side, and the three fifths between them, which include the limits.
     """
     (x1, y1, x2, y2), (width, height) = map(int, bbox), size
     return f"{_place(y1, y2, height, 'upper', 'lower')}-{_place(x1, x2, width, 'left', 'right')}"

@@ -17,16 +17,18 @@ import json
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from engine.data.images import FORMATS
 from engine.data.lesion_boxes import name_region
-from engine.data.questions import BadRow, QuestionSet, load_questions
-from engine.data.sources import ImageFile, Source, read_source
+from engine.data.questions import Checked, QuestionSet, load_questions
+from engine.data.rows import BadRow
+from engine.data.sources import ImageFile, Source, StoredImage, read_source
 from engine.data.tables import read_csv
 from engine.errors import InputError
 
@@ -103,7 +105,7 @@ def load_skin(
         raise InputError(f"question {question!r} (expected one of {', '.join(QUESTIONS)})")
     find = cache(find_files)
 
-    def check_row(index: int, row, source: Source) -> tuple[dict, list]:
+    def check_row(index: int, row: Any, source: Source) -> Checked:
         record, handles = _check_lesion(index, row, source, find)
         chosen = random.Random(f"{seed} {record['name']}").random() < ratio and record["bbox"] is not None
         kind = question if chosen else "diagnosis"
@@ -131,17 +133,17 @@ def _read(path: Path, split: str, image_root: str | Path | None) -> Source:
     return Source(str(path), [_cells(row) if isinstance(row, dict) else row for row in rows], root, {})
 
 
-def _cells(row: dict[str, str]) -> dict:
+def _cells(row: dict[str, str]) -> dict[str, Any]:
     """A CSV row as JSON would have it."""
-    cells = {key: text.strip() or None for key, text in row.items()}
+    cells: dict[str, Any] = {key: text.strip() or None for key, text in row.items()}
     if cells.get("bbox"):
-        with contextlib.suppress(ValueError, RecursionError):  # it stays text, which the check of the row names
+        with contextlib.suppress(ValueError, RecursionError):  # it stays text, which the check of the row refuses
             cells["bbox"] = json.loads(cells["bbox"])
     return cells
 
 
 def find_files(*folders: Path) -> dict[str, Path]:
-    """{name without its ending: file} of the JPEG and PNG files in the folders and below; of equal names the first counts."""
+    """{name without its ending: file} of the JPEG and PNG files in the folders and below; the first one of several of a name."""
     files: dict[str, Path] = {}
     for folder in folders:
         for path in sorted(folder.rglob("*")):
@@ -150,11 +152,12 @@ def find_files(*folders: Path) -> dict[str, Path]:
     return files
 
 
-def _check_lesion(index: int, row, source: Source, find) -> tuple[dict, list]:
+def _check_lesion(index: int, row: Any, source: Source, find: Callable[[Path], dict[str, Path]]) -> Checked:
     """A raw row -> (its record but for question and answer, [the image's handle]); BadRow if it cannot be used."""
     if not isinstance(row, dict):
         raise BadRow("not a row with named columns", f"the columns {', '.join(RECORD_KEYS)}")
     name = row.get("image_id")
+    handle: ImageFile | StoredImage
     if source.stored:
         name, handle, mask = name or f"row {index}", source.stored[index], None
     elif not isinstance(name, str) or not name:
@@ -181,7 +184,7 @@ def _check_lesion(index: int, row, source: Source, find) -> tuple[dict, list]:
     }, [handle]
 
 
-def check_diagnosis(dx) -> str:
+def check_diagnosis(dx: Any) -> str:
     """The code of a code or name in any case; BadRow otherwise."""
     code = CODES.get(dx.strip().lower()) if isinstance(dx, str) else None
     if code is None:
@@ -189,7 +192,7 @@ def check_diagnosis(dx) -> str:
     return code
 
 
-def check_age(age) -> float | None:
+def check_age(age: Any) -> float | None:
     """Years; None for an empty cell or NaN, as pandas writes it."""
     try:
         years = math.nan if age in (None, "") else float(age)
@@ -198,11 +201,11 @@ def check_age(age) -> float | None:
     return None if math.isnan(years) else years
 
 
-def _word(cell) -> str | None:
+def _word(cell: Any) -> str | None:
     return cell if isinstance(cell, str) and cell else None
 
 
-def _check_box(bbox) -> list[float] | None:
+def _check_box(bbox: Any) -> list[float] | None:
     if bbox is None or isinstance(bbox, float) and math.isnan(bbox):
         return None
     numbers = isinstance(bbox, list) and len(bbox) == 4 and all(type(side) in (int, float) for side in bbox)
@@ -211,7 +214,7 @@ def _check_box(bbox) -> list[float] | None:
     return [float(side) for side in bbox]
 
 
-def _check_region(text, bbox: list[float] | None, handle) -> str | None:
+def _check_region(text: Any, bbox: list[float] | None, handle: ImageFile | StoredImage) -> str | None:
     """The description; newer files of the published script leave it out, and then the box says it."""
     if bbox is None:
         return None
@@ -219,7 +222,7 @@ def _check_region(text, bbox: list[float] | None, handle) -> str | None:
         try:
             with Image.open(io.BytesIO(handle.read()[1]), formats=FORMATS) as image:
                 return f"lesion located in {name_region(bbox, image.size)} region"
-        except Exception:  # decoders meet damaged files with every kind of exception; the check of all images names it
+        except Exception:  # decoders raise every kind of exception for a damaged file, which the check of all images names
             return "lesion located in center-center region"
     if not REGION.fullmatch(text):
         raise BadRow(f"spatial_description {text[:60]!r}", "'lesion located in upper-left region' or the like")

@@ -10,23 +10,24 @@ same name in the other folder, whatever its ending, and ISIC's `X.jpg` has the m
     image_id: str        dataset: str, the set's folder                   label: the published class 0-5, None for other sets
     row: int, counted from 0 without the header                           source: str, the file it stands in
 
-A bad row is one line, `FILE: row N: reason (expected ...; rows count from 0)`: an InputError, or an entry of `.skipped`.
+What becomes of a bad row: see `engine.data.rows`.
 """
 
 import os
+import posixpath
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset
 
 from engine.data.image_check import find_bad_images
 from engine.data.images import EXPECTED, ImageError, image_error, open_image
-from engine.data.questions import SkippedRow
+from engine.data.rows import BadRow, BadRows, Rows
 from engine.data.tables import read_csv
 from engine.errors import InputError
 
@@ -44,7 +45,8 @@ FILLED = ("image_path", "question", "answer", "position", "split")
 SPLITS = ("train", "val", "test")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm")
 MASK_SUFFIX = "_Segmentation"  # of ISIC's masks
-SHAPE_TOLERANCE = 0.02  # masks and images of one shape but different size happen; their height / width may differ so much
+SHAPE_TOLERANCE = 0.02  # a mask may have another size than its image; its height / width differs by at most this fraction
+ListFolder = Callable[[Path], frozenset[str]]  # the names in a folder
 LAYOUT = "<set>/<split>_masks/<file> or <set>/<split>_images/<file>"
 
 
@@ -79,7 +81,7 @@ class ImageAndMask:
 
 
 def clean_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """0 and 255 at `size`: brighter than half, or in files of labels, whose values stay below that, anything but 0."""
+    """The mask as 0 and 255, at `size`: pixels above 127 belong to it; where none is so bright (labels 1, 2, ...), all but 0."""
     pixels = np.asarray(mask.convert("L"))
     binary = Image.fromarray(((pixels > (127 if pixels.max() > 127 else 0)) * 255).astype(np.uint8))
     return binary if binary.size == size else binary.resize(size, Image.Resampling.NEAREST)
@@ -93,30 +95,12 @@ def read_mask(path: str | Path, image: Image.Image) -> np.ndarray:
     return np.asarray(clean_mask(mask, image.size)) > 0
 
 
-class MaskedQuestions(Dataset):
-    """Checked rows. Images and masks are opened when a row is asked for."""
+class MaskedQuestions(Rows[ImageAndMask]):
+    """Checked rows, each with an image and its mask."""
 
-    def __init__(self, records: Sequence[dict], files: Sequence[ImageAndMask], skipped: Sequence[SkippedRow] = ()):
-        if len(records) != len(files):
-            raise ValueError(f"{len(records)} records but files for {len(files)}")
-        self.records, self.files, self.skipped = list(records), list(files), list(skipped)
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> dict:
-        """The row; ImageError if a file has changed or gone since it was checked."""
-        image, mask = self.files[index].open()
-        return {**self.records[index], "image": image, "mask": mask}
-
-    def record(self, index: int) -> dict:
-        """The row without image and mask: no file is touched."""
-        return dict(self.records[index])
-
-    def select(self, indices: Iterable[int]) -> "MaskedQuestions":
-        """The rows of `indices`, in their order."""
-        chosen = list(indices)
-        return MaskedQuestions([self.records[i] for i in chosen], [self.files[i] for i in chosen], self.skipped)
+    def open(self, handle: ImageAndMask) -> dict[str, Any]:
+        image, mask = handle.open()
+        return {"image": image, "mask": mask}
 
 
 def load_masked_questions(
@@ -130,38 +114,35 @@ def load_masked_questions(
     """The rows of `split` (None: of all splits) in the CSV files `ann_paths`, one file after the other.
 
     `ann_paths` is a list or comma-separated, each from here or from `data_root`; by default all of ROOT/annotations. `limit` takes
-    only the first so many rows of the split, before any are skipped. InputError: see above, and where no row is left.
+    only the first so many rows of the split, before any are skipped. InputError for a bad row, and where no row is left.
     """
-    if on_bad_row not in ("error", "skip"):
-        raise ValueError(f"on_bad_row is 'error' or 'skip', not {on_bad_row!r}")
+    bad = BadRows(on_bad_row)
     if split not in (*SPLITS, None):
         raise InputError(f"split {split!r} (expected one of {', '.join(SPLITS)})")
     root = _existing_folder(data_root)
-    records, files, bad, there = [], [], {}, Counter()
+    rows: list[tuple[dict, ImageAndMask]] = []
+    seen: Counter[str] = Counter()  # rows of each split
     list_folder = cache(_list_folder)  # many rows ask about few folders
     for path in find_annotations(root, ann_paths):
         for index, cells in read_csv(path, COLUMNS, FILLED):
-            if limit is not None and len(records) + len(bad) >= limit:
+            if limit is not None and len(rows) + len(bad) >= limit:
                 break
             try:
-                record, pair = _check_row(cells, root, path, split, there, list_folder)
-            except _BadRow as error:
-                line = _line(path, index, *error.args)
-                if on_bad_row == "error":
-                    raise InputError(line) from None
-                bad[path, index] = line
-                continue
-            if record is not None:
-                records.append({**record, "row": index, "source": str(path)})
-                files.append(pair)
-    records, files = _check_files(records, files, bad, root, on_bad_row)
-    skipped = [bad[place] for place in sorted(bad, key=lambda place: (str(place[0]), place[1]))]
-    if skipped and not records:
+                filled = _check_cells(cells)
+                seen[filled["split"]] += 1
+                if split in (None, filled["split"]):
+                    record, pair = _check_row(filled, root, path, list_folder)
+                    rows.append(({**record, "row": index, "source": str(path)}, pair))
+            except BadRow as error:
+                bad.add(path, index, error)
+    rows = _check_files(rows, bad, root)
+    skipped = bad.lines()
+    if skipped and not rows:
         raise InputError(f"all {len(skipped)} rows are bad; the first: {skipped[0]}")
-    if not records:
-        found = ", ".join(f"{count} of {name}" for name, count in there.items()) or "none at all"
+    if not rows:
+        found = ", ".join(f"{count} of {name}" for name, count in seen.items()) or "none at all"
         raise InputError(f"{root}: no rows of the split {split!r} (the files have {found})")
-    return MaskedQuestions(records, files, skipped)
+    return MaskedQuestions([record for record, _ in rows], [pair for _, pair in rows], skipped)
 
 
 def check_data_root(data_root: str | Path, ann_paths: str | Sequence[str | Path] | None = None) -> dict:
@@ -205,49 +186,40 @@ def _existing_folder(data_root: str | Path) -> Path:
     return Path(os.path.abspath(data_root))
 
 
-class _BadRow(Exception):
-    """(reason, what was expected) or (reason, what was expected, the file that is missing)."""
-
-
-def _line(path: Path, index: int, reason: str, expected: str, missing: str | None = None) -> SkippedRow:
-    line = SkippedRow(f"{path}: row {index}: {reason} (expected {expected}; rows count from 0)")
-    line.missing_image = missing
-    return line
-
-
-def _check_row(
-    cells, root: Path, path: Path, split: str | None, there: Counter, list_folder
-) -> tuple[dict | None, ImageAndMask | None]:
-    """A raw row -> (record, its files), (None, None) if it is of another split; _BadRow if it cannot be used."""
+def _check_cells(cells: dict[str, str] | list[str]) -> dict[str, str]:
+    """The cells of a row without white space around them; BadRow if some are missing or the split is none of SPLITS."""
     if not isinstance(cells, dict):
-        raise _BadRow(f"{len(cells)} cells", f"{len(COLUMNS)}: text with a comma stands in double quotes")
-    for name in FILLED:
-        if not cells[name].strip():
-            raise _BadRow(f"empty {name}", f"{', '.join(FILLED)} to be filled")
-    if cells["split"].strip() not in SPLITS:
-        raise _BadRow(f"split {cells['split'][:40]!r}", f"one of {', '.join(SPLITS)}")
-    there[cells["split"].strip()] += 1
-    if split not in (None, cells["split"].strip()):
-        return None, None
-    pair, dataset = _find_pair(cells["image_path"].strip(), root, list_folder)
+        raise BadRow(f"{len(cells)} cells", f"{len(COLUMNS)}: text with a comma stands in double quotes")
+    filled = {name: cells[name].strip() for name in FILLED}
+    for name, text in filled.items():
+        if not text:
+            raise BadRow(f"empty {name}", f"{', '.join(FILLED)} to be filled")
+    if filled["split"] not in SPLITS:
+        raise BadRow(f"split {cells['split'][:40]!r}", f"one of {', '.join(SPLITS)}")
+    return filled
+
+
+def _check_row(cells: dict[str, str], root: Path, path: Path, list_folder: ListFolder) -> tuple[dict, ImageAndMask]:
+    """Filled cells -> (record, its files); BadRow if the files are not there."""
+    pair, dataset = _find_pair(cells["image_path"], root, list_folder)
     dataset = dataset or path.stem
     return {
-        "image_id": os.path.relpath(pair.image, root).replace(os.sep, "/"),
+        "image_id": pair.image.relative_to(root).as_posix(),
         "dataset": dataset,
         "label": LABELS.get(dataset),
-        **{name: cells[name].strip() for name in ("question", "answer", "position", "split")},
+        **{name: cells[name] for name in ("question", "answer", "position", "split")},
     }, pair
 
 
-def _find_pair(name: str, root: Path, list_folder) -> tuple[ImageAndMask, str | None]:
+def _find_pair(name: str, root: Path, list_folder: ListFolder) -> tuple[ImageAndMask, str | None]:
     """The files a row means, and the name of their set; none is outside `root` (by name: links are their owner's choice)."""
-    relative = PurePosixPath(os.path.normpath(name.replace("\\", "/")))
+    relative = PurePosixPath(posixpath.normpath(name.replace("\\", "/")))
     if "\0" in name or relative.is_absolute() or ".." in relative.parts or Path(name).is_absolute():
-        raise _BadRow(f"image_path {name[:80]!r} leaves {str(root)!r}", f"a path inside the data root, {LAYOUT}")
+        raise BadRow(f"image_path {name[:80]!r} leaves {str(root)!r}", f"a path inside the data root, {LAYOUT}")
     folder = relative.parent.name
     kind = next((kind for kind in ("masks", "images") if folder in (f"{split}_{kind}" for split in SPLITS)), None)
     if kind is None:
-        raise _BadRow(f"image_path {name[:80]!r} is in no folder of images or masks", LAYOUT)
+        raise BadRow(f"image_path {name[:80]!r} is in no folder of images or masks", LAYOUT)
     given = root / relative
     other_folder = given.parent.with_name(folder.removesuffix(kind) + ("images" if kind == "masks" else "masks"))
     stem = given.stem.removesuffix(MASK_SUFFIX)
@@ -262,9 +234,9 @@ def _find_pair(name: str, root: Path, list_folder) -> tuple[ImageAndMask, str | 
     return pair, relative.parts[-3] if len(relative.parts) > 2 else None
 
 
-def _missing(path: Path, kind: str, root: Path) -> _BadRow:
-    name = os.path.relpath(path, root).replace(os.sep, "/")
-    return _BadRow(f"{kind.removesuffix('s')} {name!r}: no such file", "the file of the row", name)
+def _missing(path: Path, kind: str, root: Path) -> BadRow:
+    name = path.relative_to(root).as_posix()
+    return BadRow(f"{kind.removesuffix('s')} {name!r}: no such file", "the file of the row", name)
 
 
 def _list_folder(folder: Path) -> frozenset[str]:
@@ -280,17 +252,14 @@ def _find_file(names: frozenset[str], folder: Path, stems: tuple[str, ...], suff
     return next((folder / name for name in candidates if name in names), None)
 
 
-def _check_files(records, files, bad: dict, root: Path, on_bad_row: str) -> tuple[list[dict], list[ImageAndMask]]:
-    """Rows whose files open; the lines of the others go to `bad`, or are raised."""
-    reasons = find_bad_images(list({pair.key: pair for pair in files}.values()), root, stop_at_first=on_bad_row == "error")
+def _check_files(rows: list[tuple[dict, ImageAndMask]], bad: BadRows, root: Path) -> list[tuple[dict, ImageAndMask]]:
+    """The rows whose files open; `bad` meets the others."""
+    reasons = find_bad_images(list({pair.key: pair for _, pair in rows}.values()), root, stop_at_first=bad.stops)
     good = []
-    for record, pair in zip(records, files, strict=True):
-        if pair.key not in reasons:
+    for record, pair in rows:
+        if pair.key in reasons:
+            expected = f"an image and a mask of one shape, each {EXPECTED}"
+            bad.add(record["source"], record["row"], BadRow(reasons[pair.key], expected))
+        else:
             good.append((record, pair))
-            continue
-        path, index = Path(record["source"]), record["row"]
-        line = _line(path, index, reasons[pair.key], f"an image and a mask of one shape, each {EXPECTED}")
-        if on_bad_row == "error":
-            raise InputError(line)
-        bad[path, index] = line
-    return [record for record, _ in good], [pair for _, pair in good]
+    return good

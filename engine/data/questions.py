@@ -8,55 +8,31 @@ solution it may have `question`, `options` and `answer` (an option's text), as H
     answer: str, the letter      options: {"A": "CT", "B": ...}          modality, question_type: str or None
     row: int, counted from 0     source: str, the file it stands in
 
-A bad row is one line, `FILE: row N: reason (expected ...; rows count from 0)`: an InputError, or an entry of `.skipped`.
+What becomes of a bad row: see `engine.data.rows`.
 """
 
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Dataset
-
-from engine.data.image_check import find_bad_images
+from engine.data.image_check import ImageHandle, find_bad_images
 from engine.data.images import EXPECTED, MISSING
 from engine.data.options import LETTERS, list_options, match_option, parse_options
+from engine.data.rows import BadRow, BadRows, Rows
 from engine.data.sources import ImageFile, Source, read_source
 from engine.data.split_names import short_modality
 from engine.errors import InputError
 
 REQUIRED = ("image", "problem", "solution")
+Checked = tuple[dict, list[ImageHandle]]  # a row's record, and the handles of its images
 
 
-class SkippedRow(str):
-    """The line of a bad row. `missing_image` is the image that is not there, if that is the reason."""
+class QuestionSet(Rows[Sequence[ImageHandle]]):
+    """Checked questions; a row's handles are those of its images, whose `open()` gives a PIL image."""
 
-    missing_image: str | None = None
-
-
-class QuestionSet(Dataset):
-    """Checked questions. `images[i]` are the handles of row i's images: anything whose `open()` gives a PIL image."""
-
-    def __init__(self, records: Sequence[dict], images: Sequence[Sequence], skipped: Sequence[SkippedRow] = ()):
-        if len(records) != len(images):
-            raise ValueError(f"{len(records)} records but images for {len(images)}")
-        self.records, self.images, self.skipped = list(records), list(images), list(skipped)
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> dict:
-        """The row with its images opened; ImageError if a file has changed or gone since it was checked."""
-        return {**self.records[index], "images": [image.open() for image in self.images[index]]}
-
-    def record(self, index: int) -> dict:
-        """The row without its images: no file is touched."""
-        return dict(self.records[index])
-
-    def select(self, indices: Iterable[int]) -> "QuestionSet":
-        """The rows of `indices`, in their order."""
-        chosen = list(indices)
-        return QuestionSet([self.records[i] for i in chosen], [self.images[i] for i in chosen], self.skipped)
+    def open(self, handle: Sequence[ImageHandle]) -> dict[str, Any]:
+        return {"images": [image.open() for image in handle]}
 
 
 def load_questions(
@@ -67,80 +43,65 @@ def load_questions(
     on_bad_row: str = "error",
     limit: int | None = None,
     modalities: Collection[str] | None = None,
-    check_row: Callable[[int, Any, Source], tuple[dict, list]] | None = None,
+    check_row: Callable[[int, Any, Source], Checked] | None = None,
 ) -> QuestionSet:
     """Questions of one or several files or folders (or of a `Source`), one after the other.
 
     `split` chooses within folders that hold several. `image_root` is where relative image paths start (default: the folder of
     each file); no path may leave it. `modalities` (short names, see `engine.data.split_names`) are the only ones read. `limit`
-    reads only the first so many rows of these, before any are skipped. InputError: see above. `check_row(index, row, source)`
-    makes other rows than multiple-choice questions of what the file holds: (record, image handles), or it raises `BadRow`.
+    reads only the first so many rows of these, before any are skipped. `check_row(index, row, source)` turns a raw row into its
+    record and image handles, or raises `BadRow`; by default it is `check_question`.
+    InputError for a bad row, a source that cannot be read, and where no row is left.
     """
-    if on_bad_row not in ("error", "skip"):
-        raise ValueError(f"on_bad_row is 'error' or 'skip', not {on_bad_row!r}")
     paths = [source] if isinstance(source, str | Path | Source) else list(source)
     if not paths:
         raise InputError("no data set given (expected at least one file or folder)")
-    records, images, skipped, left = [], [], [], limit
+    rows: list[Checked] = []
+    skipped, left = [], limit
     for path in paths:
         if left == 0:
             break
         found = path if isinstance(path, Source) else read_source(path, split, image_root)
-        rows = list(enumerate(found.rows))
+        raw = list(enumerate(found.rows))
         if modalities is not None:
-            rows = [(index, row) for index, row in rows if short_modality(_labels(row, found)["modality"]) in modalities]
-        rows = rows[:left]
-        good, bad = _check_rows(rows, found, check_row or check_question, stop_at_first=on_bad_row == "error")
-        if bad and on_bad_row == "error":
-            raise InputError(bad[0])
-        records += [record for record, _ in good]
-        images += [handles for _, handles in good]
-        skipped += bad
-        left = None if left is None else left - len(rows)
-    if skipped and not records:
+            raw = [(index, row) for index, row in raw if short_modality(_labels(row, found)["modality"]) in modalities]
+        raw, bad = raw[:left], BadRows(on_bad_row)
+        rows += _check_rows(raw, found, check_row or check_question, bad)
+        skipped += bad.lines()
+        left = None if left is None else left - len(raw)
+    if skipped and not rows:
         raise InputError(f"all {len(skipped)} rows are bad; the first: {skipped[0]}")
-    if modalities and not records:
+    if modalities and not rows:
         names = ", ".join(str(path.name if isinstance(path, Source) else path) for path in paths)
         raise InputError(f"{names}: no row about {' or '.join(modalities)} (expected such a `modality` or `subset`)")
-    return QuestionSet(records, images, skipped)
+    return QuestionSet([record for record, _ in rows], [handles for _, handles in rows], skipped)
 
 
 def _check_rows(
-    rows: list[tuple[int, Any]], source: Source, check_row: Callable, stop_at_first: bool
-) -> tuple[list[tuple[dict, list]], list[SkippedRow]]:
-    """Good rows as (record, image handles), and the lines of the bad ones in row order; the text is checked before any image."""
-    good, bad = [], {}
-    for index, row in rows:
+    raw: Sequence[tuple[int, Any]], source: Source, check_row: Callable[[int, Any, Source], Checked], bad: BadRows
+) -> list[Checked]:
+    """The good ones of the rows (index, row) of one source; `bad` meets the others. All text is checked before any image."""
+    rows: list[Checked] = []
+    for index, row in raw:
         try:
-            good.append(check_row(index, row, source))
+            rows.append(check_row(index, row, source))
         except BadRow as error:
-            bad[index] = _line(source, index, *error.args)
-            if stop_at_first:
-                return [], list(bad.values())
-    distinct = {handle.key: handle for _, handles in good for handle in handles}
-    reasons = find_bad_images(list(distinct.values()), source.root, stop_at_first)
-    kept = []
-    for record, handles in good:
+            bad.add(source.name, index, error)
+    distinct = {handle.key: handle for _, handles in rows for handle in handles}
+    reasons = find_bad_images(list(distinct.values()), source.root, stop_at_first=bad.stops)
+    good = []
+    for record, handles in rows:
         broken = next((handle.key for handle in handles if handle.key in reasons), None)
         if broken is None:
-            kept.append((record, handles))
-        else:
-            name = "" if source.stored else f" {os.path.relpath(broken, source.root)!r}"
-            line = _line(source, record["row"], f"image{name}: {reasons[broken]}", EXPECTED)
-            line.missing_image = broken if reasons[broken] == MISSING else None
-            bad[record["row"]] = line
-    return kept, [bad[index] for index in sorted(bad)]
+            good.append((record, handles))
+            continue
+        name = "" if source.stored else f" {os.path.relpath(broken, source.root)!r}"
+        missing = broken if reasons[broken] == MISSING else None
+        bad.add(source.name, record["row"], BadRow(f"image{name}: {reasons[broken]}", EXPECTED, missing))
+    return good
 
 
-class BadRow(Exception):
-    """Why a row cannot be used: (reason, what was expected)."""
-
-
-def _line(source: Source, index: int, reason: str, expected: str) -> SkippedRow:
-    return SkippedRow(f"{source.name}: row {index}: {reason} (expected {expected}; rows count from 0)")
-
-
-def check_question(index: int, row, source: Source) -> tuple[dict, list]:
+def check_question(index: int, row: Any, source: Source) -> Checked:
     """A raw row -> (record, image handles); BadRow if it cannot be used."""
     if not isinstance(row, dict):
         raise BadRow("not a JSON object", f"an object with the keys {', '.join(REQUIRED)}")
@@ -154,7 +115,7 @@ def check_question(index: int, row, source: Source) -> tuple[dict, list]:
         if not isinstance(text, str) or not text.strip():
             raise BadRow(f"empty {key}" if isinstance(text, str) else f"{key} is not text", f"{key} to be text")
     options, problem = _options_of(row, problem)
-    handles = [source.stored[index]] if source.stored else _image_files(row["image"], source.root)
+    handles: list[ImageHandle] = [source.stored[index]] if source.stored else [*_image_files(row["image"], source.root)]
     return {
         "image_id": "|".join(handle.key for handle in handles),
         "problem": problem,
@@ -167,7 +128,7 @@ def check_question(index: int, row, source: Source) -> tuple[dict, list]:
     }, handles
 
 
-def _labels(row, source: Source) -> dict[str, str | None]:
+def _labels(row: Any, source: Source) -> dict[str, str | None]:
     """The row's modality and question type, by its own word or by that of the file's name."""
     row = row if isinstance(row, dict) else {}
     labels = {"modality": row.get("modality") or row.get("subset"), "question_type": row.get("question_type")}
@@ -183,7 +144,7 @@ def _with_problem(row: dict) -> dict:
     return {**row, "problem": problem, "solution": LETTERS[listed.index(row["answer"])]}
 
 
-def _option_list(listed) -> list[str]:
+def _option_list(listed: Any) -> list[str]:
     if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed) or not 2 <= len(listed) <= len(LETTERS):
         raise BadRow("unusable options", f"a list of 2 to {len(LETTERS)} texts")
     return listed
@@ -212,7 +173,7 @@ def _letter_of(solution: str, options: dict[str, str]) -> str:
     return letter
 
 
-def _image_files(image, root: Path) -> list[ImageFile]:
+def _image_files(image: Any, root: Path) -> list[ImageFile]:
     """The named files, none of them outside `root` (by name: a link inside the root is its owner's choice)."""
     names = image if isinstance(image, list) else [image]
     if not names or not all(isinstance(name, str) and name for name in names):

@@ -5,10 +5,11 @@
 
 import json
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -16,6 +17,9 @@ from engine.data.images import decode_image, image_error, open_image
 from engine.data.split_names import name_of_split
 from engine.errors import InputError
 from engine.files import cache_folder
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 EXPECTED = "a .json array, .jsonl or .parquet file of questions, a save_to_disk folder, or a folder made by a prepare recipe"
 COLUMNS = (
@@ -51,7 +55,7 @@ class ImageFile:
 class StoredImage:
     """An image in row `row` of a Hugging Face data set that was saved in `folder`."""
 
-    dataset: Any
+    dataset: Any  # gives Arrow tables
     folder: str
     row: int
     written: list[int]
@@ -69,7 +73,7 @@ class StoredImage:
 
     def read(self) -> tuple[str, bytes]:
         """The name of the file that was stored, or else `key`, and its content."""
-        cell = self.dataset[self.row]["image"][0].as_py()  # the data set gives Arrow tables: no decoding but ours
+        cell = self.dataset[self.row]["image"][0].as_py()  # not decoded by the data set, but by us
         if not cell or not cell.get("bytes"):
             raise image_error(self.key, "no image is stored here")
         return cell.get("path") or self.key, cell["bytes"]
@@ -175,15 +179,15 @@ def _read_parquet(files: list[Path], name: str, folder: Path, image_root: str | 
 
 
 @contextmanager
-def _damage(name: str | Path):
-    """Inside, whatever goes wrong is the data's fault: Arrow and JSON readers meet damaged files with many kinds of exception."""
+def _damage(name: str | Path) -> Iterator[None]:
+    """Inside, every exception is an InputError about `name`: Arrow and JSON readers raise many kinds of them for damaged files."""
     try:
         yield
     except Exception as error:
         raise InputError(f"{name}: damaged data set: {' '.join(str(error).split())[:160]} (expected {EXPECTED})") from None
 
 
-def dataset_source(dataset, name: str, folder: Path, image_root: str | Path | None) -> Source:
+def dataset_source(dataset: "Dataset", name: str, folder: Path, image_root: str | Path | None) -> Source:
     """A Hugging Face `Dataset` that is called `name`; image names in it start at `image_root`, by default `folder`."""
     from datasets import Image as ImageFeature
 

@@ -20,26 +20,28 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from engine.data.questions import QuestionSet
+from engine.data.rows import SkippedRow
 from engine.errors import InputError
 from engine.files import write_json
+from engine.progress import progress
 
 CHUNK = 256  # images in flight: bounds the memory of those encoded but not yet written
-
 
 COUNTED = ("missing_images", "bad_rows", "leaked_rows")
 
 
-def prepare_folder(options, source: str, build: Callable[[Path], dict], counted: Sequence[str] = COUNTED) -> dict:
+def prepare_folder(options: Any, source: str, build: Callable[[Path], dict], counted: Sequence[str] = COUNTED) -> dict:
     """Let `build(folder)` fill a folder beside `options.output`, put it there whole, and return the headline numbers.
 
-    `build` returns the report (see `finish`), whose lists `counted` the headline counts. `source` is the option that says what the
-    folder is made of: what stands at `output` is replaced only with `options.overwrite`, and only where its own report has that
-    option. InputError otherwise.
+    `options` is a dataclass with `output`, `overwrite`, and the option named `source`, which says what the folder is made of.
+    `build` returns the report (see `finish`); the headline has the lengths of its lists that `counted` names. A folder that is
+    there already is replaced only with `options.overwrite`, and only where its own report has the option `source`: InputError
+    otherwise.
     """
     output = Path(os.path.abspath(options.output))
     _refuse_to_lose(output, options.overwrite, source)
@@ -65,7 +67,7 @@ def count_report(report: dict, output: Path, counted: Sequence[str]) -> dict:
     return rows | {key: len(report[key]) for key in counted} | {"output": str(output)}
 
 
-def _log(headline: dict, options) -> None:
+def _log(headline: dict, options: Any) -> None:
     """The headline in words."""
     log, report = logging.getLogger(__name__), f"{headline['output']}/report.json"
     log.info("%(train_rows)d train rows and %(test_rows)d test rows in %(output)s", headline)
@@ -76,7 +78,9 @@ def _log(headline: dict, options) -> None:
         log.info("%d test rows show an image that train shows too; %s", headline["leaked_rows"], kept)
 
 
-def write_images(folder: Path, split: str, questions: QuestionSet, original: Callable, size: int | None = None) -> list[dict]:
+def write_images(
+    folder: Path, split: str, questions: QuestionSet, original: Callable[[Any], str], size: int | None = None
+) -> list[dict]:
     """Write the images of one part, at `size` x `size` pixels or as they are; returns its rows, which name images in `folder`.
 
     `original(handle)` is the name that an image had before.
@@ -84,11 +88,20 @@ def write_images(folder: Path, split: str, questions: QuestionSet, original: Cal
     names = _write_images(folder, split, questions, size)
     return [
         {"image": [names[handle.key] for handle in handles], "original": [original(handle) for handle in handles], **record}
-        for record, handles in zip(questions.records, questions.images, strict=True)
+        for record, handles in zip(questions.records, questions.handles, strict=True)
     ]
 
 
-def finish(folder: Path, rows: dict[str, list[dict]], bad: list, *, origin: str, root: Path, kind: str, drop_leaked: bool) -> dict:
+def finish(
+    folder: Path,
+    rows: dict[str, list[dict]],
+    bad: Sequence[SkippedRow],
+    *,
+    origin: str,
+    root: Path,
+    kind: str,
+    drop_leaked: bool,
+) -> dict:
     """Find leaks, drop them from train if asked, write `rows` (of train, test or both) and return the report.
 
     `bad` are the lines of bad rows, whose images start at `root`; `origin` is what an error calls the rows' source, `kind` the
@@ -105,11 +118,16 @@ def finish(folder: Path, rows: dict[str, list[dict]], bad: list, *, origin: str,
     return {
         "rows": {split: len(rows.get(split, [])) for split in ("train", "test")},
         "names": {split: dict(Counter(row[kind] for row in rows.get(split, []))) for split in ("train", "test")},
-        "missing_images": sorted({os.path.relpath(line.missing_image, root) for line in bad if line.missing_image}),
-        "bad_rows": bad,
+        "missing_images": sorted({relative_name(line.missing_image, root) for line in bad if line.missing_image}),
+        "bad_rows": list(bad),
         "leaked_rows": leaked,
         "dropped_train_rows": len(train) - len(rows.get("train", [])),
     }
+
+
+def relative_name(path: str, root: Path) -> str:
+    """The path from `root`, with slashes on every system."""
+    return Path(os.path.relpath(path, root)).as_posix()
 
 
 def _published_row(row: dict) -> dict:
@@ -122,11 +140,11 @@ def _published_row(row: dict) -> dict:
 def _write_images(folder: Path, split: str, questions: QuestionSet, size: int | None) -> dict[str, str]:
     """Write each distinct image once; {key: name within `folder`}. Images with the same pixels share a file."""
     (folder / "images" / split).mkdir(parents=True)
-    handles = list({handle.key: handle for images in questions.images for handle in images}.values())
+    handles = list({handle.key: handle for images in questions.handles for handle in images}.values())
     names = {}
     with (
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-        tqdm(total=len(handles), desc=f"{split} images", unit="image") as bar,
+        progress(total=len(handles), desc=f"{split} images", unit="image") as bar,
     ):
         for start in range(0, len(handles), CHUNK):
             chunk = handles[start : start + CHUNK]
@@ -138,7 +156,7 @@ def _write_images(folder: Path, split: str, questions: QuestionSet, size: int | 
     return names
 
 
-def _encode(handle, size: int | None) -> tuple[str, bytes]:
+def _encode(handle: Any, size: int | None) -> tuple[str, bytes]:
     """(file name, content): the file itself, or its image at size x size as PNG; named after the pixels of the original."""
     image = handle.open()
     digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:32]
@@ -185,7 +203,7 @@ def _refuse_to_lose(output: Path, overwrite: bool, source: str) -> None:
     if not overwrite:
         raise InputError(f"{output}: exists already (--overwrite replaces it)")
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        if json.loads((output / "report.json").read_text())["options"][source]:
+        if json.loads((output / "report.json").read_text(encoding="utf-8"))["options"][source]:
             return
     raise InputError(f"{output}: was not made by this command and is not replaced (expected a new folder)")
 

@@ -19,12 +19,12 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from engine.command.settings import setting
 from engine.data.images import ImageError
@@ -33,36 +33,47 @@ from engine.data.lesions import COLUMNS, MASK_SUFFIX, RECORD_KEYS, check_age, ch
 from engine.data.masked_questions import ImageAndMask
 from engine.data.prepare.folder import prepare_folder
 from engine.data.prepare.prs_med import assign_splits
-from engine.data.questions import BadRow
+from engine.data.rows import BadRow, BadRows
 from engine.data.sources import ImageFile
 from engine.data.tables import read_csv
 from engine.errors import InputError
 from engine.files import write_json, write_whole
+from engine.progress import progress
 
 NAME = "ham10000_with_spatial_data"
 COUNTED = ("missing_images", "missing_masks", "bad_rows", "lesions_shared_by_image_split")
+
+
+Found = tuple[int, dict[str, Any], Path, Path | None]  # row, its record without a box, image, mask
 
 
 @dataclass
 class SkinPreparation:
     """What to prepare."""
 
-    metadata: str | None = setting(None, f"CSV with the columns {','.join(COLUMNS)}. None: drawn lesions, to start with.")
-    images: list[str] = field(
-        default_factory=list, metadata={"help": "Folders of images, looked through with the folders in them. None: metadata's."}
+    metadata: str | None = setting(
+        None, f"CSV with the columns {','.join(COLUMNS)}. None: drawn lesions, to start with.", metavar="FILE"
     )
-    masks: list[str] = field(
-        default_factory=list, metadata={"help": f"Folders of masks, <image_id>{MASK_SUFFIX}.png. None: those of the images."}
+    images: list[str] = setting(
+        [], "Folders of images, looked through with the folders in them. None: the folder of the metadata.", metavar="DIR"
     )
-    output: str | None = setting(None, "The folder to make.")
+    masks: list[str] = setting([], f"Folders of masks, <image_id>{MASK_SUFFIX}.png. None: those of the images.", metavar="DIR")
+    output: str | None = setting(None, "The folder to make.", metavar="DIR")
     test_fraction: float = setting(0.2, "Part of the images to test on, give or take a lesion.")
     seed: int = setting(42, "Seed of the split.")
     on_bad_row: str = setting("error", "Stop at a bad row, or list and skip it.", choices=["error", "skip"])
     overwrite: bool = setting(False, "Replace a folder that this command made.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.test_fraction < 1:
             raise InputError(f"--test_fraction {self.test_fraction}: expected a number between 0 and 1")
+
+    @property
+    def table(self) -> Path:
+        """The metadata's file; InputError where none is named."""
+        if self.metadata is None:
+            raise InputError(f"--metadata is missing: the CSV file with the columns {','.join(COLUMNS)}")
+        return Path(self.metadata)
 
 
 @dataclass(frozen=True)
@@ -77,27 +88,26 @@ class Measured:
 
 def prepare_skin(options: SkinPreparation) -> dict:
     """Make the folder at `options.output` and return the headline numbers; see `engine.data.prepare.folder.prepare_folder`."""
-    if options.metadata is None:
-        raise InputError(f"--metadata is missing: the CSV file with the columns {','.join(COLUMNS)}")
-    if options.output is None:
+    if options.table and options.output is None:
         raise InputError("--output is missing: the folder to make")
     return prepare_folder(options, "metadata", partial(build_skin, options), COUNTED)
 
 
 def build_skin(options: SkinPreparation, folder: Path) -> dict:
     """Write images, masks and records into `folder`; returns the report."""
-    report = {"missing_images": [], "missing_masks": [], "bad_rows": []}
-    rows = list(_measure(_find_rows(options, report), options, report))
+    missing: dict[str, list[str]] = {"missing_images": [], "missing_masks": []}
+    bad = BadRows(options.on_bad_row)
+    rows = list(_measure(list(_find_rows(options, missing, bad)), options, bad))
     if not rows:
-        first = [*report["bad_rows"], *(f"no image {name!r} in {_image_folders(options)}" for name in report["missing_images"])]
-        raise InputError(f"{options.metadata}: no row is left; the first: {first[0]}" if first else f"{options.metadata}: no rows")
+        first = [*bad.lines(), *(f"no image {name!r} in {_image_folders(options)}" for name in missing["missing_images"])]
+        raise InputError(f"{options.table}: no row is left; the first: {first[0]}" if first else f"{options.table}: no rows")
     parts = _split(rows, options)
     for split in ("train", "test"):
         if split not in parts.values():
-            raise InputError(f"{options.metadata}: no lesion for {split} (expected more lesions than {len(rows)} images of few)")
+            raise InputError(f"{options.table}: no lesion for {split} (expected more lesions than {len(rows)} images of few)")
     for kind in ("images", "masks"):
         (folder / kind).mkdir()
-    for row in tqdm(rows, "copying images", unit="image", delay=2):
+    for row in progress(rows, desc="copying images", unit="image", delay=2):
         shutil.copyfile(row.image, folder / "images" / row.image.name)
         if row.mask:
             shutil.copyfile(row.mask, folder / "masks" / row.mask.name)
@@ -109,7 +119,8 @@ def build_skin(options: SkinPreparation, folder: Path) -> dict:
         write_json(folder / f"{split}.json", kept)
         counts[split], diagnoses[split] = len(kept), dict(Counter(record["dx"] for record in kept).most_common())
     shared = _shared_by_image_split(records, options)
-    return {"rows": counts, "diagnoses": diagnoses, **report, "lesions_shared_by_image_split": shared}
+    left_out = {**missing, "bad_rows": bad.lines()}
+    return {"rows": counts, "diagnoses": diagnoses, **left_out, "lesions_shared_by_image_split": shared}
 
 
 def write_records(folder: Path, records: list[dict]) -> None:
@@ -123,38 +134,38 @@ def write_records(folder: Path, records: list[dict]) -> None:
 
 
 def _image_folders(options: SkinPreparation) -> str:
-    return ", ".join(options.images) or str(Path(options.metadata).parent)
+    return ", ".join(options.images) or str(options.table.parent)
 
 
-def _find_rows(options: SkinPreparation, report: dict) -> Iterator[tuple[int, dict, Path, Path | None]]:
-    """(row, record without a box, image, mask) of the rows with an image; the others go to the report."""
+def _find_rows(options: SkinPreparation, missing: dict[str, list[str]], bad: BadRows) -> Iterator[Found]:
+    """(row, record without a box, image, mask) of the rows with an image; `missing` and `bad` learn of the others."""
     for folder in (*options.images, *options.masks):
         if not Path(folder).is_dir():
             raise InputError(f"{folder}: no such folder (expected one of {'images' if folder in options.images else 'masks'})")
-    images = find_files(*map(Path, options.images or [Path(options.metadata).parent]))
+    images = find_files(*map(Path, options.images) if options.images else [options.table.parent])
     masks = find_files(*map(Path, options.masks)) if options.masks else images
-    seen = set()
-    for index, cells in read_csv(options.metadata, COLUMNS, COLUMNS):
+    seen: set[str] = set()
+    for index, cells in read_csv(options.table, COLUMNS, COLUMNS):
         try:
             record = _check_metadata(cells, seen)
         except BadRow as error:
-            _refuse(options, report, index, *error.args)
+            bad.add(options.table, index, error)
             continue
         name = record["image_id"]
         image, mask = images.get(name), masks.get(f"{name}{MASK_SUFFIX}")
         if image is None:
-            report["missing_images"].append(name)
+            missing["missing_images"].append(name)
             continue
         if mask is None:
-            report["missing_masks"].append(name)
+            missing["missing_masks"].append(name)
         yield index, record, image, mask
 
 
-def _check_metadata(cells, seen: set[str]) -> dict:
+def _check_metadata(cells: dict[str, str] | list[str], seen: set[str]) -> dict[str, Any]:
     """The cells as a record; BadRow if they cannot be used. `seen` are the image_ids so far."""
     if not isinstance(cells, dict):
         raise BadRow(f"{len(cells)} cells", f"{len(COLUMNS)}, as the header has")
-    record = {key: cells[key].strip() or None for key in COLUMNS}
+    record: dict[str, Any] = {key: cells[key].strip() or None for key in COLUMNS}
     for key in ("lesion_id", "image_id"):
         if record[key] is None:
             raise BadRow(f"empty {key}", f"{key} to be filled")
@@ -165,23 +176,16 @@ def _check_metadata(cells, seen: set[str]) -> dict:
     return record
 
 
-def _refuse(options: SkinPreparation, report: dict, index: int, reason: str, expected: str) -> None:
-    """Stop at a bad row, or list it."""
-    line = f"{options.metadata}: row {index}: {reason} (expected {expected}; rows count from 0)"
-    if options.on_bad_row == "error":
-        raise InputError(line)
-    report["bad_rows"].append(line)
-
-
-def _measure(rows, options: SkinPreparation, report: dict) -> Iterator[Measured]:
-    """Open images and masks; the rows whose files can be used, with boxes. The others are listed, or stop the command."""
-    rows = list(rows)
+def _measure(rows: list[Found], options: SkinPreparation, bad: BadRows) -> Iterator[Measured]:
+    """Open images and masks; the rows whose files can be used, with boxes. `bad` meets the others."""
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
         measured = pool.map(lambda row: _open(*row[2:]), rows)
-        for (index, record, image, mask), found in zip(rows, tqdm(measured, "reading", len(rows), delay=2), strict=True):
+        bar = progress(measured, desc="reading", total=len(rows), delay=2)
+        for (index, record, image, mask), found in zip(rows, bar, strict=True):
             if isinstance(found, str):
-                _refuse(options, report, index, found, "a whole JPEG or PNG image and a mask of its shape that is not empty")
+                expected = "a whole JPEG or PNG image and a mask of its shape that is not empty"
+                bad.add(options.table, index, BadRow(found, expected))
                 continue
             lesion, size, digest = found
             yield Measured(record | _spatial(lesion, size), image, mask, digest)
@@ -196,7 +200,7 @@ def _open(image: Path, mask: Path | None) -> tuple[LesionBox | None, tuple[int, 
     except ImageError as error:
         return error.reason if mask else f"image {image.name!r}: {error.reason}"
     digest = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
-    if lesion is None:
+    if mask is None or lesion is None:
         return None, picture.size, digest
     found = find_lesion(np.asarray(lesion))
     return (found, picture.size, digest) if found else f"mask {mask.name!r} is empty"

@@ -6,11 +6,14 @@ The published split is by row, so that an image can stand in both parts.
 
 import contextlib
 import os
+import posixpath
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from engine.data.prepare.folder import finish, prepare_folder, write_images
+from engine.command.settings import REQUIRED, setting
+from engine.data.prepare.folder import finish, prepare_folder, relative_name, write_images
 from engine.data.questions import load_questions
 from engine.data.sources import read_source
 from engine.data.split_names import KINDS, name_of_split
@@ -19,18 +22,20 @@ from engine.errors import InputError
 
 @dataclass
 class Preparation:
-    """What to prepare; the fields are the flags of `recipes.medr1_prepare`."""
+    """What to prepare."""
 
-    splits: str
-    images: str
-    output: str
-    kind: str = "modality"
-    names: list[str] | None = None
-    size: int = 384
-    resize_test: bool = False
-    drop_leaked: bool = False
-    on_bad_row: str = "error"
-    overwrite: bool = False
+    splits: str = setting(REQUIRED, "Med-R1's Splits folder.", metavar="DIR")
+    images: str = setting(REQUIRED, "The folder that holds Images/, with which the rows' paths begin.", metavar="DIR")
+    output: str = setting(REQUIRED, "The folder to make.", metavar="DIR")
+    kind: str = setting("modality", "Which splits.", choices=list(KINDS))
+    names: list[str] | None = setting(
+        None, "E.g. CT MRI 'Lesion Grading', short or as published. None: all files there.", metavar="NAME"
+    )
+    size: int = setting(384, "Side of the training images in pixels.")
+    resize_test: bool = setting(False, "Resize test images too.")
+    drop_leaked: bool = setting(False, "Take images that also occur in test out of train.")
+    on_bad_row: str = setting("error", "Stop at a bad row, or list and skip it.", choices=["error", "skip"])
+    overwrite: bool = setting(False, "Replace a folder that this command made.")
 
 
 def prepare(options: Preparation) -> dict:
@@ -42,7 +47,7 @@ def prepare(options: Preparation) -> dict:
 
 def find_split_files(splits: Path, kind: str, names: list[str] | None = None) -> dict[str, list[Path]]:
     """{"train": files, "test": files} of the published names asked for (short ones will do), by default of all that are there."""
-    found = {split: {} for split in ("train", "test")}
+    found: dict[str, dict[str, Path]] = {split: {} for split in ("train", "test")}
     for split, files in found.items():
         for path in sorted((splits / kind / split).glob(f"*_{split}.json")):
             files[path.stem.removesuffix(f"_{split}")] = path
@@ -74,7 +79,7 @@ def _build(options: Preparation, folder: Path) -> dict:
     rows = {}
     for split, questions in parts.items():
         size = options.size if split == "train" or options.resize_test else None
-        rows[split] = write_images(folder, split, questions, lambda handle: os.path.relpath(handle.key, root), size)
+        rows[split] = write_images(folder, split, questions, lambda handle: relative_name(handle.key, root), size)
         for row in rows[split]:
             for kind, label in other_labels.get((*row["original"], row["problem"]), {}).items():
                 row[kind] = row[kind] or label
@@ -82,13 +87,13 @@ def _build(options: Preparation, folder: Path) -> dict:
     return finish(folder, rows, bad, origin=options.splits, root=root, kind=options.kind, drop_leaked=options.drop_leaked)
 
 
-def _labels_of_other_kind(splits: Path, kind: str) -> dict[tuple[str, ...], dict[str, str]]:
+def _labels_of_other_kind(splits: Path, kind: str) -> dict[tuple[Any, ...], dict[str, str]]:
     """(image paths..., problem) -> the label that the other kind's split files, which hold the same rows, give it."""
     (other,) = set(KINDS) - {kind}
-    labels = {}
+    labels: dict[tuple[Any, ...], dict[str, str]] = {}
     for path in sorted((splits / other).glob("*/*.json")):
         with contextlib.suppress(InputError):  # nobody asked for these files
             for row in read_source(path, "train").rows:
                 if isinstance(row, dict) and isinstance(row.get("image"), str):
-                    labels[os.path.normpath(row["image"]), row.get("problem")] = name_of_split(path)
+                    labels[posixpath.normpath(row["image"]), row.get("problem")] = name_of_split(path)
     return labels

@@ -16,38 +16,53 @@ import random
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm.auto import tqdm
 
+from engine.command.settings import setting
 from engine.data.images import ImageError
 from engine.data.masked_questions import COLUMNS, MASK_SUFFIX, SPLITS, SUFFIXES, ImageAndMask
-from engine.data.positions import ask, label, locate
+from engine.data.positions import RULES, Position, ask, label, locate
 from engine.errors import InputError
 from engine.files import write_json, write_whole
+from engine.progress import progress
 
 MASK_ENDINGS = ("", MASK_SUFFIX, "_segmentation", "_mask", "_seg")
 
 
 @dataclass
 class SetPreparation:
-    """What to make; the fields are the flags of `recipes.prs_med_prepare`."""
+    """The data root, and the set to make in it."""
 
-    data_root: str
-    dataset: str
-    images: str | None = None
-    masks: str | None = None
-    finding: str = "tumor"
-    modality: str = "medical image"
-    rule: str = "prs-med"
-    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
-    group: str | None = None
-    seed: int = 42
-    on_bad_row: str = "error"
+    data_root: str = setting("", "The folder of the sets and of annotations/. None: the starter data, to check.", metavar="DIR")
+    dataset: str = setting("", "Make this set. None: check the data root.", metavar="NAME")
+    images: str | None = setting(None, "Its images: PNG, JPEG, TIFF, BMP or DICOM, also in folders.", metavar="DIR")
+    masks: str | None = setting(None, "Its masks, of the same names, also ending in _mask or _Segmentation.", metavar="DIR")
+    finding: str = setting("tumor", "What the masks show, as the questions call it.")
+    modality: str = setting("medical image", "What the images are.")
+    rule: str = setting("prs-med", "How masks become positions.", choices=list(RULES))
+    fractions: str = setting("0.7,0.1,0.2", "Of train, val and test.", metavar="T,V,T")
+    group: str | None = setting(None, "Images whose names match it alike stay in one split, e.g. '^(\\d+)_'.", metavar="REGEX")
+    seed: int = setting(42, "Seed of the splits and of the questions.")
+    on_bad_row: str = setting("error", "Stop at an unusable image, or list and skip it.", choices=["error", "skip"])
+
+    def __post_init__(self) -> None:
+        self.shares = read_fractions(self.fractions)
+
+
+def read_fractions(text: str) -> tuple[float, float, float]:
+    """The fractions of train, val and test in `0.7,0.1,0.2`; InputError if they are not three of sum 1."""
+    try:
+        train, val, test = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--fractions {text}: expected three numbers, of train, val and test") from None
+    if min(train, val, test) < 0 or abs(train + val + test - 1) > 1e-6:
+        raise InputError(f"--fractions {text}: expected three fractions whose sum is 1")
+    return train, val, test
 
 
 def prepare_set(options: SetPreparation) -> dict:
@@ -69,7 +84,7 @@ def prepare_set(options: SetPreparation) -> dict:
     if options.images:
         building = root / f".{options.dataset}.{os.getpid()}.part"
         try:
-            rows, left_out = _copy(options, root, building, rng)
+            rows, left_out = _copy(options, Path(options.images), root, building, rng)
             _finish(building, rows, left_out, options)
             os.replace(building, root / options.dataset)
         finally:
@@ -87,7 +102,8 @@ def _finish(folder: Path, rows: list[dict], left_out: list[str], options: SetPre
     if not rows:
         raise InputError(f"--dataset {options.dataset}: no row is left" + (f"; the first: {left_out[0]}" if left_out else ""))
     places = {split: dict(Counter(row["place"] for row in rows if row["split"] == split)) for split in SPLITS}
-    write_json(folder / "report.json", {"options": asdict(options), "places": places, "left_out": left_out})
+    made_with = asdict(options) | {"fractions": options.shares}
+    write_json(folder / "report.json", {"options": made_with, "places": places, "left_out": left_out})
 
 
 def _as_csv(rows: list[dict]) -> str:
@@ -98,18 +114,19 @@ def _as_csv(rows: list[dict]) -> str:
     return table.getvalue()
 
 
-def _copy(options: SetPreparation, root: Path, building: Path, rng: random.Random) -> tuple[list[dict], list[str]]:
+def _copy(options: SetPreparation, images: Path, root: Path, building: Path, rng: random.Random) -> tuple[list[dict], list[str]]:
     """Write images and masks into `building`; rows, and a line for each file left out."""
     if (root / options.dataset).exists():
         raise InputError(f"{root / options.dataset}: exists already (expected a new --dataset, or no --images)")
-    pairs, left_out = find_pairs(Path(options.images), Path(options.masks or options.images))
+    pairs, left_out = find_pairs(images, Path(options.masks or images))
     opened = list(_open(pairs.items(), options, left_out))
-    splits = assign_splits({name: _group_of(name, digest, options.group) for name, digest, *_ in opened}, options.fractions, rng)
-    rows, taken = [], {}
+    splits = assign_splits({name: _group_of(name, digest, options.group) for name, digest, *_ in opened}, options.shares, rng)
+    rows: list[dict] = []
+    taken: dict[str, str] = {}  # file -> the name that becomes it
     for name, _, positions, pair in opened:
         split, file = splits[name], re.sub(r"[^\w().-]", "_", name) + ".png"
         if taken.setdefault(file, name) != name:
-            raise InputError(f"{options.images}: {name!r} and {taken[file]!r} would both become {file!r} (expected distinct names)")
+            raise InputError(f"{images}: {name!r} and {taken[file]!r} would both become {file!r} (expected distinct names)")
         image, mask = pair.open()
         for kind, picture in (("images", image), ("masks", mask)):
             folder = building / f"{split}_{kind}"
@@ -133,9 +150,10 @@ def _annotate(options: SetPreparation, root: Path, rng: random.Random) -> tuple[
     return rows, left_out
 
 
-def _row(file: str, split: str, positions, options: SetPreparation, rng: random.Random) -> dict:
-    words = {"finding": options.finding, "modality": options.modality, "rule": options.rule, "test": split == "test"}
-    question, answer = ask(positions, rng, **words)
+def _row(file: str, split: str, positions: Sequence[Position], options: SetPreparation, rng: random.Random) -> dict:
+    question, answer = ask(
+        positions, rng, finding=options.finding, modality=options.modality, rule=options.rule, test=split == "test"
+    )
     kind = "masks" if options.rule == "prs-med" else "images"  # as the published files of either rule do
     return {
         "image_path": f"{options.dataset}/{split}_{kind}/{file}",
@@ -183,9 +201,11 @@ def _name(path: Path, folder: Path) -> str:
     return path.relative_to(folder).with_suffix("").as_posix()
 
 
-def _open(pairs, options: SetPreparation, left_out: list[str]) -> Iterator[tuple]:
+def _open(
+    pairs: Iterable[tuple[str, ImageAndMask]], options: SetPreparation, left_out: list[str]
+) -> Iterator[tuple[str, str, tuple[Position, ...], ImageAndMask]]:
     """(name, digest of the pixels, positions, files) of the pairs that can be used; lines of the others go to `left_out`."""
-    for name, pair in tqdm(pairs, "reading masks", unit="image", delay=2):
+    for name, pair in progress(pairs, desc="reading masks", unit="image", delay=2):
         try:
             image, mask = pair.open()
         except ImageError as error:
@@ -209,7 +229,7 @@ def _group_of(name: str, digest: str, pattern: str | None) -> str:
     return digest if found is None else f"group {found[1] if found.re.groups else found[0]}"
 
 
-def assign_splits(groups: dict[str, str], fractions, rng: random.Random) -> dict[str, str]:
+def assign_splits(groups: dict[str, str], fractions: Sequence[float], rng: random.Random) -> dict[str, str]:
     """{name: its group} -> {name: split}: groups in random order fill test, then val, up to their fractions; the rest is train."""
     members: dict[str, list[str]] = {}
     for name, group in groups.items():
@@ -217,7 +237,7 @@ def assign_splits(groups: dict[str, str], fractions, rng: random.Random) -> dict
     order = list(members.values())
     rng.shuffle(order)
     wanted = {"test": round(fractions[2] * len(groups)), "val": round(fractions[1] * len(groups))}
-    splits = {}
+    splits: dict[str, str] = {}
     for names in order:
         split = next((split for split in wanted if wanted[split] >= len(names)), "train")
         splits |= dict.fromkeys(names, split)

@@ -7,16 +7,16 @@ seed 42. Its 900 test rows come from the same collection, so that the two can sh
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from engine.command.settings import setting
+from engine.command.settings import REQUIRED, setting
 from engine.data.prepare.folder import finish, prepare_folder, write_images
 from engine.data.questions import QuestionSet, load_questions
-from engine.data.sources import Source, dataset_source
+from engine.data.sources import ImageFile, Source, StoredImage, dataset_source
 from engine.data.split_names import RADIOLOGY
 from engine.errors import InputError
 from engine.files import cache_folder
@@ -31,7 +31,7 @@ SHUFFLE_SEED = 42
 class RadiologyPreparation:
     """What to prepare."""
 
-    output: str = field(metadata={"help": "The folder to make."})
+    output: str = setting(REQUIRED, "The folder to make.", metavar="DIR")
     data: str = setting(COLLECTION, "The collection: its folder, .json or .parquet file, a save_to_disk folder, or a hub name.")
     images: str | None = setting(None, "Folder that holds images/, unpacked from the collection's images.zip. None: that of data.")
     test: str | None = setting(None, "The published test rows, MRI_CT_XRAY_300each_dataset.json. None: no test part.")
@@ -41,7 +41,7 @@ class RadiologyPreparation:
     on_bad_row: str = setting("error", "Stop at a bad row, or list and skip it.", choices=["error", "skip"])
     overwrite: bool = setting(False, "Replace a folder that this command made.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.rows < 1:
             raise InputError("--rows must be at least 1")
 
@@ -56,8 +56,8 @@ def _build(options: RadiologyPreparation, folder: Path) -> dict:
     source, root = find_collection(options.data, options.images)
     read = partial(load_questions, split="test", image_root=root, on_bad_row=options.on_bad_row)
     parts = [read(source, limit=options.rows, modalities=[name]) for name in SELECTIONS[options.dataset_selection]]
-    everything = [sum((getattr(part, name) for part in parts), []) for name in ("records", "images", "skipped")]
-    train = QuestionSet(*everything)
+    records, handles, skipped = ([x for part in parts for x in getattr(part, name)] for name in ("records", "handles", "skipped"))
+    train = QuestionSet(records, handles, skipped)
     sets = {"train": train.select(np.random.default_rng(SHUFFLE_SEED).permutation(len(train)).tolist())}  # as `datasets` shuffles
     if options.test:
         sets["test"] = read(options.test)
@@ -66,8 +66,8 @@ def _build(options: RadiologyPreparation, folder: Path) -> dict:
     return finish(folder, rows, bad, origin=options.data, root=root, kind="modality", drop_leaked=options.drop_leaked)
 
 
-def _file_name(handle) -> str:
-    """What the two parts may have in common: the name without its folder; a stored image without a name has its key."""
+def _file_name(handle: ImageFile | StoredImage) -> str:
+    """The name by which train and test may share an image: without its folder; the key of a stored image that has no name."""
     name = handle.read()[0]
     return name if name == handle.key else Path(name).name
 
@@ -75,7 +75,8 @@ def _file_name(handle) -> str:
 def find_collection(data: str, images: str | None) -> tuple[Source | Path, Path]:
     """(what `load_questions` reads, the folder that image names start from).
 
-    What is not here and is spelt like a hub name is fetched from there, rows only: the images lie in the hub's images.zip.
+    `data` is a file or a folder, or else the name of a data set on the hub (OWNER/NAME). Of that only the rows are fetched: its
+    images lie in an images.zip, which must have been unpacked at `images`.
     """
     path = Path(data)
     path = path / COLLECTION_FILE if (path / COLLECTION_FILE).is_file() else path

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from engine.data.lesions import COLUMNS, DIAGNOSES, MASK_SUFFIX
 from engine.data.prepare.folder import count_report
@@ -64,13 +63,13 @@ def build_starter_skin(folder: str | Path | None = None) -> Path:
 def starter_headline() -> dict:
     """The headline numbers of the starter data, as `recipes.skin_prepare` gives them."""
     folder = build_starter_skin()
-    return count_report(json.loads((folder / "report.json").read_text()), folder, COUNTED)
+    return count_report(json.loads((folder / "report.json").read_text(encoding="utf-8")), folder, COUNTED)
 
 
 def draw_lesions(root: Path) -> None:
     """Write metadata, images and masks of the lesions as HAM10000 has them."""
     crops, rng = build_starter_data(), np.random.default_rng(SEED)
-    questions = json.loads((crops / "train.json").read_text())
+    questions = json.loads((crops / "train.json").read_text(encoding="utf-8"))
     grounds = rng.permutation(len(questions))
     for kind in ("HAM10000_images", "HAM10000_segmentations"):
         (root / kind).mkdir(parents=True)
@@ -95,7 +94,9 @@ def draw_lesions(root: Path) -> None:
 
 def _draw(ground: np.ndarray, dx: str, radius: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """[H, W] grey values -> [H, W, 3] uint8 with a lesion, and its mask [H, W] (bool)."""
-    skin = SKIN * (0.8 + 0.2 * np.rot90(ground, rng.integers(4))[..., None] / 255)
+    from scipy import ndimage  # here: the starter data are made once
+
+    skin = SKIN * (0.8 + 0.2 * np.rot90(ground, int(rng.integers(4)))[..., None] / 255)
     margin = 1.3 * radius / SIDE
     # A third of the lesions at either end of each axis: the middle region holds 36 % of the image, and would hold most.
     place = np.array([rng.choice((margin, rng.uniform(margin, 1 - margin), 1 - margin)) for _ in range(2)]) * SIDE

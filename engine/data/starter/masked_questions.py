@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from engine.data.masked_questions import COLUMNS
 from engine.data.positions import ask, label, locate
@@ -53,7 +52,7 @@ def _write(root: Path) -> None:
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(COLUMNS)
     for split, count in COUNTS.items():
-        questions = json.loads((crops / f"{split}.json").read_text())
+        questions = json.loads((crops / f"{split}.json").read_text(encoding="utf-8"))
         for kind in ("images", "masks"):
             (root / NAME / f"{split}_{kind}").mkdir(parents=True)
         for i in range(count):
@@ -75,6 +74,8 @@ def draw_lesion(pixels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarra
 
     It lies clearly in one place: its middle well within a radius of the image's, or beyond that and off both midlines.
     """
+    from scipy import ndimage  # here: the starter data are made once
+
     height, width = pixels.shape[:2]
     radius = rng.uniform(0.1, 0.18) * height
     margin = int(1.3 * radius)

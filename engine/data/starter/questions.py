@@ -16,10 +16,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from PIL import Image
-from pydicom.data import get_testdata_file
-from pydicom.pixels import apply_color_lut, pixel_array
 
 from engine.errors import InputError
 from engine.files import cache_folder, write_json
@@ -122,7 +119,7 @@ def _crops(pictures: dict, split: str, rng: np.random.Generator) -> Iterator[tup
     """Endless random square crops with something on them, sources and cells in turn -> (RGB of `SIDE`, source, box)."""
     while True:
         for source, (picture, part) in pictures.items():
-            for left, upper, right, lower in cells(*picture.size, part, split):
+            for left, upper, right, lower in cells(picture.width, picture.height, part, split):
                 while True:
                     size = int(min(right - left, lower - upper) * rng.uniform(0.5, 1.0))
                     x, y = int(rng.integers(left, right - size + 1)), int(rng.integers(upper, lower - size + 1))
@@ -143,6 +140,10 @@ def read_source(name: str) -> Image.Image:
 
 def _read_dicom(name: str) -> Image.Image:
     """The middle frame as RGB, grey values between their 0.5th and 99.5th percentile."""
+    import pydicom  # here: it takes a third of a second, and the starter data are made once
+    from pydicom.data import get_testdata_file
+    from pydicom.pixels import apply_color_lut, pixel_array
+
     path = get_testdata_file(name, download=False)
     if path is None:
         raise InputError(f"{name}: not found; the starter data need the package pydicom-data (pip install pydicom-data)")
@@ -162,4 +163,4 @@ def _read_dicom(name: str) -> Image.Image:
 
 def load_crops(folder: str | Path) -> dict[str, dict]:
     """What each image of the starter data was cut from: {image: {split, source, box}}, boxes in pixels of the source."""
-    return json.loads((Path(folder) / "crops.json").read_text())
+    return json.loads((Path(folder) / "crops.json").read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from engine.command.arguments import parse_arguments
+from engine.command.settings import REQUIRED, setting
 from engine.errors import InputError
 
 
@@ -44,6 +45,54 @@ def test_a_recipes_defaults_give_way_to_the_starter_settings_a_config_file_and_f
     assert steps_of() == (2, 1e-3) and steps_of("--config", str(file)) == (5, 1e-3)
     file.write_text("steps: 7\n")
     assert steps_of("--config", str(file)) == (7, 1e-3) and steps_of("--steps", "9") == (9, 1e-3)
+
+
+@dataclass
+class Paths:
+    """Where things are."""
+
+    output: str = setting(REQUIRED, "The folder to make.", metavar="DIR")
+    model_name_or_path: str | None = setting(None, "The model.")
+    names: list[str] = setting([], "Which ones.")
+    kind: str = setting("one", "Of which kind.", choices=["one", "two"])
+
+
+@pytest.mark.parametrize("flag", ["--model_name_or_path", "--model-name-or-path"])
+def test_the_starter_settings_give_way_to_a_users_own_model_however_its_flag_is_spelt(flag):
+    def kind_of(*argv, **options) -> str:
+        (paths,) = parse_arguments(Paths, ["--output", "x", *argv], recipe="demo", starter={"kind": "two"}, **options)
+        return paths.kind
+
+    assert kind_of() == "two" and kind_of(flag, "mine") == "one" and kind_of(f"{flag}=mine") == "one"
+    assert kind_of(flag, "mine", starter_unless=["names"]) == "two" and kind_of("--names", "a", starter_unless=["names"]) == "one"
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        ([], "the following arguments are required: --output (--help lists the flags)"),
+        (["--output", "x", "--kind", "three"], "argument --kind: invalid choice: 'three' (choose from "),
+    ],
+)
+def test_what_is_required_and_what_may_be_chosen_is_said_in_one_line(argv, message):
+    with pytest.raises(InputError) as error:
+        parse_arguments(Paths, argv, recipe="demo")
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_a_list_is_each_instances_own():
+    first, second = (parse_arguments(Paths, ["--output", "x"], recipe="demo")[0] for _ in range(2))
+    first.names.append("a")
+    assert second.names == [] and Paths("x").names == []
+
+
+def test_help_shows_what_a_value_is_and_hides_empty_defaults(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(Paths, ["--help"], recipe="demo")
+    text = capsys.readouterr().out
+    for shown in ("--output DIR ", "The folder to make. (required)\n", "--names STR ... ", "Which ones.\n", "--kind {one,two} "):
+        assert shown in text
+    assert "(default: one)" in text and "--help_all" not in text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,78 @@
+"""Flags of evaluations: which model answers which questions, how, and under which attacks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from engine.command.settings import refuse, setting
+from engine.errors import input_errors
+
+ATTACKS = ("fgsm", "pgd")
+
+
+@dataclass
+class EvaluationSettings:
+    """How rows are asked about."""
+
+    batch_size: int = setting(32, "Rows answered at once.")
+    max_new_tokens: int = setting(256, "Longest answer in tokens.")
+    limit: int | None = setting(None, "Ask about the first so many rows only.")
+    on_bad_row: str = setting("error", "A bad row ends the run, or is skipped, counted and listed.", choices=["error", "skip"])
+    output_dir: str | None = setting(None, "Run folder. None: runs/<recipe>/<time>.")
+
+    def __post_init__(self):
+        for name in ("batch_size", "max_new_tokens", "limit"):
+            value = getattr(self, name)
+            refuse([(value is None or value >= 1, f"--{name} must be at least 1")])
+
+
+@dataclass
+class QuestionArguments(EvaluationSettings):
+    """Which model answers which questions."""
+
+    model: str | None = setting(None, "Checkpoint folder or hub name. None: the starter policy.")
+    data: list[str] | None = setting(None, "Files or folders of questions. None: the starter test questions.")
+    image_root: str | None = setting(None, "Folder that relative image paths start from. None: that of the file.")
+    split: str = setting("test", "Split of a folder that holds several.")
+    compat: str = setting("default", "Read answers well, or as the published scripts do.", choices=["default", "reference"])
+    max_pixels: int | None = setting(None, "Largest image area in pixels (as in training: 401408). None: the checkpoint's.")
+
+    def load(self, load_policy: Callable[..., Any]) -> Any:
+        """The policy `load_policy(path or None, **options)` on this process's device, frozen and in eval mode."""
+        from engine.device import inference_dtype, local_device, one_thread_if_small  # torch, which flags do not need
+
+        device = local_device()
+        one_thread_if_small(self.model is None, device)
+        with input_errors("--model"):
+            policy = load_policy(self.model, dtype=inference_dtype(device), max_pixels=self.max_pixels)
+        policy.model.to(device).eval().requires_grad_(False)  # a frozen tower's image features are kept for the next question
+        return policy
+
+
+@dataclass
+class AttackArguments(QuestionArguments):
+    """Which attacks on which questions."""
+
+    model: str | None = setting(None, "Checkpoint folder or hub name. None: the starter policy.", aliases=["--model_path"])
+    data: list[str] | None = setting(
+        None, "Files or folders of questions. None: the starter test questions.", aliases=["--test_data"]
+    )
+    image_root: str | None = setting(
+        None, "Folder that relative image paths start from. None: that of the file.", aliases=["--dataset_root"]
+    )
+    attacks: list[str] | None = setting(
+        None, "fgsm, pgd, or both; clean images are always asked about. None: both.", aliases=["--attack_type"]
+    )
+    epsilon: float = setting(0.03, "Largest change of a pixel, of a range of 0 to 1 (0.03 is 7 levels of 255).")
+    pgd_alpha: float = setting(0.01, "Change of a step of PGD.")
+    pgd_iters: int = setting(10, "Steps of PGD.")
+    save_sample_images: int = setting(0, "Keep so many attacked images of each attack as PNG.")
+    batch_size: int = setting(8, "Questions attacked and answered at once.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.attacks = [name for name in self.attacks or ATTACKS if name != "clean"]
+        expected = f"--attacks {' '.join(self.attacks)}: expected {' or '.join(ATTACKS)}"
+        refuse([(set(self.attacks) <= set(ATTACKS), expected)])
+        refuse([(getattr(self, name) > 0, f"--{name} must be more than 0") for name in ("epsilon", "pgd_alpha", "pgd_iters")])
+        refuse([(self.epsilon <= 1, "--epsilon is of a range of 0 to 1: 8 levels of 255 are 0.0314")])

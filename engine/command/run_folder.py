@@ -1,0 +1,81 @@
+"""The folder that a run writes: runs/<recipe>/<YYYYmmdd-HHMMSS>/.
+
+config.json, metrics.jsonl (one line a step), checkpoints, curves.png, report.html
+"""
+
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from engine import processes
+from engine.errors import InputError
+from engine.files import plain, write_json, write_whole
+
+
+class RunFolder:
+    """The folder of one run. Every process knows `path`; only the first one writes."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.writes = processes.rank() == 0
+
+    def write_json(self, name: str, data: Any) -> None:
+        """Write `data` whole as `name`; what JSON has no word for becomes its `str`, and non-finite numbers null."""
+        if self.writes:
+            write_json(self.path / name, plain(data))
+
+    def append_metrics(self, row: dict) -> None:
+        """Add one line to metrics.jsonl; it is on its way to the disk when this returns."""
+        if self.writes:
+            with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(plain(row)) + "\n")
+
+    def read_metrics(self) -> list[dict]:
+        """The rows of metrics.jsonl in order. A last line cut short by a kill is left out."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        rows = []
+        for line in lines:
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+        return rows
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop the rows of `step` and later: a resumed run, whose first step this is, writes them again."""
+        if self.writes:
+            kept = [json.dumps(row) + "\n" for row in self.read_metrics() if row.get("step", 0) < step]
+            write_whole(self.path / "metrics.jsonl", "".join(kept))
+
+
+def open_run(recipe: str, output_dir: str | Path | None = None) -> RunFolder:
+    """Make the run folder: `output_dir`, or else a new `runs/<recipe>/<YYYYmmdd-HHMMSS>`, the same one in every process."""
+    processes.join()
+    path = Path(output_dir or processes.broadcast_from_first(_new_folder, Path("runs") / recipe))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be the output folder ({error.strerror})") from None
+    return RunFolder(path)
+
+
+def _new_folder(parent: Path) -> str:
+    while True:
+        path = parent / time.strftime("%Y%m%d-%H%M%S")
+        try:
+            path.mkdir(parents=True)
+            return str(path)
+        except FileExistsError:  # another run started within this second
+            time.sleep(0.2)
+
+
+def newest_output(recipe: str, marker: str) -> Path:
+    """The folder of the newest file `marker` among the runs of a recipe; InputError where it has not run here."""
+    runs = Path("runs", recipe)
+    found = sorted([*runs.glob(f"*/{marker}"), *runs.glob(f"*/*/{marker}")], key=lambda path: path.stat().st_mtime_ns)
+    if not found:
+        raise InputError(
+            f"--model is missing: a checkpoint folder (python -m recipes.{recipe} makes one; none is in runs/{recipe})"
+        )
+    return found[-1].parent
