@@ -1,17 +1,25 @@
-"""Figures of a run: training curves as small multiples, accuracies with their intervals. PNG for a folder, SVG for a page."""
+"""Figures of a run: training curves as small multiples, shares with their intervals. PNG for a folder, SVG for a page.
+
+matplotlib is imported when a figure is drawn: most commands that import this module end without one.
+"""
 
 import io
 import re
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+
+from engine.report.content import Share
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK = "#1f2933"  # text and axes; an SVG takes the colour of the text around it instead
 COLOURS = ("#2f6fde", "#e0762f", "#2a9d74", "#9460d0", "#c9497c")  # readable on white and on near-black
-STYLE = {
+STYLE: Any = {  # the keys are matplotlib's
     "font.size": 9,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -34,6 +42,12 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "vesalius",
 }
+
+
+def _styled() -> AbstractContextManager:
+    import matplotlib
+
+    return matplotlib.rc_context(STYLE)
 
 
 @dataclass
@@ -79,17 +93,19 @@ def _panels(rows: list[dict]) -> list[Panel]:
     return [panel for panel in panels if any(len(_series(rows, key)[0]) for key in panel.lines)]
 
 
-def curves_figure(rows: list[dict]) -> Figure:
+def curves_figure(rows: list[dict]) -> "Figure":
     """Metrics over steps, one panel a kind, only those that have data; thin lines are raw, thick ones a moving mean.
 
     The number beside a line's name is where its moving mean ends.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     panels = _panels(rows)
     columns = min(3, max(1, len(panels)))
     height = max(1, -(-len(panels) // columns))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.1 * columns, 2.85 * height), layout="constrained")
-        figure.get_layout_engine().set(h_pad=0.12)
+    with _styled():
+        figure = Figure(figsize=(4.1 * columns, 2.85 * height), layout=ConstrainedLayoutEngine(h_pad=0.12))
         if not panels:
             figure.text(0.5, 0.5, "no metrics were logged", ha="center")
         for index, panel in enumerate(panels):
@@ -97,7 +113,9 @@ def curves_figure(rows: list[dict]) -> Figure:
     return figure
 
 
-def _draw(axes, panel: Panel, rows: list[dict]) -> None:
+def _draw(axes: "Axes", panel: Panel, rows: list[dict]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     drawn = {key: _series(rows, key) for key in panel.lines}
     drawn = {key: series for key, series in drawn.items() if len(series[0])}
     if panel.stacked:
@@ -119,8 +137,8 @@ def _draw(axes, panel: Panel, rows: list[dict]) -> None:
     axes.margins(x=0.01, y=0.1)
     axes.set_ylim(*panel.limits)
     if len(drawn) > 1 and panel.limits[1] is None:  # room for the legend
-        low, high = axes.get_ylim()
-        axes.set_ylim(low, low + 1.3 * (high - low))
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(bottom, bottom + 1.3 * (top - bottom))
     axes.set_xlabel("step", fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.tick_params(length=0)
@@ -143,13 +161,18 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return sums / counts
 
 
-def accuracy_figure(evaluation) -> Figure:
-    """Bars of accuracy with Wilson 95 % intervals: overall, then each modality, then each question type."""
-    sections = {"": {"All questions": evaluation.overall}}
-    sections |= {"By modality": evaluation.by("modality"), "By question type": evaluation.by("question_type")}
-    lines = [(title, name, score) for title, scores in sections.items() for name, score in scores.items()]
-    with matplotlib.rc_context(STYLE):
-        places, at, titles = [], 0.0, {}
+def accuracy_figure(sections: dict[str, dict[str, Share]]) -> "Figure":
+    """Bars of shares with their 95 % intervals, section by section; the first bar stands out.
+
+    sections: heading -> name -> share, as {"": {"All questions": share}, "By modality": {"CT": share, "MRI": share}}.
+    """
+    from matplotlib.figure import Figure
+
+    lines = [(title, name, share) for title, shares in sections.items() for name, share in shares.items()]
+    with _styled():
+        places: list[float] = []
+        titles: dict[str, float] = {}
+        at = 0.0
         for i, (title, _, _) in enumerate(lines):
             if i and title != lines[i - 1][0]:
                 at += 1.1
@@ -158,12 +181,12 @@ def accuracy_figure(evaluation) -> Figure:
             at += 1
         figure = Figure(figsize=(7.2, 1.1 + 0.34 * at), layout="constrained")
         axes = figure.add_subplot()
-        for place, (_, _, score) in zip(places, lines, strict=True):
-            low, high = (100 * end for end in score.interval)
-            share = 100 * score.accuracy
-            axes.barh(place, share, height=0.66, color=COLOURS[0], alpha=1 if place == 0 else 0.7)
-            axes.errorbar(share, place, xerr=[[max(0, share - low)], [max(0, high - share)]], color=INK, capsize=3, linewidth=1.2)
-            axes.text(101.5, place, f"{share:.1f} %  ({low:.0f}–{high:.0f})  n = {score.num_samples}", va="center", fontsize=8)
+        for place, (_, _, share) in zip(places, lines, strict=True):
+            percent, low, high = (100 * share[key] for key in ("accuracy", "low", "high"))
+            ends = [[max(0, percent - low)], [max(0, high - percent)]]
+            axes.barh(place, percent, height=0.66, color=COLOURS[0], alpha=1 if place == 0 else 0.7)
+            axes.errorbar(percent, place, xerr=ends, color=INK, capsize=3, linewidth=1.2)
+            axes.text(101.5, place, f"{percent:.1f} %  ({low:.0f}–{high:.0f})  n = {share['num_samples']}", va="center", fontsize=8)
         for title, place in titles.items():
             axes.text(0, place, title, fontsize=9, fontweight="bold", va="center")
         axes.set_yticks(places, [_short(name) for _, name, _ in lines])
@@ -180,18 +203,18 @@ def _short(name: str, length: int = 34) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
-def as_png(figure: Figure, dpi: int = 130) -> bytes:
+def as_png(figure: "Figure", dpi: int = 130) -> bytes:
     """The figure on white."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
+    with _styled():
         figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
     return buffer.getvalue()
 
 
-def as_svg(figure: Figure) -> str:
+def as_svg(figure: "Figure") -> str:
     """The figure as an <svg> element without background, its ink in the colour of the page's text."""
     buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE):
+    with _styled():
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :].replace(INK, "currentColor")

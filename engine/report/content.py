@@ -8,17 +8,22 @@ from typing import Any
 
 from PIL import Image
 
-Cell = float | int | str | dict[str, Any] | None  # a number, a word, a share, or nothing
+Share = dict[str, Any]
+Cell = float | int | str | Share | None  # a number, a word, a share, or nothing
 
 
 @dataclass(frozen=True)
 class ShownAnswer:
-    """One answer to a sample: `scores` by name (None: not scored), and whether it is `right` (None: nobody can say)."""
+    """One answer to a sample: `scores` by name (None: not scored), and whether it is `right` (None: nobody can say).
+
+    `name` tells apart answers that were given under different conditions ("clean", "after pgd").
+    """
 
     text: str
     scores: dict[str, float | None]
     right: bool | None = None
     advantage: float | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""A mask drawn over its image, and pictures written whole."""
+"""Masks and boxes drawn over their image, and pictures written whole."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,21 +10,37 @@ from PIL import Image, ImageDraw, ImageFilter
 from engine.errors import InputError
 from engine.files import write_whole
 
-MASK, TRUTH, BOX = (255, 64, 64), (64, 224, 96), (255, 255, 0)
+PREDICTED, TRUTH, PROMPT = (255, 64, 64), (64, 224, 96), (255, 255, 0)
 TINT = 0.35  # share of the mask's colour inside it
 
 
 def draw_overlay(
-    image: Image.Image, mask: np.ndarray, *, truth: np.ndarray | None = None, box: tuple[float, ...] | None = None
+    image: Image.Image,
+    mask: np.ndarray | None = None,
+    *,
+    truth: np.ndarray | None = None,
+    box: Sequence[float] | None = None,
+    predicted_box: Sequence[float] | None = None,
+    true_box: Sequence[float] | None = None,
 ) -> Image.Image:
-    """The image (RGB) with the mask [H, W] tinted red and its edge in full colour, the edge of `truth` green, and a box yellow."""
-    region = _as_image(mask)
-    drawn = Image.composite(Image.blend(image, Image.new("RGB", image.size, MASK), TINT), image, region)
-    for part, colour in ((truth, TRUTH), (mask, MASK)):
+    """A copy of the image in RGB with what is given drawn over it: red is predicted, green is true, yellow is what was asked about.
+
+    Of the masks [H, W] `mask` is tinted with its edge in full colour, of `truth` the edge alone. Boxes are (x1, y1, x2, y2) in
+    pixels; a `predicted_box` may be any four numbers.
+    """
+    drawn = image.convert("RGB")
+    if mask is not None:
+        drawn = Image.composite(Image.blend(drawn, Image.new("RGB", drawn.size, PREDICTED), TINT), drawn, _as_image(mask))
+    edge = max(3, min(drawn.size) // 150 | 1)
+    for part, colour in ((truth, TRUTH), (mask, PREDICTED)):
         if part is not None:
-            drawn.paste(colour, mask=_edge(part, max(3, min(image.size) // 150 | 1)))
-    if box is not None:
-        ImageDraw.Draw(drawn).rectangle(box, outline=BOX, width=max(1, min(image.size) // 300))
+            drawn.paste(colour, mask=_edge(part, edge))
+    thin, thick = max(1, min(drawn.size) // 300), max(2, round(min(drawn.size) / 55))
+    for corners, colour, width in ((box, PROMPT, thin), (true_box, TRUTH, thick), (predicted_box, PREDICTED, thick // 2)):
+        if corners is not None:  # the thinner predicted box lies on the true one and hides nothing of it
+            x1, y1, x2, y2 = corners
+            sides = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
+            ImageDraw.Draw(drawn).rectangle(sides, outline=colour, width=width)
     return drawn
 
 

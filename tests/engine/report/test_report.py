@@ -1,177 +1,236 @@
-"""The report is one page that shows a model's text without obeying it; the curves show what was logged."""
+"""The report is one page of plain values: before and after, tables, answers marked right or wrong. It shows a model's text without
+obeying it, and loads nothing."""
 
 import re
-from html.parser import HTMLParser
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from engine.evaluation.questions import Evaluation
-from engine.report.charts import as_svg, curves_figure
-from engine.report.report import evaluation_samples, write_curves, write_report
+from engine.report.content import Comparison, Sample, ShownAnswer, Table
+from engine.report.report import write_report
+from tests.engine.report.page import Element, read_page
 
 EVIL = "<think>x</think><script>alert(1)</script><img src=http://evil.example/x.png>{{ 7 * 7 }}<answer> C </answer>"
+PICTURE = Image.fromarray(np.zeros((600, 900), np.uint8))
 
 
-class Page(HTMLParser):
-    """Elements with their attributes, and the text; tags must nest."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.elements, self.open, self.text = [], [], ""
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag not in ("meta", "img", "br", "path", "use", "rect"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        if tag not in ("path", "use", "rect"):
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data + " "
+def share(num_correct: int, num_samples: int = 10) -> dict:
+    accuracy = num_correct / num_samples
+    ends = {"low": max(0.0, accuracy - 0.2), "high": min(1.0, accuracy + 0.15)}
+    return {"accuracy": accuracy, **ends, "num_correct": num_correct, "num_samples": num_samples}
 
 
-def evaluation(num_correct: int) -> Evaluation:
-    results = [
-        {"correct": i < num_correct, "extracted_answer": "C", "modality": "CT <b>" if i % 2 else "MRI", "question_type": None}
-        for i in range(10)
-    ]
-    return Evaluation(results, "medr1_eval_think", "default")
+ACCURACY = Comparison(
+    "accuracy",
+    {"before training": share(4), "after training": share(7)},
+    notes={"before training": "10.0 % without an answer"},
+    fixed=4,
+    broken=1,
+)
+DICE = Comparison("dice", {"before training": 0.11237, "after training": 0.81789})
 
 
 def metrics(steps: int) -> list[dict]:
-    return [
-        {
-            "step": step,
-            "reward": 1.0 + step / steps,
-            "rewards/<b>/mean": 0.5,
-            "kl": None if step == 2 else 0.01 * step,
-            "seconds/train": 0.5,
-        }
-        for step in range(1, steps + 1)
-    ]
+    kl = [None if step == 2 else 0.01 * step for step in range(1, steps + 1)]
+    return [{"step": i + 1, "reward": 1 + i / steps, "rewards/<b>/mean": 0.5, "kl": value} for i, value in enumerate(kl)]
 
 
-def sample(**changes) -> dict:
-    completions = [
-        {"text": EVIL, "rewards": {"accuracy": 1.0, "format": None}, "advantage": 1.25},
-        {"text": "", "rewards": {"accuracy": 0.0, "format": 0.0}, "advantage": -0.5},
-    ]
-    image = Image.fromarray(np.zeros((600, 900), np.uint8))
-    question = "What is <it>? A)MRI, C)not this, B)PET, C)CT"
-    return {
-        "image": image,
-        "step": 7,
-        "question": question,
-        "solution": "<answer> C </answer>",
-        "completions": completions,
-    } | changes
+def sample(*answers: ShownAnswer, **changes) -> Sample:
+    parts = {"image": PICTURE, "question": "What is <it>? A)MRI, C)CT", "solution": "C) <u>CT</u>", "step": 7} | changes
+    return Sample(answers=list(answers), **parts)
 
 
-def write(path, **changes) -> tuple[str, Page]:
+RIGHT = ShownAnswer(EVIL, {"accuracy": 1.0, "format": None}, right=True, advantage=1.25)
+WRONG = ShownAnswer("", {"accuracy": 0.0, "format": 0.5}, right=False, advantage=-0.5)
+UNKNOWN = ShownAnswer("CT", {"accuracy": 0.0, "format": 1.0})
+
+
+def write(path, **changes) -> Element:
     parts = {
         "title": "A <run>",
-        "headline": {
-            "accuracy_after": 0.7,
-            "reward_last": 1.5,
-            "seconds": 187.0,
-            "checkpoint": "runs/a/checkpoint-3",
-            "skipped": None,
-        },
+        "headline": {"reward_last": 1.46875, "seconds": 187.0, "checkpoint": "runs/a/checkpoint-3", "skipped": None},
         "settings": {"data": {"dataset_name": "<script>"}, "training": {"beta": 0.04}},
         "rows": metrics(20),
-        "samples": [sample()],
-        "evaluations": {"before training": evaluation(4), "after training": evaluation(7)},
+        "comparisons": [ACCURACY],
+        "tables": [Table("accuracy by modality", ["before training", "after training"], {"CT <b>": [share(4), share(7)]})],
+        "samples": [sample(RIGHT, WRONG, UNKNOWN)],
+        "legend": "Red is <predicted>.",
         "skipped": ["train.json: row 3: <gone>"],
     }
-    write_report(path, **(parts | changes))
-    html = path.read_text()
-    return html, Page(html)
+    write_report(path / "report.html", **(parts | changes))
+    return read_page(path / "report.html")
+
+
+def style_of(element: Element) -> dict[str, float]:
+    """{"left": 40.0}: the lengths in its style attribute, all in percent."""
+    return {name: float(value) for name, value in re.findall(r"([\w-]+): ([\d.]+)%", element.attributes["style"])}
 
 
 def test_a_models_text_is_shown_and_not_obeyed(tmp_path):
-    html, page = write(tmp_path / "report.html")
-    tags = [tag for tag, _ in page.elements]
-    assert "script" not in tags and "it" not in tags and "gone" not in tags
-    assert "<script>alert(1)</script>" in page.text and "{{ 7 * 7 }}" in page.text and "(empty)" in page.text
-    assert [attributes["src"][:23] for tag, attributes in page.elements if tag == "img"] == ["data:image/jpeg;base64,"]
+    page = write(tmp_path)
+    tags = {element.tag for element in page.walk()}
+    assert not tags & {"script", "it", "gone", "run", "u", "predicted"}
+    assert "<script>alert(1)</script>" in page.text and "{{ 7 * 7 }}" in page.text
+    assert [pre.text for pre in page.all("pre")[1:]] == ["(empty)", "CT"]
+    assert [tag.text for tag in page.all(".tag")] == ["<think>", "</think>", "<answer>", "</answer>"]
+    for shown in ["A <run>", "What is <it>?", "C) <u>CT</u>", "CT <b>", "Red is <predicted>.", "train.json: row 3: <gone>"]:
+        assert shown in page.text
+    assert not [name for element in page.walk() for name in element.attributes if name.startswith("on")]
 
 
-def test_nothing_is_loaded_from_elsewhere(tmp_path):
-    html, page = write(tmp_path / "report.html")
+def test_the_page_holds_all_it_shows(tmp_path):
+    page = write(tmp_path)
     links = [
-        value for _, attributes in page.elements for name, value in attributes.items() if name in ("src", "href", "xlink:href")
+        value
+        for element in page.walk()
+        for name, value in element.attributes.items()
+        if name in ("src", "srcset", "href", "xlink:href", "data", "action")
     ]
-    assert all(link.startswith(("data:", "#")) for link in links)
-    assert not re.search(r"url\((?!#)|@import|<link", html)
+    assert all(link.startswith(("data:image/", "#")) for link in links)
+    assert [image.attributes["src"][:23] for image in page.all("img")] == ["data:image/jpeg;base64,"]
+    assert not {element.tag for element in page.walk()} & {"link", "script", "iframe", "object", "embed", "base"}
+    assert not re.search(r"url\((?!#)|@import", (tmp_path / "report.html").read_text())
 
 
-def test_the_page_holds_the_numbers_of_the_run(tmp_path):
-    _, page = write(tmp_path / "report.html")
-    text = " ".join(page.text.split())
-    for shown in [
-        "40.0 %",
-        "70.0 %",
-        "+30.0 points",
-        "3 questions newly right, 0 newly wrong",
-        "95 % interval 39.7–89.2",
-        "3.1 min",
-    ]:
-        assert shown in text
-    for shown in ["C) CT", "step 7", "advantage +1.25", "accuracy 1 format –", "train.json: row 3: <gone>", "beta 0.04", "CT <b>"]:
-        assert shown in text
+def test_a_right_answer_is_marked_right_and_a_wrong_one_wrong(tmp_path):
+    answers = write(tmp_path).all(".answer")
+    assert [answer.classes & {"right", "wrong"} for answer in answers] == [{"right"}, {"wrong"}, set()]
+    assert answers[0].one("strong").text == "✓ right" and answers[1].one("strong").text == "✗ wrong"
+    assert not answers[2].all("strong")
+
+
+def test_no_tick_stands_at_the_true_answer_of_a_wrong_one(tmp_path):
+    page = write(tmp_path, samples=[sample(WRONG)], comparisons=[])
+    assert page.one(".label").text == "true answer step 7" and page.one(".truth").text == "C) <u>CT</u>"
+    assert "✓" not in page.text and page.text.count("✗") == 1
+
+
+def test_an_answer_has_its_scores_and_a_bar_of_their_sum(tmp_path):
+    answers = write(tmp_path).all(".answer")
+    assert [answer.one(".scores").text for answer in answers] == [
+        "accuracy 1 format – total 1",
+        "accuracy 0 format 0.5 total 0.5",
+        "accuracy 0 format 1",
+    ]
+    assert [style_of(answer)["--level"] for answer in answers] == [100, 0, 100]
+    assert [answer.one(".advantage").text for answer in answers[:2]] == ["advantage +1.25", "advantage -0.50"]
+    assert [style_of(answer.one(".balance").one("i")) for answer in answers[:2]] == [
+        {"left": 50, "width": 50},
+        {"left": 30, "width": 20},
+    ]
+    assert not answers[2].all(".advantage")
+
+
+def test_answers_under_several_conditions_have_their_names(tmp_path):
+    answers = [ShownAnswer("CT", {}, right=True, name="clean"), ShownAnswer("MRI", {}, right=False, name="pgd")]
+    page = write(tmp_path, samples=[sample(*answers, step=None, image=None)])
+    assert [answer.one(".marks").text for answer in page.all(".answer")] == ["✓ right clean", "✗ wrong pgd"]
+    assert not page.all("img") and page.one(".label").text == "true answer"
+
+
+def test_before_and_after_of_two_measures(tmp_path):
+    page = write(tmp_path, comparisons=[DICE, ACCURACY])
+    dice, accuracy = page.all(".measure")
+    assert dice.one("h2").text == "Dice" and accuracy.one("h2").text == "Accuracy"
+    assert [point.text for point in dice.all(".point")] == ["before training 0.112", "after training 0.818"]
+    assert [point.text for point in accuracy.all(".point")] == [
+        "before training 40.0 % 95 % interval 20.0–55.0 10.0 % without an answer",
+        "after training 70.0 % 95 % interval 50.0–85.0",
+    ]
+    assert dice.one(".gain").text == "+0.706"
+    assert accuracy.one(".gain").text == "+30.0 points 4 questions newly right, 1 newly wrong 10 questions"
+    assert all("up" in measure.one("strong").classes and len(measure.all(".arrow")) == 1 for measure in (dice, accuracy))
+
+
+def test_an_evaluation_has_no_arrow_and_attacks_have_three_values(tmp_path):
+    (once,) = write(tmp_path, comparisons=[Comparison("accuracy", {"of a model": share(5)})]).all(".measure")
+    assert not once.all(".arrow") and not once.all(".gain")
+    assert once.one(".point").text == "of a model 50.0 % 95 % interval 30.0–65.0 10 questions"
+    values = {"clean": share(5), "fgsm": share(9), "pgd": share(2)}
+    (attacked,) = write(tmp_path, comparisons=[Comparison("accuracy", values, fixed=0, broken=3)]).all(".measure")
+    assert [value.text for value in attacked.all(".value")] == ["50.0 %", "90.0 %", "20.0 %"] and len(attacked.all(".arrow")) == 2
+    assert attacked.one("strong").text == "−30.0 points" and "down" in attacked.one("strong").classes
+
+
+def test_tiles_show_what_no_comparison_does(tmp_path):
+    told = {"accuracy_before": 0.4, "accuracy": 0.7, "low": share(7)["low"], "num_samples": 10}
+    untold = {
+        "majority_accuracy": 0.4,
+        "reward_last": 1.46875,
+        "loss_last": 0.05518,
+        "seconds": 187.0,
+        "checkpoint": "a/b",
+        "x": None,
+    }
+    page = write(tmp_path, headline=told | untold, comparisons=[ACCURACY])
+    assert [tile.text for tile in page.all(".tile")] == [
+        "Majority accuracy 40.0 %",
+        "Reward last 1.469",
+        "Loss last 0.0552",
+        "Time 3.1 min",
+        "Checkpoint a/b",
+    ]
+
+
+def test_a_table_of_shares_draws_intervals_on_one_axis(tmp_path):
+    lines = {"CT": [share(4), share(7)], "MRI": [None, share(9, 12)]}
+    page = write(tmp_path, tables=[Table("accuracy by question_type", ["before training", "of runs/a_b"], lines)], rows=[])
+    table = page.one("table")
+    assert [heading.text for heading in page.all("h2")][1] == "Accuracy by question type"
+    assert table.one("thead").text == "questions 0 % 25 50 75 100 before training of runs/a_b"
+    first, second = table.one("tbody").all("tr")
+    assert first.one(".count").text == "10" and second.one(".count").text == "12"
+    assert [cell.text for cell in first.all("td")[2:]] == ["40.0 % (20–55)", "70.0 % (50–85)"]
+    assert [cell.text for cell in second.all("td")[2:]] == ["–", "75.0 % (55–90)"]
+    before, after = first.all(".track")
+    assert style_of(before.one("b")) == {"left": 40} and style_of(before.one("i")) == {"left": 20, "width": 35}
+    assert style_of(after.one("b")) == {"left": 70} and [style_of(track)["--mark"] for track in (before, after)] == [0, 100]
+    assert [bool(track.all("b")) for track in second.all(".track")] == [False, True]
+
+
+def test_a_table_of_numbers_writes_a_columns_numbers_alike(tmp_path):
+    columns = ["num_samples", "mDice", "place_accuracy", "pixels", "worst"]
+    lines = {"lung_CT": [1234, 0.5, 0.25, 12.34, "left"], "all": [7, np.float32(0.0625), 1.0, 130.0, None]}
+    page = write(tmp_path, tables=[Table("measures by data set", columns, lines)])
+    head, *rows = page.one("table").all("tr")
+    assert [cell.text for cell in head.all("th")] == ["", "samples", "mDice", "place accuracy", "pixels", "worst"]
+    assert [[cell.text for cell in row.all("td")] for row in rows] == [
+        ["1 234", "0.500", "25.0 %", "12.3", "left"],
+        ["7", "0.062", "100.0 %", "130.0", "–"],
+    ]
+    assert [row.one("th").text for row in rows] == ["lung_CT", "all"]
+    assert ["n" in cell.classes for cell in rows[0].all("td")] == [True, True, True, True, False] and not page.all(".track")
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"rows": [], "samples": [], "evaluations": None, "skipped": (), "settings": {}, "headline": {}},
-        {"rows": metrics(1), "samples": [sample(step=None, completions=[{"text": "a", "rewards": {}, "advantage": None}])]},
-        {"evaluations": {"of the model": evaluation(0)}, "settings": {"seed": 1}},
+        {"rows": [], "samples": [], "comparisons": [], "tables": [], "skipped": (), "settings": {}, "headline": {}},
+        {"rows": metrics(1), "samples": [sample(ShownAnswer("a", {}), step=None)], "legend": ""},
+        {"comparisons": [Comparison("accuracy", {"of the model": share(0)})], "settings": {"seed": 1}},
+        {"comparisons": [Comparison("dice", {"before training": None, "after training": 0.5})]},
+        {"tables": [Table("empty", ["a"], {})], "headline": {"loss": float("nan"), "flag": True}},
     ],
 )
 def test_a_run_without_some_part_has_a_page_without_it(tmp_path, changes):
-    _, page = write(tmp_path / "report.html", **changes)
-    assert page.text.strip().startswith("A <run>")
+    page = write(tmp_path, **changes)
+    assert page.one("h1").text == "A <run>"
 
 
-def test_samples_of_an_evaluation_are_two_wrong_for_one_right_spread_over_the_set():
-    picture = Image.new("RGB", (8, 8))
-    questions = [{"images": [picture], "problem": str(i), "solution": "C"} for i in range(30)]
-    results = [{"correct": i % 2 == 0, "model_output": f"text {i}"} for i in range(30)]
-    samples = evaluation_samples(Evaluation(results, "medr1_eval_think", "default"), questions, count=6)
-    assert [sample["question"] for sample in samples] == ["1", "7", "15", "23", "0", "14"]
-    assert samples[0]["completions"] == [{"text": "text 1", "rewards": {"correct": 0.0}, "advantage": None}]
-    few_wrong = Evaluation([{"correct": i > 0, "model_output": ""} for i in range(30)], "medr1_eval_think", "default")
-    assert len(evaluation_samples(few_wrong, questions, count=6)) == 6
+def test_settings_are_listed_and_those_that_matter_come_first(tmp_path):
+    page = write(tmp_path)
+    glance, *groups = page.all(".settings")
+    assert glance.text == "dataset_name <script> beta 0.04" and [group.text for group in groups] == [
+        "dataset_name <script>",
+        "beta 0.04",
+    ]
 
 
-def test_curves_show_only_what_was_logged(tmp_path):
-    figure = curves_figure(metrics(20))
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Reward", "KL to the reference", "Time"]
-    steps, values = figure.axes[1].lines[0].get_data()
-    assert steps.tolist() == [1, *range(3, 21)] and values[1] == 0.03
-    write_curves(tmp_path / "curves.png", metrics(20))
-    with Image.open(tmp_path / "curves.png") as image:
-        assert np.asarray(image.convert("L")).std() > 5
-
-
-def test_the_thick_line_is_a_mean_over_a_tenth_of_the_run():
-    rows = [{"step": i, "reward": float(i % 2)} for i in range(40)]
-    raw, smooth = curves_figure(rows).axes[0].lines
-    assert raw.get_ydata().tolist() == [float(i % 2) for i in range(40)]
-    expected = [np.mean([j % 2 for j in range(max(0, i - 2), min(40, i + 3))]) for i in range(40)]
-    np.testing.assert_allclose(smooth.get_ydata(), expected, atol=1e-12)
-
-
-def test_a_pages_curves_take_the_colour_of_its_text():
-    svg = as_svg(curves_figure(metrics(5)))
-    assert svg.startswith("<svg") and "currentColor" in svg and "#1f2933" not in svg and "&lt;b&gt;" in svg
+@pytest.mark.parametrize("module", ["engine.report.charts", "engine.report.samples", "engine.report.overlay"])
+def test_drawing_libraries_are_imported_when_something_is_drawn(module):
+    code = f"import sys, {module}; sys.exit(str({{'matplotlib', 'jinja2', 'torch', 'transformers'}} & set(sys.modules) or 0))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip() == "0"
