@@ -18,7 +18,7 @@ SYSTEMS = {
 
 def list_recipes() -> dict[str, dict[str, str]]:
     """System -> {module: first line of its docstring}; a system that SYSTEMS does not know goes by its prefix."""
-    systems = {title: {} for title in SYSTEMS.values()}
+    systems: dict[str, dict[str, str]] = {title: {} for title in SYSTEMS.values()}
     for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "(no docstring)"
         prefix = path.stem.split("_")[0]

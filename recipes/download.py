@@ -10,31 +10,32 @@ already is kept. The last line is JSON: files, fetched, kept, bytes (received), 
 The published setup needs root rights and installs the AWS command line; this needs neither.
 """
 
-import argparse
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 from engine.bucket import Bucket
-from engine.command.run import run_command
+from engine.command.arguments import parse_arguments
+from engine.command.main import run_command
+from engine.command.settings import setting
 from engine.errors import InputError
 from engine.files import cache_folder
 
 DATASETS = {"prs-med": Bucket("https://prs-med-experiments.s3.us-east-1.amazonaws.com", "data/")}
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "python -m recipes.download", description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--dataset", choices=DATASETS, default="prs-med")
-    parser.add_argument("--output", metavar="DIR", help="where to (default: a folder of that name in the cache)")
-    parser.add_argument("--include", metavar="PREFIX", default="", help="only files whose name begins so")
-    parser.add_argument("--url", help="another address of the same bucket, e.g. a mirror")
-    return parser.parse_args(argv)
+@dataclass
+class DownloadArguments:
+    """What to fetch, and where to."""
+
+    dataset: str = setting("prs-med", "The published data set.", choices=list(DATASETS))
+    output: str | None = setting(None, "Where to. None: a folder of that name in the cache.", metavar="DIR")
+    include: str = setting("", "Only files whose name begins so.", metavar="PREFIX")
+    url: str | None = setting(None, "Another address of the same bucket, e.g. a mirror.", metavar="URL")
 
 
 def main(argv: list[str]) -> dict:
-    args = parse(argv)
+    (args,) = parse_arguments(DownloadArguments, argv, recipe="download", description=__doc__)
     bucket = DATASETS[args.dataset]
     if args.url is not None:
         bucket = Bucket(args.url, bucket.prefix)

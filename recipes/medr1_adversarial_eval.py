@@ -21,11 +21,9 @@ are attacked at once. The starter policy and what is trained from it must be ask
 from dataclasses import dataclass
 
 from engine.command.arguments import parse_arguments
-from engine.command.run import run_command
+from engine.command.evaluation_settings import AttackArguments
+from engine.command.main import run_command
 from engine.command.settings import setting
-from engine.runs.adversarial import AttackArguments, run_adversarial_evaluation
-from models.loading import load_policy
-from models.qwen.pixels import QwenPixels
 
 TEMPLATES = {"think": "medr1_eval_think", "train_think": "medr1_train_think"}
 
@@ -47,14 +45,20 @@ class AdversarialArguments(AttackArguments):
 
 def main(argv: list[str]) -> dict:
     (args,) = parse_arguments(AdversarialArguments, argv, recipe="medr1_adversarial_eval", description=__doc__)
-    return run_adversarial_evaluation(
-        "medr1_adversarial_eval",
-        "Med-R1 adversarial evaluation",
-        load_policy,
-        lambda policy: QwenPixels(policy.processor.image_processor),
-        args,
-        template=TEMPLATES[args.template],
-    )
+
+    # Imported once the flags are known to be good, since these take seconds.
+    from engine.runs.adversarial import run_adversarial_evaluation
+    from engine.runs.evaluate import load_questions_of, start_evaluation
+    from engine.tasks.multiple_choice import ClearAnswers, MultipleChoice
+    from engine.tasks.published import AdvMedScoring
+    from models.loading import load_policy
+    from models.qwen.pixels import QwenPixels
+
+    title = "Med-R1 adversarial evaluation"
+    questions, policy = load_questions_of(args), args.load(load_policy)
+    task = MultipleChoice(TEMPLATES[args.template], AdvMedScoring() if args.compat == "reference" else ClearAnswers())
+    run = start_evaluation("medr1_adversarial_eval", title, questions, args)
+    return run_adversarial_evaluation(run, title, policy, QwenPixels(policy.processor.image_processor), task, questions, args)
 
 
 if __name__ == "__main__":

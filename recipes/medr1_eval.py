@@ -12,7 +12,7 @@ num_samples, unanswered, output, by_modality.
 
 Differences from the published scripts: they count `C` alone as right, not `C)`, `(C)`, `c` or the option's text, read the first
 answer instead of the last, and differ in this between templates; `--compat reference` reads as they do (see
-`engine.evaluation.questions`). `--template zeroshot` asks for a letter without tags, so there a bare letter counts. The templates
+`engine.tasks.published`). `--template zeroshot` asks for a letter without tags, so there a bare letter counts. The templates
 are theirs, letter for letter; their prompt of think differs from that of training. The starter policy, a small model that knows one
 prompt, and what is trained from it must be asked as in training: `--template train_think`.
 """
@@ -20,10 +20,9 @@ prompt, and what is trained from it must be asked as in training: `--template tr
 from dataclasses import dataclass
 
 from engine.command.arguments import parse_arguments
-from engine.command.run import run_command
+from engine.command.evaluation_settings import QuestionArguments
+from engine.command.main import run_command
 from engine.command.settings import setting
-from engine.runs.evaluate import QuestionArguments, run_evaluation
-from models.loading import load_policy
 
 TEMPLATES = {
     "think": "medr1_eval_think",
@@ -53,7 +52,12 @@ class EvaluationArguments(QuestionArguments):
 
 def main(argv: list[str]) -> dict:
     (args,) = parse_arguments(EvaluationArguments, argv, recipe="medr1_eval", description=__doc__)
-    return run_evaluation("medr1_eval", "Med-R1 evaluation", load_policy, args, template=TEMPLATES[args.template])
+
+    # Imported once the flags are known to be good, since these take seconds.
+    from engine.runs.evaluate import evaluate_questions
+    from models.loading import load_policy
+
+    return evaluate_questions("medr1_eval", "Med-R1 evaluation", load_policy, TEMPLATES[args.template], args)
 
 
 if __name__ == "__main__":

@@ -16,15 +16,12 @@ tokens end an answer; a prompt that is too long is an error instead of being cut
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from engine.command.arguments import parse_arguments
-from engine.command.run import run_command
+from engine.command.main import run_command
 from engine.command.settings import DataArguments, ModelArguments, setting
-from engine.data.splits import load_splits
-from engine.runs.grpo_run import STARTER, train_on_questions
-from engine.tasks.rewards import vqa_rewards
-from engine.training.grpo_config import GRPOConfig
-from models.loading import load_policy
+from engine.training.config.grpo import STARTER, GRPOConfig
 
 
 @dataclass
@@ -36,17 +33,27 @@ class MedR1Arguments:
 
 
 def main(argv: list[str]) -> dict:
-    arguments = task, data, *_ = parse_arguments(
-        (MedR1Arguments, DataArguments, ModelArguments, GRPOConfig), argv, recipe="medr1_grpo", description=__doc__, starter=STARTER
-    )
-    return train_on_questions(
+    kinds = (MedR1Arguments, DataArguments, ModelArguments, GRPOConfig)
+    own, data, model, args = parse_arguments(kinds, argv, recipe="medr1_grpo", description=__doc__, starter=STARTER)
+
+    # Imported once the flags are known to be good, since these take seconds.
+    from engine.data.splits import load_splits
+    from engine.runs.train import train
+    from engine.tasks.multiple_choice import MultipleChoice
+    from engine.tasks.published import scoring
+    from engine.training.grpo import GRPOTrainer
+    from models.loading import load_policy
+
+    template = f"medr1_train_{own.template}"
+    return train(
         "medr1_grpo",
         "Med-R1 GRPO",
-        load_policy,
-        arguments,
-        splits=load_splits(data),
-        template=f"medr1_train_{task.template}",
-        reward_funcs=vqa_rewards(task.template, task.compat),
+        GRPOTrainer,
+        partial(model.load, load_policy, args.bf16, use_cpu=args.use_cpu),
+        MultipleChoice(template, scoring(template, own.compat)),
+        load_splits(data),
+        args,
+        settings={"task": own, "data": data, "model": model, "training": args},
     )
 
 

@@ -29,16 +29,12 @@ own order).
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from engine.command.arguments import parse_arguments
-from engine.command.run import run_command
+from engine.command.main import run_command
 from engine.command.settings import DataArguments, ModelArguments, setting
-from engine.data.splits import load_splits
-from engine.data.starter.lessons import TEMPLATE as STARTER_TEMPLATE
-from engine.data.starter.lessons import thought
-from engine.runs.sft_run import tune_on_questions
-from engine.training.sft_config import SFTConfig
-from models.loading import load_policy
+from engine.training.config.sft import SFTConfig
 
 # What a run without flags uses instead of the published settings: the starter policy is small and already speaks in form. Its
 # vision tower stays: with it moving, 200 steps came to 79.0 %.
@@ -64,39 +60,40 @@ class MedR1SFTArguments:
     )
 
 
-def letter(row: dict) -> str:
-    """What is learnt: the letter in its tags."""
-    return f"<answer> {row['answer']} </answer>"
-
-
-def published_letter(row: dict) -> str:
-    """What the published code makes of a row: before the letter, a column `thinking` that the data do not have."""
-    return f"None\n\n{letter(row)}"
-
-
-def thought_and_letter(row: dict) -> str:
-    """What the starter policy learns, in the form it knows: a thought made of the right option's text, then the letter."""
-    return thought(row["options"][row["answer"]]) + letter(row)
-
-
 def main(argv: list[str]) -> dict:
     kinds = (MedR1SFTArguments, DataArguments, ModelArguments, SFTConfig)
-    arguments = task, data, model, _ = parse_arguments(kinds, argv, recipe="medr1_sft", description=__doc__, starter=STARTER)
-    if task.compat == "reference":
-        template, answer_of = "medr1_sft", published_letter
-    elif data.dataset_name is None and model.model_name_or_path is None:
-        template, answer_of = STARTER_TEMPLATE, thought_and_letter
-    else:
-        template, answer_of = "medr1_train_nothink", letter
-    return tune_on_questions(
+    own, data, model, args = parse_arguments(kinds, argv, recipe="medr1_sft", description=__doc__, starter=STARTER)
+
+    # Imported once the flags are known to be good, since these take seconds.
+    from engine.data.splits import load_splits
+    from engine.runs.train import train
+    from engine.training.sft import SFTTrainer
+    from models.loading import load_policy
+
+    starts_small = data.dataset_name is None and model.model_name_or_path is None
+    return train(
         "medr1_sft",
         "Med-R1 supervised fine-tuning",
-        load_policy,
-        arguments,
-        splits=load_splits(data),
-        template=template,
-        answer_of=answer_of,
+        SFTTrainer,
+        partial(model.load, load_policy, args.bf16, use_cpu=args.use_cpu),
+        task(own.compat, starts_small),
+        load_splits(data),
+        args,
+        settings={"task": own, "data": data, "model": model, "training": args},
     )
+
+
+def task(compat: str, starts_small: bool):
+    """What is asked and what is learnt: as published, in the form that the starter policy knows, or the tagged letter."""
+    from engine.tasks.lessons import TEMPLATE, thought
+    from engine.tasks.multiple_choice import MultipleChoice, letter
+    from engine.tasks.published import medr1_sft_target, scoring
+
+    if compat == "reference":
+        return MultipleChoice("medr1_sft", scoring("medr1_sft", compat), medr1_sft_target)
+    if starts_small:
+        return MultipleChoice(TEMPLATE, target_of=lambda row: thought(row["options"][row["answer"]]) + letter(row))
+    return MultipleChoice("medr1_train_nothink")
 
 
 if __name__ == "__main__":

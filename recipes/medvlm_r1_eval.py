@@ -24,11 +24,10 @@ prompt, and what is trained from it must be asked as in training: `--prompt_type
 from dataclasses import dataclass
 
 from engine.command.arguments import parse_arguments
-from engine.command.run import run_command
+from engine.command.evaluation_settings import QuestionArguments
+from engine.command.main import run_command
 from engine.command.settings import setting
 from engine.data.split_names import RADIOLOGY
-from engine.runs.evaluate import QuestionArguments, run_evaluation
-from models.loading import load_policy
 
 TEMPLATES = {
     "complex": "medvlm_eval_complex",
@@ -60,9 +59,14 @@ class EvaluationArguments(QuestionArguments):
 
 def main(argv: list[str]) -> dict:
     (args,) = parse_arguments(EvaluationArguments, argv, recipe="medvlm_r1_eval", description=__doc__)
-    modalities = MODALITIES.get(args.modality, None if args.data else RADIOLOGY)
+
+    # Imported once the flags are known to be good, since these take seconds.
+    from engine.runs.evaluate import evaluate_questions
+    from models.loading import load_policy
+
     template = TEMPLATES[args.prompt_type]
-    return run_evaluation("medvlm_r1_eval", "MedVLM-R1 evaluation", load_policy, args, template=template, modalities=modalities)
+    modalities = MODALITIES.get(args.modality, None if args.data else RADIOLOGY)
+    return evaluate_questions("medvlm_r1_eval", "MedVLM-R1 evaluation", load_policy, template, args, modalities)
 
 
 if __name__ == "__main__":

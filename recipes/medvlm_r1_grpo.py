@@ -26,17 +26,15 @@ words: `CT` is half right for C, `Option C` wrong. ISIC, SLAKE and VQA-RAD, whic
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from engine.command.arguments import parse_arguments
-from engine.command.run import run_command
+from engine.command.main import run_command
 from engine.command.settings import DataArguments, ModelArguments, setting
 from engine.data.split_names import RADIOLOGY
-from engine.data.splits import load_splits
-from engine.runs.grpo_run import STARTER, train_on_questions
-from engine.tasks.rewards import vqa_rewards
-from engine.training.grpo_config import GRPOConfig
-from models.loading import load_policy
+from engine.training.config.grpo import STARTER, GRPOConfig
 
+TEMPLATE = "medvlm_train_complex"
 # The published training script, where it differs from GRPOConfig's defaults.
 PUBLISHED = {"max_prompt_length": 512, "max_completion_length": 512, "num_train_epochs": 2, "save_steps": 50}
 
@@ -50,17 +48,27 @@ class MedVLMArguments:
 
 def main(argv: list[str]) -> dict:
     kinds = (MedVLMArguments, DataArguments, ModelArguments, GRPOConfig)
-    arguments = task, data, *_ = parse_arguments(
+    own, data, model, args = parse_arguments(
         kinds, argv, recipe="medvlm_r1_grpo", description=__doc__, defaults=PUBLISHED, starter=STARTER
     )
-    return train_on_questions(
+
+    # Imported once the flags are known to be good, since these take seconds.
+    from engine.data.splits import load_splits
+    from engine.runs.train import train
+    from engine.tasks.multiple_choice import MultipleChoice
+    from engine.tasks.published import scoring
+    from engine.training.grpo import GRPOTrainer
+    from models.loading import load_policy
+
+    return train(
         "medvlm_r1_grpo",
         "MedVLM-R1 GRPO",
-        load_policy,
-        arguments,
-        splits=load_splits(data, starter_modalities=RADIOLOGY),
-        template="medvlm_train_complex",
-        reward_funcs=vqa_rewards("complex", task.compat),
+        GRPOTrainer,
+        partial(model.load, load_policy, args.bf16, use_cpu=args.use_cpu),
+        MultipleChoice(TEMPLATE, scoring(TEMPLATE, own.compat)),
+        load_splits(data, starter_modalities=RADIOLOGY),
+        args,
+        settings={"task": own, "data": data, "model": model, "training": args},
     )
 
 

@@ -17,7 +17,7 @@ numbers may have them; `--drop_leaked` takes their images out of train.
 """
 
 from engine.command.arguments import parse_arguments
-from engine.command.run import run_command
+from engine.command.main import run_command
 from engine.data.prepare.radiology import RadiologyPreparation, prepare_radiology
 
 

@@ -18,39 +18,22 @@ the judge; and, which `--compat reference` takes back as the published numbers n
 is that of training, and masks are not stretched to their full range image by image, which turns an empty mask into a full one.
 """
 
-import logging
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
-from PIL import Image
-
 from engine.command.arguments import parse_arguments
-from engine.command.run import describe_device, local_device, open_run, run_command
-from engine.command.settings import setting
-from engine.data.masked_questions import load_masked_questions
-from engine.data.starter.masked_questions import build_lesions
-from engine.errors import InputError, input_errors
-from engine.evaluation.judge import Judge
-from engine.evaluation.masks import (
-    LEGEND,
-    ask_judge,
-    evaluate_segmentation,
-    format_table,
-    newest_checkpoint,
-    segmentation_samples,
-    write_segmentation_evaluation,
-)
-from engine.report.report import write_report
-from models.prs_med.model import load_prs_med
-
-logger = logging.getLogger(__name__)
+from engine.command.evaluation_settings import EvaluationSettings
+from engine.command.main import run_command
+from engine.command.run_folder import newest_output
+from engine.command.settings import refuse, setting
+from engine.errors import input_errors
 
 
 @dataclass
-class EvaluationArguments:
+class EvaluationArguments(EvaluationSettings):
     """What is asked of which model."""
 
     model: str | None = setting(None, "Checkpoint folder. None: the newest one of recipes.prs_med_train.")
@@ -58,8 +41,6 @@ class EvaluationArguments:
     data_root: str | None = setting(None, "Folder of the sets. None: the starter data.")
     ann_paths: str | None = setting(None, "Annotation CSVs, comma-separated. None: all of DATA_ROOT/annotations.")
     split: str = setting("test", "Which rows.", choices=["train", "val", "test"])
-    limit: int | None = setting(None, "Only the first so many rows.")
-    on_bad_row: str = setting("error", "A bad row ends the run, or is skipped, counted and listed.", choices=["error", "skip"])
     compat: str = setting(
         "default",
         "Infer well, or as the published code: no adapters, its prompt, stretched masks.",
@@ -70,65 +51,54 @@ class EvaluationArguments:
     judge_url: str | None = setting(None, "OpenAI-compatible server of the judge, e.g. http://localhost:8000/v1. None: no judge.")
     judge_model: str | None = setting(None, "The judge's name there.")
     save_masks: bool = setting(False, "Write the predicted masks.")
-    output_dir: str | None = setting(None, "Run folder. None: runs/prs_med_eval/<time>.")
 
     def __post_init__(self):
-        for name in ("batch_size", "max_new_tokens", "limit"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"--{name} must be at least 1")
-        if (self.judge_url is None) != (self.judge_model is None):
-            raise InputError("--judge_url and --judge_model belong together")
+        super().__post_init__()
+        refuse([((self.judge_url is None) == (self.judge_model is None), "--judge_url and --judge_model belong together")])
 
 
-def main(argv: list[str]) -> dict | None:
+def main(argv: list[str]) -> dict:
     (args,) = parse_arguments(EvaluationArguments, argv, recipe="prs_med_eval", description=__doc__)
+
+    # Imported once the flags are known to be good, since these take seconds.
+    from engine.data.masked_questions import load_masked_questions
+    from engine.data.starter.masked_questions import build_lesions
+    from engine.device import inference_dtype, local_device
+    from engine.evaluation.judge import Judge
+    from engine.runs.evaluate import run_evaluation, start_evaluation
+    from engine.tasks.masks import MaskAnswers, MaskTask
+    from models.prs_med.model import load_prs_med
+
+    title, task = "PRS-Med evaluation", MaskTask(args.compat)
     judge = None if args.judge_url is None else Judge(args.judge_url, args.judge_model)
     data_root = args.data_root or build_lesions()
     rows = load_masked_questions(data_root, args.ann_paths, split=args.split, on_bad_row=args.on_bad_row, limit=args.limit)
-    for line in rows.skipped:
-        logger.warning("skipped: %s", line)
-    device = local_device()
-    checkpoint = args.model or newest_checkpoint("prs_med_train", "prs_med.json")
+    device, checkpoint = local_device(), args.model or newest_output("prs_med_train", "prs_med.json")
     with input_errors("--model"):
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        model = load_prs_med(checkpoint, vlm=args.vlm_path, dtype=dtype, compat=args.compat)
-    model.to(device)
-    run = open_run("prs_med_eval", args.output_dir)
-    run.write_json("config.json", asdict(args) | {"model": str(checkpoint), "data_root": str(data_root)})
-    logger.info("PRS-Med evaluation of %s: %d rows, on %s, output in %s", checkpoint, len(rows), describe_device(), run.path)
+        model = load_prs_med(checkpoint, vlm=args.vlm_path, dtype=inference_dtype(device), compat=args.compat).to(device)
+    run = start_evaluation("prs_med_eval", title, rows, args, model=str(checkpoint), data_root=str(data_root))
 
     segment = partial(model.segment_batch, max_new_tokens=args.max_new_tokens)
-    keep = partial(save_mask, run.path / "masks") if args.save_masks else None
-    evaluation = evaluate_segmentation(
-        segment, rows, batch_size=args.batch_size, compat=args.compat, keep_mask=keep, progress=run.writes
-    )
-    if not run.writes:
-        return None
-    write_segmentation_evaluation(run.path, evaluation)  # before the judge, whose server may fail
-    if judge is not None:
-        ask_judge(evaluation, judge)
-        write_segmentation_evaluation(run.path, evaluation)
-    logger.info("in percent:\n%s", format_table(evaluation))
-    headline = evaluation.headline() | {"output": str(run.path)}
-    write_report(
-        run.path / "report.html",
-        title="PRS-Med evaluation",
-        headline=headline,
-        settings=asdict(args),
-        rows=[],
-        samples=segmentation_samples(evaluation, rows, segment),
-        measures=evaluation.shown(),
-        legend=LEGEND,
-        skipped=rows.skipped,
-    )
-    return headline
+    answers = MaskAnswers(segment, stretched=args.compat == "reference")
+    asked = keeping_masks(answers, run.path / "masks") if args.save_masks else answers
+    judged = None if judge is None else partial(task.judged, judge=judge)
+    return run_evaluation(run, title, asked, task, rows, args, of=str(checkpoint), revise=judged)
 
 
-def save_mask(folder: Path, row: dict, levels) -> None:
-    name = re.sub(r"[^\w().-]", "_", f"{row['row']:05d}_{Path(row['image_id']).stem}")
-    path = folder / re.sub(r"[^\w().-]", "_", row["dataset"]) / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(levels).save(path)
+def keeping_masks(answers: Callable, folder: Path) -> Callable:
+    """The same answers; their masks are written as <set>/<row>_<image>.png."""
+    from PIL import Image
+
+    from engine.report.overlay import write_png
+
+    def answer(rows: list[dict]) -> list:
+        found = answers(rows)
+        for row, answer in zip(rows, found, strict=True):
+            name = re.sub(r"[^\w().-]", "_", f"{row['row']:05d}_{Path(row['image_id']).stem}")
+            write_png(folder / re.sub(r"[^\w().-]", "_", row["dataset"]) / f"{name}.png", Image.fromarray(answer.levels))
+        return found
+
+    return answer
 
 
 if __name__ == "__main__":

@@ -13,65 +13,72 @@ adapters are applied (there they are silently lost), the prompt is that of train
 half (there it is first stretched to its full range).
 """
 
-import argparse
 import logging
 import time
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from engine.command.run import describe_device, local_device, open_run, run_command
+from engine.command.arguments import parse_arguments
+from engine.command.main import run_command
+from engine.command.run_folder import newest_output, open_run
+from engine.command.settings import setting
 from engine.data.images import open_image
 from engine.data.masked_questions import load_masked_questions, read_mask
 from engine.data.positions import read_positions
 from engine.data.starter.masked_questions import build_lesions
 from engine.errors import InputError, input_errors
-from engine.evaluation.mask_metrics import dice_score
-from engine.evaluation.masks import newest_checkpoint, to_levels
-from engine.report.overlay import draw_overlay, write_png
-from models.prs_med.model import load_prs_med
 
 logger = logging.getLogger(__name__)
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "python -m recipes.prs_med_infer", description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--model", help="the checkpoint folder (default: the newest one of recipes.prs_med_train)")
-    parser.add_argument("--vlm_path", help="where the VLM is, if not where the checkpoint says")
-    parser.add_argument("--image", help="the image file (default: the first starter test image, and its question)")
-    parser.add_argument("--question", help="the question about it")
-    parser.add_argument("--out", help="the mask to write (default: mask.png in a new run folder)")
-    parser.add_argument("--mask", help="the true mask, to compute Dice and to draw")
-    parser.add_argument(
-        "--compat", choices=("default", "reference"), default="default", help="infer well, or as the published code (default)"
-    )
-    parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer in tokens (64)")
-    return parser.parse_args(argv)
+@dataclass
+class InferenceArguments:
+    """What is asked of which model."""
+
+    model: str | None = setting(None, "The checkpoint folder. None: the newest one of recipes.prs_med_train.", metavar="DIR")
+    vlm_path: str | None = setting(None, "Where the VLM is, if not where the checkpoint says.", metavar="DIR")
+    image: str | None = setting(None, "The image file. None: the first starter test image, and its question.", metavar="FILE")
+    question: str | None = setting(None, "The question about it.", metavar="TEXT")
+    out: str | None = setting(None, "The mask to write. None: mask.png in a new run folder.", metavar="FILE")
+    mask: str | None = setting(None, "The true mask, to compute Dice and to draw.", metavar="FILE")
+    compat: str = setting("default", "Infer well, or as the published code does.", choices=["default", "reference"])
+    max_new_tokens: int = setting(64, "Longest answer in tokens.")
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 0:
+            raise InputError("--max_new_tokens must be at least 0")
 
 
 def main(argv: list[str]) -> dict:
-    args = parse(argv)
+    (args,) = parse_arguments(InferenceArguments, argv, recipe="prs_med_infer", description=__doc__)
     image, question, truth = read_input(args)
-    device = local_device()
-    checkpoint = args.model or newest_checkpoint("prs_med_train", "prs_med.json")
+
+    # Imported once flags and files are known to be good, since these take seconds.
+    from engine.device import describe_device, inference_dtype, local_device
+    from engine.evaluation.mask_metrics import dice_score
+    from engine.report.overlay import draw_overlay, write_png
+    from engine.tasks.masks import MaskAnswers
+    from models.prs_med.model import load_prs_med
+
+    device, checkpoint = local_device(), args.model or newest_output("prs_med_train", "prs_med.json")
     with input_errors("--model"):
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        model = load_prs_med(checkpoint, vlm=args.vlm_path, dtype=dtype, compat=args.compat)
-    model.to(device)
+        model = load_prs_med(checkpoint, vlm=args.vlm_path, dtype=inference_dtype(device), compat=args.compat).to(device)
     logger.info("%s on %s: %s", checkpoint, describe_device(), question)
 
     start = time.perf_counter()
-    answer, logits = model.segment(image, question, max_new_tokens=args.max_new_tokens)
-    mask = to_levels(logits, args.compat) >= 128
+    segment = partial(model.segment_batch, max_new_tokens=args.max_new_tokens)
+    (answer,) = MaskAnswers(segment, stretched=args.compat == "reference")([{"image": image, "question": question}])
+    mask = answer.levels >= 128
     seconds = time.perf_counter() - start
 
     out = Path(args.out) if args.out else open_run("prs_med_infer").path / "mask.png"
-    places = [position.place for position in read_positions(answer)]
-    result = {"answer": answer, "places": places, "mask": write_png(out, Image.fromarray(mask).convert("L"))}
+    places = [position.place for position in read_positions(answer.text)]
+    result: dict[str, Any] = {"answer": answer.text, "places": places, "mask": write_png(out, Image.fromarray(mask).convert("L"))}
     result["overlay"] = write_png(out.with_suffix(".overlay.png"), draw_overlay(image, mask, truth=truth))
     result["area"] = int(mask.sum())
     if truth is not None:
@@ -79,16 +86,14 @@ def main(argv: list[str]) -> dict:
     return result | {"seconds": seconds}
 
 
-def read_input(args: argparse.Namespace) -> tuple[Image.Image, str, np.ndarray | None]:
+def read_input(args: InferenceArguments) -> tuple[Image.Image, str, np.ndarray | None]:
     """The image, the question, and the true mask [H, W] bool if there is one."""
-    if args.max_new_tokens < 0:
-        raise InputError("--max_new_tokens must be at least 0")
     if args.image is None:
         if args.question or args.mask:
             raise InputError("--image is missing: the file that the question is about")
         row = load_masked_questions(build_lesions(), split="test", limit=1)[0]
         return row["image"], row["question"], np.asarray(row["mask"]) > 0
-    if not (args.question or "").strip():
+    if not args.question or not args.question.strip():
         raise InputError('--question is missing, e.g. "Where is the tumor in this image?"')
     image = open_image(args.image)
     return image, args.question, None if args.mask is None else read_mask(args.mask, image)

@@ -22,23 +22,13 @@ Always: one pass of the VLM a step (not two), the `val` rows stay out of trainin
 inference, and the vision tower is the checkpoint's own (`--vision_tower openai` is what the published code loads).
 """
 
-import time
-from dataclasses import asdict, dataclass
-
-import torch
+from dataclasses import dataclass
 
 from engine.command.arguments import parse_arguments
-from engine.command.run import open_run, run_command
+from engine.command.main import run_command
 from engine.command.settings import setting
-from engine.data.masked_questions import MaskedQuestions, load_masked_questions
-from engine.data.starter.masked_questions import build_lesions
 from engine.errors import InputError, input_errors
-from engine.runs.segmentation_run import run_segmentation
-from engine.training.masks import SegmentationConfig
-from engine.training.warm_up import warm_up
-from models.prs_med.model import DECODERS, PRSMed, PRSMedConfig, build_prs_med
-from models.prs_med.processor import PROMPT
-from models.starter.llava import build_tiny_llava
+from engine.training.config.masks import MaskConfig
 
 # What the run without flags uses instead of the published settings: its networks are small and start from nothing.
 STARTER = {
@@ -59,7 +49,7 @@ class PRSMedArguments:
     vlm_path: str | None = setting(None, "LLaVA-Med or LLaVA, folder or hub name. None: a small one, built on the spot.")
     sam_ckpt: str | None = setting(None, "TinySAM's checkpoint (tinysam_42.3.pth), needed with --vlm_path.")
     vision_tower: str = setting("checkpoint", "The checkpoint's vision tower, or OpenAI's.", choices=["checkpoint", "openai"])
-    decoder: str = setting("v5", "Published mask decoder 5 or 6, or that of the paper's text.", choices=list(DECODERS))
+    decoder: str = setting("v5", "Published mask decoder 5 or 6, or that of the paper's text.", choices=["v5", "v6", "paper"])
     lora_r: int = setting(16, "LoRA rank.")
     lora_alpha: int = setting(16, "LoRA scale: updates are multiplied by lora_alpha / lora_r.")
     lora_dropout: float = setting(0.05, "Dropout on the input of the adapters.")
@@ -67,6 +57,9 @@ class PRSMedArguments:
     eval_limit: int = setting(200, "Evaluate on at most so many of them, evenly spread; 0: do not evaluate.")
     on_bad_row: str = setting("error", "A bad row ends the run, or is skipped, counted and listed.", choices=["error", "skip"])
     warm_up_steps: int = setting(450, "Steps that teach the small LLaVA to speak and to see.")
+    compat: str = setting(
+        "default", "Train well, or with the quirks of the published code (see above).", choices=["default", "reference"]
+    )
 
     def __post_init__(self):
         if (self.vlm_path is None) != (self.sam_ckpt is None):
@@ -74,55 +67,75 @@ class PRSMedArguments:
 
 
 def main(argv: list[str]) -> dict:
-    started = time.perf_counter()
-    own = {"--data_root", "--vlm_path"} & {flag.split("=")[0] for flag in argv}
     task, args = parse_arguments(
-        (PRSMedArguments, SegmentationConfig), argv, recipe="prs_med_train", description=__doc__, starter=None if own else STARTER
+        (PRSMedArguments, MaskConfig),
+        argv,
+        recipe="prs_med_train",
+        description=__doc__,
+        starter=STARTER,
+        starter_unless=("data_root", "vlm_path"),
     )
-    run = open_run("prs_med_train", args.output_dir)
-    args.output_dir = str(run.path)
-    if not own and args.use_cpu:
-        torch.set_num_threads(1)  # matrices so small that a second thread mostly waits for the first
-    train, test = load_rows(task)
-    model = load_model(task, args, train)
-    frozen_norms = task.sam_ckpt is not None and args.compat == "default"
-    torch.manual_seed(args.seed)
-    model.prepare_training(r=task.lora_r, alpha=task.lora_alpha, dropout=task.lora_dropout, frozen_norms=frozen_norms)
-    return run_segmentation(
-        model,
-        model.processor.collate,
+    if task.compat == "reference":
+        args.cosine_epochs = args.cosine_epochs or 20
+        args.mask_loss = "published_structure" if args.mask_loss == "structure" else args.mask_loss
+
+    # Imported once the flags are known to be good, since these take seconds.
+    from engine.runs.train import train
+    from engine.tasks.masks import MaskTask
+    from engine.training.masks import MaskTrainer
+
+    splits = load_splits(task)
+    return train(
+        "prs_med_train",
+        "PRS-Med training",
+        MaskTrainer,
+        lambda: load_model(task, args, splits.train),
+        MaskTask(),
+        splits,
         args,
-        train,
-        test,
-        run,
-        title="PRS-Med training",
-        settings={"task": asdict(task), "training": args.to_dict()},
-        started=started,
+        settings={"task": task, "training": args},
     )
 
 
-def load_rows(task: PRSMedArguments) -> tuple[MaskedQuestions, MaskedQuestions | None]:
+def load_splits(task: PRSMedArguments):
     """Training rows, and at most eval_limit of the held-out ones."""
+    from engine.data.masked_questions import load_masked_questions
+    from engine.data.splits import Splits
+    from engine.data.starter.masked_questions import build_lesions
+
     root = task.data_root or build_lesions()
     train = load_masked_questions(root, task.ann_paths, split="train", on_bad_row=task.on_bad_row)
     if task.eval_limit == 0:
-        return train, None
+        return Splits(train, None)
     test = load_masked_questions(root, task.ann_paths, split=task.eval_split, on_bad_row=task.on_bad_row)
     count = min(task.eval_limit, len(test))
-    return train, test.select(i * len(test) // count for i in range(count))
+    return Splits(train, test.select(i * len(test) // count for i in range(count)))
 
 
-def load_model(task: PRSMedArguments, args: SegmentationConfig, train: MaskedQuestions) -> PRSMed:
+def load_model(task: PRSMedArguments, args: MaskConfig, rows):
+    """The pretrained model that the flags name, or the small one, warmed up on `rows`; with new adapters."""
+    import torch
+
+    from engine.device import one_thread_if_small
+    from engine.training.warm_up import warm_up
+    from models.prs_med.model import PRSMed, PRSMedConfig, build_prs_med
+    from models.prs_med.processor import PROMPT
+    from models.starter.llava import build_tiny_llava
+
     if task.vlm_path is not None:
-        config = PRSMedConfig(vision_tower=task.vision_tower, decoder=task.decoder, compat=args.compat)
+        config = PRSMedConfig(vision_tower=task.vision_tower, decoder=task.decoder, compat=task.compat)
         with input_errors("--vlm_path, --sam_ckpt"):
-            return build_prs_med(task.vlm_path, task.sam_ckpt, config, torch.bfloat16 if args.bf16 else torch.float32)
-    texts = [f"{PROMPT.format(question=row['question'])}{row['answer']}" for row in train.records]
-    vlm, tokenizer = build_tiny_llava(texts, seed=args.seed)
-    model = PRSMed(vlm, tokenizer, PRSMedConfig(image_encoder="starter", decoder=task.decoder, compat=args.compat))
-    if task.warm_up_steps:
-        warm_up(vlm, model.processor.collate, train, steps=task.warm_up_steps, learning_rate=2e-3, seed=args.seed)
-    return model
+            model = build_prs_med(task.vlm_path, task.sam_ckpt, config, torch.bfloat16 if args.bf16 else torch.float32)
+    else:
+        one_thread_if_small(task.data_root is None, args.device)
+        texts = [f"{PROMPT.format(question=row['question'])}{row['answer']}" for row in rows.records]
+        vlm, tokenizer = build_tiny_llava(texts, seed=args.seed)
+        model = PRSMed(vlm, tokenizer, PRSMedConfig(image_encoder="starter", decoder=task.decoder, compat=task.compat))
+        if task.warm_up_steps:
+            warm_up(vlm, model.processor.collate, rows, steps=task.warm_up_steps, learning_rate=2e-3, seed=args.seed)
+    torch.manual_seed(args.seed)
+    frozen_norms = task.sam_ckpt is not None and task.compat == "default"
+    return model.prepare_training(r=task.lora_r, alpha=task.lora_alpha, dropout=task.lora_dropout, frozen_norms=frozen_norms)
 
 
 if __name__ == "__main__":

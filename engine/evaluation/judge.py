@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from engine.errors import InputError
 from engine.http_session import HTTPSession, is_web_address
+from engine.progress import progress
 
 INSTRUCTION = "Instruction: Answer the question related to the position content, return only yes or no.\n"
 PROMPTS = (  # the appendix's, as a public re-implementation transcribes them
@@ -69,7 +69,7 @@ class Judge:
             reason = f"not a chat completion: {error}"
         raise InputError(f"--judge_url {self.url}: no answer from {self.model!r} ({reason})")
 
-    def judge(self, cases: Sequence[dict], progress: bool = True) -> list[list[bool | None]]:
+    def judge(self, cases: Sequence[dict]) -> list[list[bool | None]]:
         """For each case {question, truth, answer}, whether each of PROMPTS was answered yes; None where unclear.
 
         The first question that gets no answer ends it all with an InputError; no further ones are sent.
@@ -77,7 +77,8 @@ class Judge:
         prompts = [fill(prompt, **case) for case in cases for prompt in PROMPTS]
         with ThreadPool(self.workers) as pool, self.session:  # a pool that is left without waiting for its threads
             replies = pool.imap(self.reply, prompts)
-            verdicts = [read_verdict(text) for text in tqdm(replies, "judging", len(prompts), unit="reply", disable=not progress)]
+            shown = progress(replies, desc="judging", total=len(prompts), unit="reply")
+            verdicts = [read_verdict(text) for text in shown]
         return [verdicts[i : i + len(PROMPTS)] for i in range(0, len(verdicts), len(PROMPTS))]
 
 

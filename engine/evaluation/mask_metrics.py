@@ -26,15 +26,15 @@ SWEPT = ("dice", "iou", "sensitivity", "specificity", "e_measure")
 NAMES = ("mDice", "mIoU", "dice", "iou", "s_measure", "e_measure", "weighted_f", "mae")
 
 
-def quantise(probability: np.ndarray) -> np.ndarray:
-    """[H, W] of 0-1 -> the nearest of 256 levels, uint8: what a PNG keeps."""
+def mask_levels(probability: np.ndarray, stretched: bool = False) -> np.ndarray:
+    """[H, W] of 0-1 -> the nearest of 256 levels, uint8: what a PNG keeps.
+
+    `stretched`: the lowest value goes to 0 and the highest to 1 first; a constant mask becomes 0.
+    """
+    if stretched:
+        low, high = float(probability.min()), float(probability.max())
+        probability = (probability - low) / (high - low) if high > low else np.zeros_like(probability)
     return np.round(np.clip(probability, 0, 1) * 255).astype(np.uint8)
-
-
-def stretch(probability: np.ndarray) -> np.ndarray:
-    """Lowest value to 0, highest to 1, as the published inference does to each mask; a constant one becomes 0."""
-    low, high = float(probability.min()), float(probability.max())
-    return (probability - low) / (high - low) if high > low else np.zeros_like(probability)
 
 
 def dice_score(mask: np.ndarray, truth: np.ndarray) -> float:
@@ -44,7 +44,7 @@ def dice_score(mask: np.ndarray, truth: np.ndarray) -> float:
 
 
 def score_mask(levels: np.ndarray, truth: np.ndarray) -> dict:
-    """All measures of one image. levels: [H, W] uint8 (see `quantise`); truth: [H, W] bool.
+    """All measures of one image. levels: [H, W] uint8 (see `mask_levels`); truth: [H, W] bool.
 
     `sweep` holds an array of 256 (a value a threshold) for each name in SWEPT, the rest are numbers.
     """

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor, device, nn
 
 Message = dict[str, Any]  # of a chat: role, and content as text or as a list of texts and image places
 
@@ -80,7 +80,8 @@ class Policy(Protocol[Batch]):
     def processor(self) -> Processor: ...
 
     @property
-    def device(self) -> Any: ...
+    def device(self) -> device:
+        """Where the weights are, and where `batch` puts prompts."""
 
     @property
     def eos_token_ids(self) -> list[int]:

@@ -6,9 +6,9 @@ Letters: B prompts, G answers a prompt, N = B*G, T tokens of the longest answer,
 from dataclasses import dataclass
 
 import torch
-from tqdm.auto import tqdm
+from torch.nn.functional import pad
 
-from engine.rollout.policy import Policy, PromptBatch
+from engine.rollout.policy import Policy, Processor, PromptBatch
 from engine.rollout.sampling import SamplingParams, choose
 
 
@@ -25,7 +25,21 @@ class Rollout:
     logprobs: torch.Tensor
     truncated: torch.Tensor
 
-    def texts(self, processor) -> list[str]:
+    @classmethod
+    def join(cls, parts: "list[Rollout]", pad_token_id: int) -> "Rollout":
+        """The answers of several prompt batches, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        length = max(part.completion_ids.shape[1] for part in parts)
+
+        def joined(name: str, value: int = 0) -> torch.Tensor:
+            tensors = [getattr(part, name) for part in parts]
+            return torch.cat([pad(x, (0, length - x.shape[1]), value=value) for x in tensors])
+
+        ids = joined("completion_ids", pad_token_id)
+        return cls(ids, joined("completion_mask"), joined("logprobs"), torch.cat([part.truncated for part in parts]))
+
+    def texts(self, processor: Processor) -> list[str]:
         """The answers as text, special tokens removed."""
         rows = zip(self.completion_ids.tolist(), self.completion_mask.sum(1).tolist(), strict=True)
         return processor.decode([ids[:length] for ids, length in rows])
@@ -97,16 +111,3 @@ def _rows_to_keep(rows: int, num_open: int, *, static: bool) -> int:
 def _seen_tokens(batch: PromptBatch, num_generations: int, logits: torch.Tensor) -> torch.Tensor:
     seen = torch.zeros(len(batch), logits.shape[-1], dtype=torch.bool, device=logits.device)
     return seen.scatter_(1, batch.input_ids, True).repeat_interleave(num_generations, 0)
-
-
-def greedy_texts(
-    policy: Policy, prompts, images, *, max_new_tokens: int, batch_size: int, image_keys=None, progress=True
-) -> list[str]:
-    """The greedy answer to each prompt (chat messages) about its PIL images, in the given order."""
-    texts = []
-    for start in tqdm(range(0, len(prompts), batch_size), desc="answering", unit="batch", disable=not progress, leave=False):
-        rows = slice(start, start + batch_size)
-        batch = policy.encode(prompts[rows], images[rows], image_keys[rows] if image_keys else None)
-        answers = rollout(policy, batch, SamplingParams(temperature=0), num_generations=1, max_new_tokens=max_new_tokens)
-        texts += answers.texts(policy.processor)
-    return texts

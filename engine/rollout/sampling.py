@@ -22,6 +22,9 @@ class SamplingParams:
     repetition_penalty: float = 1.0
 
 
+GREEDY = SamplingParams(temperature=0.0)
+
+
 def penalise_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
     """Logits (N, V) of `seen` tokens (N, V), divided by `penalty` where positive, else multiplied (CTRL, arXiv:1909.05858)."""
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
@@ -43,12 +46,14 @@ def truncate(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
     return logits
 
 
-def choose(logits: torch.Tensor, params: SamplingParams, uniform: torch.Tensor, seen: torch.Tensor | None = None):
+def choose(
+    logits: torch.Tensor, params: SamplingParams, uniform: torch.Tensor, seen: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (N, V) float32 and `uniform` (N,) in [0, 1) -> (token_ids (N,), logprobs (N,)) under the distribution drawn from.
 
     Greedy log-probs are those of temperature 1.
     """
-    if params.repetition_penalty != 1:
+    if params.repetition_penalty != 1 and seen is not None:
         logits = penalise_repetition(logits, seen, params.repetition_penalty)
     if params.temperature == 0:
         best, token_ids = logits.max(-1)

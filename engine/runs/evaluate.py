@@ -1,96 +1,148 @@
-"""An evaluation from start to end: read questions, ask a policy, write scores and a report. Recipes bring model and template."""
+"""An evaluation from start to end: ask a model about every row, write scores and a report. Recipes bring rows, task and model."""
 
 import logging
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
-import torch
-
-from engine.command.run import RunFolder, describe_device, local_device, open_run
-from engine.command.settings import setting
+from engine.command.evaluation_settings import EvaluationSettings, QuestionArguments
+from engine.command.run_folder import RunFolder, open_run
 from engine.data.questions import QuestionSet, load_questions
 from engine.data.starter.questions import build_starter_data
-from engine.errors import InputError, input_errors
-from engine.evaluation.questions import evaluate, write_evaluation
-from engine.report.report import evaluation_samples, write_report
+from engine.device import describe_device
+from engine.files import write_whole
+from engine.processes import gather, my_share
+from engine.progress import progress as bar
+from engine.report.report import write_report
+from engine.rollout.answers import Answers, GreedyAnswers
 from engine.rollout.policy import Policy
-from engine.rollout.rollout import greedy_texts
+from engine.tasks.evaluation import Evaluation, comparisons, tables
+from engine.tasks.multiple_choice import MultipleChoice
+from engine.tasks.published import scoring
+from engine.tasks.task import Rows, Task
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class QuestionArguments:
-    """Which model answers which questions."""
-
-    model: str | None = setting(None, "Checkpoint folder or hub name. None: the starter policy.")
-    data: list[str] | None = setting(None, "Files or folders of questions. None: the starter test questions.")
-    image_root: str | None = setting(None, "Folder that relative image paths start from. None: that of the file.")
-    split: str = setting("test", "Split of a folder that holds several.")
-    limit: int | None = setting(None, "Ask only the first so many questions.")
-    on_bad_row: str = setting("error", "A bad row ends the run, or is skipped, counted and listed.", choices=["error", "skip"])
-    compat: str = setting("default", "Read answers well, or as the published scripts do.", choices=["default", "reference"])
-    batch_size: int = setting(32, "Questions answered at once.")
-    max_new_tokens: int = setting(256, "Longest answer in tokens.")
-    max_pixels: int | None = setting(None, "Largest image area in pixels (as in training: 401408). None: the checkpoint's.")
-    output_dir: str | None = setting(None, "Run folder. None: runs/<recipe>/<time>.")
-
-    def __post_init__(self):
-        for name in ("batch_size", "max_new_tokens", "limit"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"--{name} must be at least 1")
+def load_questions_of(args: QuestionArguments, modalities: Collection[str] | None = None) -> QuestionSet:
+    """The questions that `args` name, or the starter test questions; `modalities`: only those about these (short names)."""
+    return load_questions(
+        args.data or [build_starter_data()],
+        image_root=args.image_root,
+        split=args.split,
+        on_bad_row=args.on_bad_row,
+        limit=args.limit,
+        modalities=modalities,
+    )
 
 
-def run_evaluation(
+def evaluate_questions(
     recipe: str,
     title: str,
     load_policy: Callable[..., Policy],
-    args: QuestionArguments,
-    *,
     template: str,
+    args: QuestionArguments,
     modalities: Collection[str] | None = None,
-) -> dict:
-    """Ask what `load_policy(path or None, **options)` gives by `template`, write the run folder and return the headline numbers.
+) -> dict[str, Any]:
+    """Ask the policy that `args` name multiple-choice questions by `template`; see `run_evaluation`."""
+    questions, policy = load_questions_of(args, modalities), args.load(load_policy)
+    task = MultipleChoice(template, scoring(template, args.compat))
+    run = start_evaluation(recipe, title, questions, args)
+    answers = GreedyAnswers(policy, task.prompt, args.max_new_tokens)
+    return run_evaluation(run, title, answers, task, questions, args, of=args.model or "the starter policy")
 
-    `modalities`: ask only about these (short names).
+
+def evaluate(answers: Answers, task: Task, rows: Rows, *, batch_size: int, progress: bool = True) -> Evaluation:
+    """Ask about every row (at least one) and score the answers."""
+    return task.evaluation(ask(answers, task, rows, batch_size=batch_size, progress=progress))
+
+
+def ask(
+    answers: Answers, task: Task, rows: Rows, *, batch_size: int, progress: bool = True, doing: str = "evaluating"
+) -> list[dict[str, Any]]:
+    """The task's result for each row, in the rows' order; `doing` stands at the progress bar.
+
+    Where processes were started together the rows are divided among them, and every process returns the whole.
     """
-    questions, policy, run = open_evaluation(recipe, title, load_policy, args, modalities)
-    answer = partial(greedy_texts, policy, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, progress=False)
-    evaluation = evaluate(answer, questions, template=template, batch_size=args.batch_size, compat=args.compat, progress=run.writes)
-    headline = evaluation.headline() | {"output": str(run.path)}
+    # Questions about one image lie together, and beside those of its folder, whose images are mostly of one size.
+    mine = my_share(sorted(range(len(rows)), key=lambda i: rows.record(i)["image_id"]))
+    results: dict[int, dict] = {}
+    with bar(total=len(mine), desc=doing, unit="row", disable=not progress, leave=False) as shown:
+        for start in range(0, len(mine), batch_size):
+            places = mine[start : start + batch_size]
+            batch = [rows[i] for i in places]
+            for i, row, answer in zip(places, batch, answers(batch), strict=True):
+                results[i] = task.score(row, answer)
+            shown.update(len(batch))
+    results = gather(results)
+    return [results[i] for i in range(len(rows))]
+
+
+def write_evaluation(folder: Path, task: Task, evaluation: Evaluation, suffix: str = "") -> None:
+    """Write evaluation{suffix}.json and the task's own files."""
+    evaluation.write(folder / f"evaluation{suffix}.json")
+    for name, content in task.files(evaluation).items():
+        write_whole(folder / name.format(suffix), content)
+
+
+def log_measures(when: str, evaluation: Evaluation) -> None:
+    """A line such as `after training: accuracy 80.3 % (95 % interval 75.4-84.4), 300 rows`."""
+    words = [f"{name.replace('_', ' ')} {_in_words(cell)}" for name, cell in evaluation.measures.items()]
+    logger.info("%s: %s, %d rows", when, ", ".join(words), len(evaluation.results))
+
+
+def _in_words(cell) -> str:
+    if isinstance(cell, dict):
+        return f"{100 * cell['accuracy']:.1f} % (95 % interval {100 * cell['low']:.1f}-{100 * cell['high']:.1f})"
+    return f"{cell:.3f}"
+
+
+def start_evaluation(recipe: str, title: str, rows: Rows, args: EvaluationSettings, **found: Any) -> RunFolder:
+    """The run folder, with config.json: the settings, and what was `found` for those left open."""
+    run = open_run(recipe, args.output_dir)
+    run.write_json("config.json", asdict(args) | found)
+    for line in rows.skipped:
+        logger.warning("skipped: %s", line)
+    logger.info("%s: %d rows, on %s, output in %s", title, len(rows), describe_device(), run.path)
+    return run
+
+
+def run_evaluation(
+    run: RunFolder,
+    title: str,
+    answers: Answers,
+    task: Task,
+    rows: Rows,
+    args: EvaluationSettings,
+    *,
+    of: str,
+    revise: Callable[[Evaluation], Evaluation] | None = None,
+) -> dict[str, Any]:
+    """Ask about every row, write the run folder and return the headline numbers. `of`: the model, in words.
+
+    `revise(evaluation)` may add to it, in the first process, once it is written (a judge, whose server may fail).
+    """
+    evaluation = evaluate(answers, task, rows, batch_size=args.batch_size, progress=run.writes)
     if run.writes:
-        write_evaluation(run.path, evaluation)
+        write_evaluation(run.path, task, evaluation)
+        if revise is not None:
+            evaluation = revise(evaluation)
+            write_evaluation(run.path, task, evaluation)
+    log_measures(of, evaluation)
+    headline = evaluation.headline | {"output": str(run.path)}
+    if run.writes:
+        shown = {f"of {of}": evaluation}
         write_report(
             run.path / "report.html",
             title=title,
-            headline=headline,
+            headline={name: value for name, value in headline.items() if name not in evaluation.measures},
             settings=asdict(args),
             rows=[],
-            samples=evaluation_samples(evaluation, questions),
-            evaluations={f"of {args.model or 'the starter policy'}": evaluation},
-            skipped=questions.skipped,
+            comparisons=comparisons(shown),
+            tables=tables(shown),
+            samples=task.samples(evaluation, rows, answers),
+            legend=task.legend,
+            skipped=rows.skipped,
         )
-    return headline | {"by_modality": {name: score.as_dict() for name, score in evaluation.by("modality").items()}}
-
-
-def open_evaluation(
-    recipe: str, title: str, load_policy: Callable[..., Policy], args: QuestionArguments, modalities: Collection[str] | None = None
-) -> tuple[QuestionSet, Policy, RunFolder]:
-    """The questions, the policy on its device, frozen and in eval mode, and a run folder that has config.json."""
-    sources = args.data or [build_starter_data()]
-    reading = {"image_root": args.image_root, "split": args.split, "on_bad_row": args.on_bad_row, "limit": args.limit}
-    questions = load_questions(sources, modalities=modalities, **reading)
-    for line in questions.skipped:
-        logger.warning("skipped: %s", line)
-    device = local_device()
-    if args.model is None and device.type == "cpu":
-        torch.set_num_threads(1)  # matrices so small that a second thread mostly waits for the first
-    with input_errors("--model"):
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        policy = load_policy(args.model, dtype=dtype, max_pixels=args.max_pixels)
-    policy.model.to(device).eval().requires_grad_(False)  # a frozen tower's image features are kept for the next question
-    run = open_run(recipe, args.output_dir)
-    run.write_json("config.json", asdict(args))
-    logger.info("%s: %d questions, on %s, output in %s", title, len(questions), describe_device(), run.path)
-    return questions, policy, run
+    return headline | evaluation.details

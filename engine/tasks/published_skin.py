@@ -21,11 +21,15 @@ scores 0.
 import re
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from engine.data.images import open_image
 from engine.data.lesions import DIAGNOSES
+from engine.tasks.lesions import REWARDS, WEIGHTS
+from engine.tasks.multiple_choice import named
+from engine.tasks.task import Reward
 
 QUALITY_WORDS, QUALITY_WORD_COUNT = ("lesion", "appears", "diagnosis", "skin"), 5
 BODY_PARTS = (
@@ -50,7 +54,7 @@ def _diagnosis_of(text: str) -> str | None:
     return named[-1] if named else None
 
 
-def diagnosis_reward(prompts, completions, solution, **columns) -> list[float]:
+def diagnosis_reward(prompts: Any, completions: list[str], solution: list[str], **columns: Any) -> list[float]:
     """1 where completion and solution have the same last diagnosis."""
     truths = map(_diagnosis_of, solution)
     return [float(truth is not None and _diagnosis_of(text) == truth) for text, truth in zip(completions, truths, strict=True)]
@@ -61,7 +65,9 @@ def _place_of(text: str) -> str:
     return text.rpartition("located in")[2].strip().rstrip(".") if "located in" in text.lower() else ""
 
 
-def spatial_reward(prompts, completions, solution, bbox, **columns) -> list[float]:
+def spatial_reward(
+    prompts: Any, completions: list[str], solution: list[str], bbox: list[list[float] | None], **columns: Any
+) -> list[float]:
     """1 where completion and solution name the same place, or neither names one; 0 without a true box."""
     rows = zip(completions, solution, bbox, strict=True)
     return [float(bool(box) and _place_of(text).lower() == _place_of(truth).lower()) for text, truth, box in rows]
@@ -96,7 +102,7 @@ def _mask_iou(text: str, mask: np.ndarray) -> float:
     return int(inside.sum()) / union if union else 0.0
 
 
-def segmentation_reward(prompts, completions, mask, **columns) -> list[float]:
+def segmentation_reward(prompts: Any, completions: list[str], mask: list[str | None], **columns: Any) -> list[float]:
     """Intersection over union of the box in the text and the mask's file; 0 where there is no mask."""
     return [_mask_iou(text, _read_mask(path)) if path else 0.0 for text, path in zip(completions, mask, strict=True)]
 
@@ -110,7 +116,14 @@ def _quality(text: str, truth: str) -> float:
     return 0.6 * min(count, expected) / max(count, expected) + 0.4 * found / QUALITY_WORD_COUNT
 
 
-def head_reward(prompts, completions, solution, bbox, mask, **columns) -> list[float]:
+def head_reward(
+    prompts: Any,
+    completions: list[str],
+    solution: list[str],
+    bbox: list[list[float] | None],
+    mask: list[str | None],
+    **columns: Any,
+) -> list[float]:
     """The newest published script's total: above 1 for the best answers."""
     diagnosis = diagnosis_reward(prompts, completions, solution)
     spatial = spatial_reward(prompts, completions, solution, bbox)
@@ -185,7 +198,14 @@ def _hf_score(text: str, truth: str, place: str, box) -> float:
     return max(0.0, min(1.0, total * (0.85 if len(text.split()) > 120 else 1.0)))
 
 
-def hf_reward(prompts, completions, dx, localization, bbox, **columns) -> list[float]:
+def hf_reward(
+    prompts: Any,
+    completions: list[str],
+    dx: list[str],
+    localization: list[str | None],
+    bbox: list[list[float] | None],
+    **columns: Any,
+) -> list[float]:
     """The total of the variant on the hub's data, 0 to 1. Where the box is does not count."""
     rows = zip(completions, dx, localization, bbox, strict=True)
     return [_hf_score(text, DIAGNOSES[code], (place or "").lower(), box) for text, code, place, box in rows]
@@ -198,3 +218,16 @@ REFERENCE_REWARDS: dict[str, tuple[tuple[Callable, ...], tuple[float, ...]]] = {
     "reference_head": ((head_reward,), (1.0,)),
     "reference_hf": ((hf_reward,), (1.0,)),
 }
+
+
+def skin_rewards(compat: str = "default") -> tuple[list[Reward], list[float]]:
+    """The rewards of a run under the names of its metrics, and their weights.
+
+    `compat`: "default"; "reference", what the README describes (40/30/30); "reference_no_mask", the same as it ran, without
+    masks; "reference_head", the newest script's; "reference_hf", that of the variant on the hub's data.
+    """
+    published = {"default": (REWARDS, WEIGHTS), **REFERENCE_REWARDS}
+    if compat not in published:
+        raise ValueError(f"no rewards for compat {compat!r} (expected {', '.join(published)})")
+    functions, weights = published[compat]
+    return [named(function.__name__.removesuffix("_reward"), function) for function in functions], list(weights)

@@ -4,23 +4,27 @@ Letters: G answers a prompt, N answers in all, F reward functions, T tokens.
 """
 
 import time
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from engine.rollout.policy import Policy, PromptBatch
-from engine.rollout.rollout import rollout
-from engine.training.grpo_config import GRPOConfig
+from engine.rollout.policy import Processor
+from engine.rollout.sampler import Sampler
+from engine.seeds import derive_seed
+from engine.tasks.task import Task
+from engine.training.config.grpo import GRPOConfig
 from kernels.group_advantage import group_advantages
+
+NOT_COLUMNS = ("images", "index", "prompt", "encoded")  # of a row: what its rewards do not get
 
 
 @dataclass
 class Group:
-    """Answers to one dataset row.
+    """Answers to one row of `EncodedRows`.
 
-    completion_ids, completion_mask (G, T) as sampled; rewards (G, F), NaN where a function gave None; truncated (G,).
+    completion_ids, completion_mask (G, T) as sampled; truncated (G,); rewards (G, F), NaN where a function gave None;
+    advantages (G,).
     """
 
     row: dict
@@ -28,60 +32,39 @@ class Group:
     completion_mask: torch.Tensor
     truncated: torch.Tensor
     texts: list[str]
-    rewards: torch.Tensor
-    advantages: torch.Tensor | None = None
-
-    def as_sample(self, names: list[str], step: int) -> dict:
-        """What a report shows of it."""
-        answers = [
-            {"text": text, "rewards": dict(zip(names, rewards, strict=True)), "advantage": advantage}
-            for text, rewards, advantage in zip(self.texts, self.rewards.tolist(), self.advantages.tolist(), strict=True)
-        ]
-        return {
-            "step": step,
-            "image": self.row["images"][0] if self.row.get("images") else None,
-            "question": self.row.get("problem", ""),
-            "solution": self.row.get("solution", ""),
-            "completions": answers,
-        }
+    rewards: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    advantages: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 class GroupSampler:
-    """Samples answers to dataset rows and scores them."""
+    """Samples answers to rows and scores them."""
 
-    def __init__(self, policy: Policy, reward_funcs: list[Callable], prompt_of: Callable[[dict], list[dict]], args: GRPOConfig):
-        self.policy, self.reward_funcs, self.prompt_of, self.args = policy, reward_funcs, prompt_of, args
-        weights = args.reward_weights or [1.0] * len(reward_funcs)
-        if len(weights) != len(reward_funcs):
-            raise ValueError(f"reward_weights has {len(weights)} weights for {len(reward_funcs)} reward functions")
+    def __init__(self, sampler: Sampler, processor: Processor, task: Task, args: GRPOConfig):
+        self.sampler, self.processor, self.task, self.args = sampler, processor, task, args
+        self.names = [f.__name__ for f in task.rewards]
+        weights = args.reward_weights or task.reward_weights or [1.0] * len(self.names)
+        if len(weights) != len(self.names):
+            raise ValueError(f"reward_weights has {len(weights)} weights for {len(self.names)} reward functions")
         self.weights = torch.tensor(weights)
-        self.names = [f.__name__ for f in reward_funcs]
         self.seconds = {"rollout": 0.0, "reward": 0.0}
 
-    def encode(self, rows: list[dict]) -> PromptBatch:
-        prompts = [self.prompt_of(row) for row in rows]
-        return self.policy.encode(prompts, [row["images"] for row in rows], [row.get("image_id") for row in rows])
-
-    def sample(self, rows: list[dict], batch: PromptBatch, step: int, round: int = 0) -> list[Group]:
+    def sample(self, rows: list[dict], step: int, round: int = 0) -> list[Group]:
         """One group a row. Randomness follows from the seed, the step, the round and the row alone."""
         start = time.perf_counter()
-        args, limit = self.args, self.args.rollout_batch_size or len(rows)
+        args, G = self.args, self.args.num_generations
+        sampled = self.sampler.sample(
+            [row["encoded"] for row in rows],
+            args.sampling,
+            num_answers=G,
+            max_new_tokens=args.max_completion_length,
+            seeds=[derive_seed(args.seed, step, round, row["index"]) for row in rows],
+        )
+        texts = sampled.texts(self.processor)
         groups = []
-        for first in range(0, len(rows), limit):
-            part = list(range(first, min(first + limit, len(rows))))
-            sampled = rollout(
-                self.policy,
-                batch.select(part) if len(part) < len(rows) else batch,
-                args.sampling,
-                num_generations=args.num_generations,
-                max_new_tokens=args.max_completion_length,
-                seeds=[row_seed(args.seed, step, round, rows[i]["index"]) for i in part],
-            )
-            texts = sampled.texts(self.policy.processor)
-            for n, i in enumerate(part):
-                own = slice(n * args.num_generations, (n + 1) * args.num_generations)
-                ids, mask, cut = sampled.completion_ids[own], sampled.completion_mask[own], sampled.truncated[own]
-                groups.append(Group(rows[i], ids, mask, cut, texts[own], torch.empty(0)))
+        for i, row in enumerate(rows):
+            own = slice(i * G, (i + 1) * G)
+            ids, mask, cut = sampled.completion_ids[own], sampled.completion_mask[own], sampled.truncated[own]
+            groups.append(Group(row, ids, mask, cut, texts[own]))
         sampled_at = time.perf_counter()
         self._score(groups)
         self.seconds["rollout"] += sampled_at - start
@@ -92,11 +75,11 @@ class GroupSampler:
         """Call every reward function once on all answers, with each column of the rows repeated G times, as TRL does."""
         G = self.args.num_generations
         rows = [group.row for group in groups for _ in range(G)]
-        columns = {key: [row[key] for row in rows] for key in rows[0] if key not in ("images", "index")}
-        prompts = [self.prompt_of(row) for row in rows]
+        columns = {key: [row[key] for row in rows] for key in rows[0] if key not in NOT_COLUMNS}
+        prompts = [row["prompt"] for row in rows]
         texts = [text for group in groups for text in group.texts]
         scores = []
-        for function in self.reward_funcs:
+        for function in self.task.rewards:
             values = function(prompts=prompts, completions=texts, **columns)
             if len(values) != len(texts):
                 raise ValueError(f"reward function {function.__name__} gave {len(values)} rewards for {len(texts)} answers")
@@ -116,11 +99,16 @@ class GroupSampler:
         rewards = rewards[~rewards.isnan()]
         return rewards.numel() == 0 or bool((rewards == rewards[0]).all())
 
-    def set_advantages(self, groups: list[Group], gather: Callable[[torch.Tensor], torch.Tensor], rank: int) -> torch.Tensor:
-        """Advantages of every group. `gather` collects (N,) tensors of all processes, which `scale_rewards="batch"` needs."""
+    def set_advantages(
+        self, groups: list[Group], gather: Callable[[torch.Tensor], torch.Tensor], rank: int, device: torch.device
+    ) -> torch.Tensor:
+        """Set the advantages of every group and return the weighted rewards (N,).
+
+        `gather` collects tensors (N,) on `device` from all processes, which `scale_rewards="batch"` needs; this one is `rank`.
+        """
         rewards = self.total(groups)
         if self.args.scale_rewards == "batch":
-            everyone = gather(rewards.to(self.policy.device)).cpu()
+            everyone = gather(rewards.to(device)).cpu()
             advantages = group_advantages(everyone, self.args.num_generations, scale_rewards="batch")
             advantages = advantages[rank * len(rewards) : (rank + 1) * len(rewards)]
         else:
@@ -128,8 +116,3 @@ class GroupSampler:
         for group, own in zip(groups, advantages.split(self.args.num_generations), strict=True):
             group.advantages = own
         return rewards
-
-
-def row_seed(seed: int, step: int, round: int, index: int) -> int:
-    """The seed of one row's answers at one step: different for each, and independent of batches and processes."""
-    return zlib.crc32(f"{seed} {step} {round} {index}".encode())

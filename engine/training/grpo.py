@@ -6,22 +6,29 @@ take the gradient of the clipped objective with one row `[prompt | answer_1 .. a
 Letters: B prompts of a micro-batch, G answers a prompt, N = B*G, T tokens of the longest answer.
 """
 
+import itertools
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from torch.utils.data import Dataset, Sampler
-from transformers import Trainer
+from torch.utils.data import Sampler
 
 from engine.errors import InputError
+from engine.report.content import Sample
+from engine.rollout.answers import Answer, GreedyAnswers
 from engine.rollout.policy import Policy, PromptBatch
-from engine.training.checkpoints import WholeCheckpoints
+from engine.rollout.sampler import LocalSampler
+from engine.rollout.sampler import Sampler as AnswerSampler
+from engine.seeds import derive_seed
+from engine.tasks.task import Rows, Task
+from engine.training.config.grpo import GRPOConfig
+from engine.training.encoded_rows import EncodedRows
 from engine.training.groups import Group, GroupSampler
-from engine.training.grpo_config import GRPOConfig
 from engine.training.step_log import StepLog
 from engine.training.step_sampler import StepSampler
+from engine.training.trainer import Trainer
 from kernels.linear_grpo import linear_grpo_loss
 from kernels.linear_logprob import linear_logprob
 
@@ -42,61 +49,49 @@ class MicroBatch:
         return len(self.prompts)
 
 
-class IndexedRows(Dataset):
-    """Dataset rows that know their index, from which the randomness of their answers follows."""
+class GRPOTrainer(Trainer):
+    """Trains `policy` by the rewards of `task` on `rows`.
 
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict:
-        return {**self.rows[index], "index": index}
-
-
-class GRPOTrainer(WholeCheckpoints, Trainer):
-    """`Trainer` whose batches are sampled answers.
-
-    `policy` is an `engine.rollout.policy.Policy`; `reward_funcs` follow TRL, `f(prompts, completions, **columns) -> list[float |
-    None]`; `prompt_of(row)` gives the chat messages of a dataset row, whose PIL images are under `images`.
+    `sampler` answers the prompts: by default the policy itself, here.
     """
 
     args: GRPOConfig
+    followed = "reward"
 
     def __init__(
-        self, policy: Policy, reward_funcs: list[Callable], prompt_of: Callable, args: GRPOConfig, train_dataset, **kwargs
-    ):
-        super().__init__(
-            model=policy.model,
-            args=args,
-            train_dataset=IndexedRows(train_dataset),
-            data_collator=list,
-            processing_class=policy.processor,
-            **kwargs,
-        )
-        if self.is_deepspeed_enabled and self.accelerator.deepspeed_plugin.zero_stage == 3:
-            raise InputError("--deepspeed: ZeRO-3 is not supported, since sampling needs whole weights on every device; use ZeRO-2")
-        self.policy = policy
-        self.reference = policy.reference() if args.beta > 0 else None
-        if self.reference is not None and self.reference.model is not policy.model:
+        self, policy: Policy, task: Task, args: GRPOConfig, rows: Rows, *, sampler: AnswerSampler | None = None, **options: Any
+    ) -> None:
+        encoded = EncodedRows(rows, task, policy.processor)
+        super().__init__(policy.model, args, encoded, data_collator=list, processing_class=policy.processor, **options)
+        self.policy, self.greedy = policy, GreedyAnswers(policy, task.prompt, args.max_completion_length)
+        self.reference: Policy | None = policy.reference() if args.beta > 0 else None
+        own_model = self.reference is not None and self.reference.model is not policy.model
+        if self.reference is not None and own_model:
             self.reference.model.to(args.device)
-        if args.sync_ref_model and self.reference.model is policy.model:
+        if args.sync_ref_model and not own_model:
             raise InputError("--sync_ref_model cannot move a reference that is the base model of an adapter; leave out --use_peft")
-        self.sampler = GroupSampler(policy, reward_funcs, prompt_of, args)
-        self.step_log = StepLog(args, self.sampler.names)
+        self.sampler = GroupSampler(sampler or LocalSampler(policy, args.rollout_batch_size), policy.processor, task, args)
+        self.step_log = StepLog(args, task, self.sampler.names)
         # dapo and cispo divide by the tokens of the whole step; the Trainer averages the others over its micro-batches.
         self.loss_is_scaled_for_ga = args.loss_type in ("dapo", "cispo")
-        self.model_accepts_loss_kwargs = False
         self.groups: list[list[Group]] = []
+        self._saved_step: dict[str, Any] | None = None
         self.micro_batches: list[MicroBatch] = []
+
+    def answer(self, rows: list[dict]) -> list[Answer]:
+        self.model.eval()
+        with self.accelerator.autocast():
+            return self.greedy(rows)
+
+    def samples(self) -> list[Sample]:
+        return self.step_log.samples
 
     # ---- batching -------------------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         return StepSampler.of(self, repeats=self.args.num_iterations)
 
-    def get_batch_samples(self, epoch_iterator, num_batches: int, device) -> tuple[list[MicroBatch], torch.Tensor]:
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[MicroBatch], torch.Tensor | None]:
         """One optimizer step's rows -> its micro-batches and the number of answer tokens they have per process.
 
         Every `num_iterations`-th step samples; the steps between train on the same answers again.
@@ -110,60 +105,48 @@ class GRPOTrainer(WholeCheckpoints, Trainer):
         if self.state.global_step % self.args.num_iterations == 0:
             self.micro_batches = self._sample_step(batches)
         elif not self.micro_batches:  # resumed between two steps on the same answers
-            self.micro_batches = self._restore_step(batches)
+            self.micro_batches = self._restore_step()
         tokens = torch.stack([micro.completion_mask.sum() for micro in self.micro_batches]).sum()
         return self.micro_batches, self.accelerator.reduce(tokens.float(), "mean")
 
     def _sample_step(self, batches: list[list[dict]]) -> list[MicroBatch]:
-        rows = [row for batch in batches for row in batch]
         step = self.state.global_step
         self.model.eval()
         with self.accelerator.autocast():
-            prompts = self.sampler.encode(rows)
-            groups = self.sampler.sample(rows, prompts, step)
-            if self.args.dynamic_sampling and self._replace_flat_groups(groups, step):
-                prompts = None
-        rewards = self.sampler.set_advantages(groups, self.accelerator.gather, self.args.process_index)
+            groups = self.sampler.sample([row for batch in batches for row in batch], step)
+            if self.args.dynamic_sampling:
+                self._replace_flat_groups(groups, step)
+        rewards = self.sampler.set_advantages(groups, self.accelerator.gather, self.args.process_index, self.args.device)
         self.step_log.add_groups(groups, rewards, step)
-        sizes = torch.tensor([len(batch) for batch in batches]).cumsum(0).tolist()
-        starts = [0, *sizes[:-1]]
-        self.groups = [groups[start:end] for start, end in zip(starts, sizes, strict=True)]
-        return [
-            self._micro_batch(own, None if prompts is None else prompts.select(list(range(start, start + len(own)))))
-            for own, start in zip(self.groups, starts, strict=True)
-        ]
+        rest = iter(groups)
+        self.groups = [list(itertools.islice(rest, len(batch))) for batch in batches]
+        return [self._micro_batch(groups) for groups in self.groups]
 
-    def _replace_flat_groups(self, groups: list[Group], step: int) -> bool:
+    def _replace_flat_groups(self, groups: list[Group], step: int) -> None:
         """DAPO (arXiv:2503.14476): groups with equal rewards give way to other rows' groups, for a bounded number of rounds."""
-        replaced = False
         for round in range(1, self.args.dynamic_sampling_max_rounds + 1):
             flat = [i for i, group in enumerate(groups) if self.sampler.is_flat(group)]
             if not flat:
                 break
-            generator = torch.Generator().manual_seed(hash((self.args.seed, step, round, self.args.process_index)) % 2**63)
-            picks = torch.randint(len(self.train_dataset), (len(flat),), generator=generator).tolist()
-            rows = [self.train_dataset[pick] for pick in picks]
-            fresh = self.sampler.sample(rows, self.sampler.encode(rows), step, round)
-            for place, group in zip(flat, fresh, strict=True):
+            seed = derive_seed(self.args.seed, step, round, self.args.process_index)
+            picks = torch.randint(len(self.train_dataset), (len(flat),), generator=torch.Generator().manual_seed(seed)).tolist()
+            for place, group in zip(flat, self.sampler.sample([self.train_dataset[i] for i in picks], step, round), strict=True):
                 if not self.sampler.is_flat(group):
-                    groups[place], replaced = group, True
-        return replaced
+                    groups[place] = group
 
-    def _micro_batch(self, groups: list[Group], prompts: PromptBatch | None) -> MicroBatch:
-        prompts = prompts or self.sampler.encode([group.row for group in groups])
+    def _micro_batch(self, groups: list[Group]) -> MicroBatch:
         masks = [
             group.completion_mask * ~group.truncated[:, None] if self.args.mask_truncated_completions else group.completion_mask
             for group in groups
         ]
         length = max(int(group.completion_mask.sum(1).max()) for group in groups)
 
-        def padded(parts, value):
-            return torch.stack(
-                [torch.nn.functional.pad(x[:, :length], (0, length - x[:, :length].shape[1]), value=value) for x in parts]
-            )
+        def padded(parts: list[torch.Tensor], value: int) -> torch.Tensor:
+            cut = [x[:, :length] for x in parts]
+            return torch.stack([torch.nn.functional.pad(x, (0, length - x.shape[1]), value=value) for x in cut])
 
         return MicroBatch(
-            prompts,
+            self.policy.batch([group.row["encoded"] for group in groups]),
             padded([group.completion_ids for group in groups], self.policy.pad_token_id),
             padded(masks, 0).flatten(0, 1),
             torch.cat([group.advantages for group in groups]).to(self.args.device),
@@ -171,9 +154,9 @@ class GRPOTrainer(WholeCheckpoints, Trainer):
 
     # ---- loss -----------------------------------------------------------------------------------------------------
 
-    def compute_loss(self, model, inputs: MicroBatch, return_outputs=False, num_items_in_batch=None) -> torch.Tensor:
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: Any = False, num_items_in_batch: Any = None) -> torch.Tensor:
         """The GRPO objective of one micro-batch; gradients are those of training on every answer separately."""
-        args, micro = self.args, inputs
+        args, micro = self.args, cast(MicroBatch, inputs)
         if micro.ref_logprobs is None and self.reference is not None:
             micro.ref_logprobs = self._score(self.reference, micro)[0]
         if micro.policy_mask is None and args.top_entropy_quantile < 1:
@@ -194,18 +177,11 @@ class GRPOTrainer(WholeCheckpoints, Trainer):
                 part.completion_ids.flatten(0, 1),
                 part.advantages,
                 part.completion_mask,
+                args.loss,
                 temperature=args.temperature,
                 old_logprobs=part.old_logprobs,
                 ref_logprobs=part.ref_logprobs,
                 policy_mask=part.policy_mask,
-                loss_type=args.loss_type,
-                epsilon=args.epsilon,
-                epsilon_high=args.epsilon_high,
-                delta=args.delta,
-                beta=args.beta,
-                importance_sampling_level=args.importance_sampling_level,
-                use_bias_correction_kl=args.use_bias_correction_kl,
-                max_completion_length=args.max_completion_length,
                 num_items=num_items,
                 num_rows=num_rows,
             )
@@ -217,17 +193,14 @@ class GRPOTrainer(WholeCheckpoints, Trainer):
         self.step_log.add_tensors(metrics)
         return loss
 
-    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         start = time.perf_counter()
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.step_log.seconds["train"] += time.perf_counter() - start
         return loss
 
-    def _prepare_inputs(self, inputs: MicroBatch) -> MicroBatch:
+    def _prepare_inputs(self, inputs: Any) -> Any:
         return inputs
-
-    def floating_point_ops(self, inputs) -> int:
-        return 0
 
     def _rows_with_gradient(self, micro: MicroBatch) -> list[int]:
         """Prompts whose gradient is not exactly zero: without a KL term, those with an advantage other than 0."""
@@ -258,24 +231,23 @@ class GRPOTrainer(WholeCheckpoints, Trainer):
 
     # ---- logging, reference, recovery -------------------------------------------------------------------------------
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs = logs | self.step_log.collect(self.accelerator, self.sampler.seconds, self.state.global_step)
-        super().log(logs, start_time)
+    def step_metrics(self) -> dict[str, float]:
+        return self.step_log.collect(self.accelerator, self.sampler.seconds, self.state.global_step)
 
     @torch.no_grad()
     def sync_reference(self) -> None:
         """Move the reference towards the policy (TR-DPO, arXiv:2404.09656)."""
         alpha = self.args.ref_model_mixup_alpha
         policy = self.accelerator.unwrap_model(self.model)
+        assert self.reference is not None  # the settings see to it
         for old, new in zip(self.reference.model.parameters(), policy.parameters(), strict=True):
             old.mul_(1 - alpha).add_(new, alpha=alpha)
-        self.reference.features.clear()
+        self.reference.forget_images()
 
     def save_extra(self, folder: Path) -> None:
         """What a resumed run needs beyond the Trainer's files: a moved reference, and answers that are not used up."""
         rank = self.args.process_index
-        if self.args.sync_ref_model and self.args.should_save:
+        if self.args.sync_ref_model and self.reference is not None and self.args.should_save:
             torch.save(self.reference.model.state_dict(), folder / "reference.pt")
         if self.state.global_step % self.args.num_iterations:
             parts = [[_saved(group) for group in groups] for groups in self.groups]
@@ -283,17 +255,18 @@ class GRPOTrainer(WholeCheckpoints, Trainer):
             torch.save({"groups": parts, "old_logprobs": old}, folder / f"answers_{rank}.pt")
 
     def load_extra(self, folder: Path) -> None:
-        if self.args.sync_ref_model:
+        if self.args.sync_ref_model and self.reference is not None:
             self.reference.model.load_state_dict(torch.load(folder / "reference.pt", weights_only=True))
         answers = folder / f"answers_{self.args.process_index}.pt"
         self._saved_step = torch.load(answers, weights_only=True) if answers.is_file() else None
 
-    def _restore_step(self, batches: list[list[dict]]) -> list[MicroBatch]:
+    def _restore_step(self) -> list[MicroBatch]:
+        assert self._saved_step is not None  # answers were left over when the checkpoint was saved
         self.groups = [
             [Group(row=self.train_dataset[saved.pop("index")], texts=[], **saved) for saved in groups]
             for groups in self._saved_step["groups"]
         ]
-        micro_batches = [self._micro_batch(groups, None) for groups in self.groups]
+        micro_batches = [self._micro_batch(groups) for groups in self.groups]
         for micro, old in zip(micro_batches, self._saved_step["old_logprobs"], strict=True):
             micro.old_logprobs = old
         return micro_batches

@@ -4,16 +4,20 @@ Letters: G answers a prompt, N answers in all, F reward functions.
 """
 
 import json
-import resource
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
+from engine.files import plain
+from engine.report.content import Sample, ShownAnswer
+from engine.rollout.answers import Answer
+from engine.tasks.task import Task
+from engine.training.config.grpo import GRPOConfig
 from engine.training.groups import Group
-from engine.training.grpo_config import GRPOConfig
 
 MAX_SAMPLES = 16  # groups kept for the report, spread evenly over the run
 
@@ -21,20 +25,20 @@ MAX_SAMPLES = 16  # groups kept for the report, spread evenly over the run
 class StepLog:
     """Collects what happens between two logs; `collect` averages it over steps and processes."""
 
-    def __init__(self, args: GRPOConfig, reward_names: list[str]):
-        self.args, self.names = args, reward_names
+    def __init__(self, args: GRPOConfig, task: Task, reward_names: list[str]):
+        self.args, self.task, self.names = args, task, reward_names
         self.values: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.seconds = {"train": 0.0}
         self.tokens = 0.0
-        self.started = None
-        self.samples: list[dict] = []
+        self.started: float | None = None
+        self.samples: list[Sample] = []
         self.sample_every = 1
         self.last_groups: list[Group] = []
 
     def start_step(self) -> None:
         self.started = self.started or time.perf_counter()
 
-    def add(self, name: str, value) -> None:
+    def add(self, name: str, value: torch.Tensor | float) -> None:
         self.values[name].append(torch.as_tensor(value, dtype=torch.float32).detach())
 
     def add_tensors(self, metrics: dict[str, torch.Tensor]) -> None:
@@ -63,13 +67,13 @@ class StepLog:
         self.tokens += lengths.sum().item()
         self.last_groups = groups
         if step % self.sample_every == 0:
-            self.samples.append(groups[0].as_sample(self.names, step))
+            self.samples.append(self._sample(groups[0], step))
             if len(self.samples) > MAX_SAMPLES:
                 self.samples, self.sample_every = self.samples[::2], 2 * self.sample_every
 
-    def collect(self, accelerator, sampling_seconds: dict[str, float], step: int) -> dict[str, float]:
+    def collect(self, accelerator: Any, sampling_seconds: dict[str, float], step: int) -> dict[str, float]:
         """Means since the last call; seconds and tokens per second are those of this process."""
-        elapsed = time.perf_counter() - self.started
+        elapsed = time.perf_counter() - (self.started or 0.0)
         logs = {}
         for name in sorted(self.values):
             mean = torch.stack([value.to(accelerator.device) for value in self.values[name]]).mean()
@@ -78,7 +82,6 @@ class StepLog:
         for name, seconds in [*sampling_seconds.items(), *self.seconds.items()]:
             logs[f"seconds/{name}"] = seconds
         logs["seconds/step"] = elapsed
-        logs["peak_memory_gb"] = peak_memory_gb(accelerator.device)
         for name in sampling_seconds:
             sampling_seconds[name] = 0.0
         self.seconds["train"], self.tokens, self.started = 0.0, 0.0, None
@@ -87,21 +90,30 @@ class StepLog:
             self._show_answers(step)
         return logs
 
+    def _sample(self, group: Group, step: int) -> Sample:
+        question, solution = self.task.shown(group.row)
+        image = group.row["images"][0] if group.row["images"] else None
+        answers = [
+            ShownAnswer(text, dict(zip(self.names, rewards, strict=True)), self._right(group, text), advantage)
+            for text, rewards, advantage in zip(group.texts, group.rewards.tolist(), group.advantages.tolist(), strict=True)
+        ]
+        return Sample(image, question, solution, answers, step)
+
+    def _right(self, group: Group, text: str) -> bool | None:
+        return self.task.score(group.row, Answer(text)).get("correct")
+
     def _show_answers(self, step: int) -> None:
         with open(Path(self.args.output_dir) / "completions.jsonl", "a", encoding="utf-8") as file:
             for group in self.last_groups:
-                sample = group.as_sample(self.names, step)
-                file.write(json.dumps({key: value for key, value in sample.items() if key != "image"}, ensure_ascii=False) + "\n")
-        group = self.last_groups[0]
-        lines = [f"question: {group.row.get('problem', '')}"]
-        for text, rewards in zip(group.texts, group.rewards.tolist(), strict=True):
-            scores = ", ".join(f"{name} {value:g}" for name, value in zip(self.names, rewards, strict=True))
-            lines.append(f"  [{scores}] {text}")
+                sample = self._sample(group, step)
+                answers = [
+                    {"text": answer.text, "rewards": answer.scores, "advantage": answer.advantage} for answer in sample.answers
+                ]
+                line = {"step": step, "question": sample.question, "solution": sample.solution, "completions": answers}
+                file.write(json.dumps(plain(line), ensure_ascii=False) + "\n")
+        sample = self._sample(self.last_groups[0], step)
+        lines = [f"question: {sample.question}"]
+        for answer in sample.answers:
+            scores = ", ".join(f"{name} {value:g}" for name, value in answer.scores.items())
+            lines.append(f"  [{scores}] {answer.text}")
         tqdm.write("\n".join(lines))
-
-
-def peak_memory_gb(device: torch.device) -> float:
-    """Most memory held so far, in GB: of the device on CUDA, resident in this process on CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -1,6 +1,7 @@
 """The order of training rows: shuffled by epoch, in whole optimizer steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
@@ -20,7 +21,7 @@ class StepSampler(Sampler):
             raise InputError(f"the training set has {num_rows} rows; one optimizer step needs {block} prompts")
 
     @classmethod
-    def of(cls, trainer, repeats: int = 1) -> "StepSampler":
+    def of(cls, trainer: Any, repeats: int = 1) -> "StepSampler":
         """The sampler of a `transformers.Trainer`'s training set, by its arguments."""
         args = trainer.args
         block = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -30,7 +31,7 @@ class StepSampler(Sampler):
     def __len__(self) -> int:
         return self.num_rows // self.block * self.block * self.repeats
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         order = torch.randperm(self.num_rows, generator=torch.Generator().manual_seed(self.seed + self.epoch())).tolist()
         for start in range(0, self.num_rows - self.block + 1, self.block):
             for _ in range(self.repeats):

@@ -14,16 +14,17 @@ Shape letters: B batch, N image tokens, S side of the masks.
 import random
 import string
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import trange
 
 from engine.data.masked_questions import MaskedQuestions
+from engine.progress import progress
 
 
-def warm_up(vlm: nn.Module, collate: Callable, rows: MaskedQuestions, *, steps: int, learning_rate: float, seed: int = 0) -> None:
+def warm_up(vlm: Any, collate: Callable, rows: MaskedQuestions, *, steps: int, learning_rate: float, seed: int = 0) -> None:
     """Train all weights of `vlm`, which is called as Hugging Face's LLaVA is, on `rows`, 16 a step; `collate(rows)` gives its batch
     and masks [B, 1, S, S], which fit what the vision tower sees where pictures are square."""
     torch.manual_seed(seed)
@@ -33,7 +34,7 @@ def warm_up(vlm: nn.Module, collate: Callable, rows: MaskedQuestions, *, steps: 
     optimizer = torch.optim.AdamW(parameters, learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
     vlm.train()
-    for _ in trange(steps, desc="warming up the vision-language model", unit="step"):
+    for _ in progress(range(steps), desc="warming up the vision-language model", unit="step"):
         batch = collate([garble(rows[i], order) for i in order.choices(range(len(rows)), k=16)])
         output = vlm(
             input_ids=batch["input_ids"],

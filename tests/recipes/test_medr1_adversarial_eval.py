@@ -1,6 +1,7 @@
 """`recipes.medr1_adversarial_eval`: accuracies, what the run folder holds, the published variant, and mistakes."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 
 from engine.data.starter.questions import build_starter_data
 from engine.errors import InputError
-from engine.tasks.rewards import is_correct_reference
+from engine.tasks.published import is_correct_medr1
 from recipes.medr1_adversarial_eval import main
 from recipes.medr1_eval import main as evaluate_clean
 
@@ -52,12 +53,9 @@ def test_the_run_folder_tells_it_all(run):
         assert summary[name]["overall"]["accuracy"] == headline[f"accuracy_{name}"]
         assert (folder / f"accuracy_{name}.png").stat().st_size > 0
     report = (folder / "report.html").read_text()
-    assert (
-        "accuracy clean" in report
-        and "accuracy pgd" in report
-        and "whose answer the last attack changed" in report
-        and report.count("<img") > 0
-    )
+    shown = " ".join(re.sub("<[^>]+>", " ", report).split())
+    assert "whose answer the last attack changed" in shown and report.count("<img") > 0
+    assert all(f"{100 * headline[f'accuracy_{name}']:.1f} %" in shown for name in ("clean", "fgsm", "pgd"))
 
 
 def test_kept_images_are_within_epsilon_of_the_question_s(run):
@@ -77,7 +75,7 @@ def test_the_published_variant_attacks_every_question_and_reads_as_its_scripts_d
     assert "accuracy_pgd" not in headline and not (tmp_path / "evaluation_pgd.json").exists()
     for result in results(tmp_path, "clean"):
         gold = result["ground_truth"].removeprefix("<answer>").removesuffix("</answer>").strip()
-        assert result["correct"] == is_correct_reference(result["model_output"], gold, ignore_case=True)
+        assert result["correct"] == is_correct_medr1(result["model_output"], gold, ignore_case=True)
 
 
 @pytest.mark.parametrize(

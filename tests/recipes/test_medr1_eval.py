@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from transformers import LlamaConfig
 
-from engine.command.run import run_command
+from engine.command.main import run_command
 from engine.errors import InputError
 from recipes.medr1_eval import EvaluationArguments, main
 from tests.tiny_qwen import save_tiny

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from engine.data.starter.lessons import respond
 from engine.errors import InputError
-from recipes.medr1_sft import letter, main, published_letter, thought_and_letter
+from engine.tasks.lessons import respond
+from recipes.medr1_sft import main, task
 from tests.tiny_qwen import save_tiny
 
 FAST = "--per_device_train_batch_size 2 --gradient_accumulation_steps 2 --max_completion_length 6 --eval_limit 4".split()
@@ -70,9 +70,9 @@ def test_with_no_flags_the_starter_policy_is_taught_in_the_form_it_knows(tmp_pat
 
 def test_what_is_learnt():
     row = {"answer": "C", "solution": "C", "options": {"A": "CT", "B": "MRI", "C": "X-Ray"}}
-    assert letter(row) == "<answer> C </answer>"
-    assert published_letter(row) == "None\n\n<answer> C </answer>"
-    assert respond("X-Ray", "C").removesuffix("<|im_end|>") == thought_and_letter(row)
+    assert task("default", starts_small=False).target(row) == "<answer> C </answer>"
+    assert task("reference", starts_small=False).target(row) == "None\n\n<answer> C </answer>"
+    assert task("default", starts_small=True).target(row) == respond("X-Ray", "C").removesuffix("<|im_end|>")
 
 
 @pytest.mark.parametrize(

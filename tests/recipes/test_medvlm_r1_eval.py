@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from engine.command.run import run_command
+from engine.command.main import run_command
 from recipes.medvlm_r1_eval import EvaluationArguments, main
 from tests.tiny_qwen import noise_image, save_tiny
 

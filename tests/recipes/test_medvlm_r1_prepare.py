@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from engine.command.run import run_command
+from engine.command.main import run_command
 from engine.data.questions import load_questions
 from engine.errors import InputError
 from recipes.medvlm_r1_prepare import main

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.command.run import run_command
+from engine.command.main import run_command
 from engine.data.prepare.prs_med import SetPreparation, prepare_set
 from engine.errors import InputError
 from models.prs_med.model import PRSMed, PRSMedConfig, load_prs_med
@@ -43,7 +43,7 @@ def root(tmp_path_factory) -> Path:
             mask[2:12, 3:15] = 255
             Image.fromarray(mask).save(folder / name / f"case {i}_mask.png")
         source = str(folder / name)
-        prepare_set(SetPreparation(str(folder / "root"), name, source, source, fractions=(0, 0, 1)))
+        prepare_set(SetPreparation(str(folder / "root"), name, source, source, fractions="0,0,1"))
     return folder / "root"
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.command.run import run_command
+from engine.command.main import run_command
 from engine.data.masked_questions import load_masked_questions
 from engine.data.positions import locate, read_positions, same_places
 from engine.errors import InputError

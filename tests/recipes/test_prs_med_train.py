@@ -8,7 +8,8 @@ import torch
 from engine.data.masked_questions import load_masked_questions
 from engine.data.starter.masked_questions import build_lesions
 from engine.errors import InputError
-from engine.evaluation.masks import evaluate_segmentation
+from engine.runs.evaluate import evaluate
+from engine.tasks.masks import MaskAnswers, MaskTask
 from engine.training.checkpoints import newest_checkpoint
 from models.prs_med.model import load_prs_med
 from recipes.prs_med_train import main
@@ -31,11 +32,19 @@ def segment_rows(model):
 
 def test_a_run_leaves_what_it_promises(run):
     folder, headline = run
-    measured = {"dice_before", "dice_after", "place_accuracy_before", "place_accuracy", "majority_accuracy"}
-    assert set(headline) == measured | {"seconds", "checkpoint"}
+    measured = {f"{name}_{when}" for name in ("dice", "place_accuracy") for when in ("before", "after")}
+    assert set(headline) == measured | {"majority_accuracy", "seconds", "checkpoint"}
     assert 0 <= headline["dice_before"] <= 1 and 0 <= headline["dice_after"] <= 1
     assert str(headline["checkpoint"]) == str(folder / "checkpoint-4")
-    for name in ("config.json", "metrics.jsonl", "evaluation.json", "curves.png", "report.html"):
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "evaluation_before.json",
+        "evaluation_after.json",
+        "table_after.csv",
+        "curves.png",
+        "report.html",
+    ):
         assert (folder / name).stat().st_size > 0, name
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in steps] == [1, 2, 3, 4] and all(row["loss/mask"] > 0 for row in steps)
@@ -46,8 +55,10 @@ def test_the_checkpoint_gives_the_masks_of_its_evaluation(run):
     folder, headline = run
     test = load_masked_questions(build_lesions(), split="test")
     test = test.select(i * len(test) // 4 for i in range(4))
-    again = evaluate_segmentation(load_prs_med(headline["checkpoint"]).segment_batch, test, batch_size=8, progress=False)
-    assert again.results == json.loads((folder / "evaluation.json").read_text())["results"]
+    answers = MaskAnswers(load_prs_med(headline["checkpoint"]).segment_batch)
+    evaluate(answers, MaskTask(), test, batch_size=8, progress=False).write(folder / "again.json")
+    again, after = (json.loads((folder / name).read_text()) for name in ("again.json", "evaluation_after.json"))
+    assert again["results"] == after["results"] and again["table"] == after["table"]
 
 
 @pytest.mark.parametrize("flags", [["--compat", "reference"], ["--bf16", "true", "--gradient_checkpointing", "true"]])

@@ -7,11 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.command.run import run_command
+from engine.command.main import run_command
 from engine.errors import InputError
-from models.sam.loading import CheckpointError, lite_medsam_checkpoint
-from models.sam.sam import lite_medsam
-from recipes.sam_predict import main
+from models.checkpoint import CheckpointError
+from models.sam.loading import lite_medsam_checkpoint
+from models.sam.sam import BUILDERS, lite_medsam
+from recipes.sam_predict import MODELS, main
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,10 @@ def real_weights():
 def image(tmp_path):
     Image.fromarray(np.full((40, 60, 3), 90, np.uint8)).save(tmp_path / "image.png")
     return str(tmp_path / "image.png")
+
+
+def test_the_flag_offers_every_model():
+    assert list(MODELS) == list(BUILDERS)
 
 
 def test_a_box_gives_mask_overlay_and_dice(real_weights, mini_data, tmp_path, capsys, monkeypatch):

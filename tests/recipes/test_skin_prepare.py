@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.command.run import run_command
+from engine.command.main import run_command
 from engine.data.lesions import RECORD_KEYS, load_skin
 from engine.data.starter.lesions import build_starter_skin
 from engine.errors import InputError

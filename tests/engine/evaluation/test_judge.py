@@ -13,7 +13,7 @@ CASE = {"question": "Where {x}?", "truth": "in position top left", "answer": "In
 
 def test_each_case_is_asked_with_the_three_prompts():
     with serve(lambda body, _: says("Yes." if "As a doctor." in body["messages"][0]["content"] else "No")) as server:
-        verdicts = Judge(server.url, "qwen3", api_key="secret").judge([CASE, CASE], progress=False)
+        verdicts = Judge(server.url, "qwen3", api_key="secret").judge([CASE, CASE])
     assert verdicts == [[False, True, False]] * 2
     assert {body["path"] for body in server.bodies} == {"/v1/chat/completions"}
     assert all(body["model"] == "qwen3" and body["temperature"] == 0 for body in server.bodies)
@@ -38,9 +38,9 @@ def test_after_a_failure_it_can_be_asked_again():
     with serve(lambda *_: answers[-1] if len(answers) == 1 else answers.pop()) as server:
         judge = Judge(server.url, "m", pause=0.01)
         with pytest.raises(InputError, match="HTTP 401 no key"):
-            judge.judge([CASE], progress=False)
+            judge.judge([CASE])
         answers[:] = [says("yes"), (503, b"busy")]
-        assert judge.judge([CASE], progress=False) == [[True] * 3]
+        assert judge.judge([CASE]) == [[True] * 3]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_silent_server_is_left_after_the_timeout():
 def test_no_server_is_one_line_and_ends_at_once(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with pytest.raises(InputError, match="no answer from 'm' .*refused"):
-        Judge("http://127.0.0.1:9/v1", "m", tries=2, pause=0.01).judge([CASE] * 50, progress=False)
+        Judge("http://127.0.0.1:9/v1", "m", tries=2, pause=0.01).judge([CASE] * 50)
 
 
 @pytest.mark.parametrize(

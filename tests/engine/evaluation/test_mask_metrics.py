@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from engine.evaluation.mask_metrics import NAMES, THRESHOLDS, quantise, score_mask, stretch, summarise
+from engine.evaluation.mask_metrics import NAMES, THRESHOLDS, mask_levels, score_mask, summarise
 
 # What the formulas of PRS-Med's evaluation code give for the three pairs of `pair`, computed once with a transcription of it.
 PUBLISHED = {
@@ -67,8 +67,8 @@ def test_a_perfect_mask_has_perfect_scores():
 
 def test_half_is_the_threshold_of_plain_dice():
     truth = np.array([[1, 1, 0, 0]], bool)
-    assert score_mask(quantise(np.array([[0.5, 0.51, 0.49, 0.0]])), truth)["dice"] == 1
-    assert score_mask(quantise(np.array([[0.49, 0.51, 0.49, 0.0]])), truth)["dice"] == pytest.approx(2 / 3)
+    assert score_mask(mask_levels(np.array([[0.5, 0.51, 0.49, 0.0]])), truth)["dice"] == 1
+    assert score_mask(mask_levels(np.array([[0.49, 0.51, 0.49, 0.0]])), truth)["dice"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("level", [0, 127, 255])
@@ -82,7 +82,8 @@ def test_empty_and_full_masks_have_finite_scores(level, truth):
 
 def test_stretching_turns_an_empty_mask_into_a_full_range_one():
     faint = np.array([[0.01, 0.02], [0.03, 0.01]])
-    assert stretch(faint).tolist() == [[0, pytest.approx(0.5)], [1, 0]] and not stretch(np.full((2, 2), 0.3)).any()
+    assert mask_levels(faint, stretched=True).tolist() == [[0, 128], [255, 0]]
+    assert not mask_levels(np.full((2, 2), 0.3), stretched=True).any()
 
 
 def test_shapes_and_types_are_checked():

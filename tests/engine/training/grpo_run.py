@@ -5,12 +5,16 @@ Its rewards and questions are made up; its model is the random checkpoint named 
 
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
+from engine.tasks.evaluation import Evaluation
+from engine.tasks.task import Reward
 from engine.training.checkpoints import StopOnSignal, find_checkpoint
+from engine.training.config.grpo import GRPOConfig
 from engine.training.grpo import GRPOTrainer
-from engine.training.grpo_config import GRPOConfig
 from models.qwen.policy import load_qwen_vl
 from tests.tiny_qwen import noise_image
 
@@ -31,12 +35,39 @@ def letters(prompts, completions, **columns):
     return [float(text.count("a")) for text in completions]
 
 
-def prompt_of(row):
-    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row["problem"]}]}]
+@dataclass
+class TextTask:
+    """Questions in memory, whose answer to learn is their `text`; an answer that is just that is right."""
+
+    rewards: Sequence[Reward] = ()
+    reward_weights: Sequence[float] | None = None
+    legend: str = ""
+
+    def prompt(self, row):
+        return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row["problem"]}]}]
+
+    def target(self, row):
+        return row["text"]
+
+    def score(self, row, answer):
+        return {"text": answer.text, "correct": answer.text == row.get("text")}
+
+    def evaluation(self, results):
+        accuracy = sum(result["correct"] for result in results) / len(results)
+        return Evaluation(results, {"accuracy": accuracy}, {"accuracy": accuracy})
+
+    def files(self, evaluation):
+        return {}
+
+    def shown(self, row):
+        return row["problem"], row["solution"]
+
+    def samples(self, evaluation, rows, answers):
+        return []
 
 
 def make_trainer(
-    model: str, output_dir, *, reward_funcs=(variety, letters), rows=None, callbacks=(), policy=None, **settings
+    model: str, output_dir, *, reward_funcs=(variety, letters), rows=None, callbacks=(), policy=None, sampler=None, **settings
 ) -> GRPOTrainer:
     """Two prompts a micro-batch, two micro-batches a step, four answers of 10 tokens, learning fast."""
     defaults = {
@@ -49,9 +80,9 @@ def make_trainer(
         "report_to": "none",
     }
     args = GRPOConfig(output_dir=str(output_dir), **(defaults | settings))
-    return GRPOTrainer(
-        policy or load_qwen_vl(model), list(reward_funcs), prompt_of, args, rows or questions(), callbacks=list(callbacks)
-    )
+    task = TextTask(list(reward_funcs))
+    policy = policy or load_qwen_vl(model)
+    return GRPOTrainer(policy, task, args, rows or questions(), sampler=sampler, callbacks=list(callbacks))
 
 
 def checksum(module) -> float:

@@ -8,10 +8,10 @@ import sys
 
 import torch
 
+from engine.training.config.sft import SFTConfig
 from engine.training.sft import SFTTrainer
-from engine.training.sft_config import SFTConfig
 from models.loading import load_policy
-from tests.engine.training.grpo_run import checksum, prompt_of, questions
+from tests.engine.training.grpo_run import TextTask, checksum, questions
 
 ANSWERS = ["CT", "an MRI of a head", "<answer> C </answer>", "the answer is X-Ray"]
 
@@ -21,11 +21,7 @@ def rows(num: int = 12) -> list[dict]:
     return [row | {"text": ANSWERS[i % len(ANSWERS)]} for i, row in enumerate(questions(num))]
 
 
-def answer_of(row: dict) -> str:
-    return row["text"]
-
-
-def make_trainer(model: str, output_dir, *, policy=None, **settings) -> SFTTrainer:
+def make_trainer(model: str, output_dir, *, policy=None, data=None, **settings) -> SFTTrainer:
     """Two rows a micro-batch, two micro-batches a step, learning fast."""
     defaults = {
         "learning_rate": 1e-3,
@@ -38,7 +34,7 @@ def make_trainer(model: str, output_dir, *, policy=None, **settings) -> SFTTrain
         "report_to": "none",
     }
     args = SFTConfig(output_dir=str(output_dir), **(defaults | settings))
-    return SFTTrainer(policy or load_policy(model), prompt_of, answer_of, args, rows())
+    return SFTTrainer(policy or load_policy(model), TextTask(), args, data or rows())
 
 
 if __name__ == "__main__":

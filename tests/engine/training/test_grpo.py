@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from engine.errors import InputError
-from engine.training.grpo_config import LOSS_TYPES, GRPOConfig
+from engine.training.config.grpo import LOSS_TYPES, GRPOConfig
 from engine.training.step_sampler import StepSampler
-from models.lora import add_lora
-from models.qwen.policy import load_qwen_vl
+from models.loading import load_policy
 from tests.engine.training.grpo_run import checksum, make_trainer, questions
 from tests.models.qwen.test_policy import naive_logprobs
 from tests.tiny_qwen import save_tiny
@@ -161,13 +160,13 @@ def test_the_reference_moves_only_when_asked(model, tmp_path):
 
 
 def test_lora_trains_adapters_only_and_keeps_the_base_as_reference(model, tmp_path):
-    policy = add_lora(load_qwen_vl(model), r=4, alpha=8, dropout=0.0)
+    policy = load_policy(model, lora={"r": 4, "alpha": 8, "dropout": 0.0})
     base = {name: p.detach().clone() for name, p in policy.model.named_parameters() if "lora" not in name}
     trainer = make_trainer(model, tmp_path, policy=policy, max_steps=3)
     trainer.train()
     moved = {name for name, p in policy.model.named_parameters() if name in base and not torch.equal(p, base[name])}
     assert not moved and trainer.state.log_history[2]["kl"] > 0 and trainer.state.log_history[0]["kl"] == 0
-    assert len(policy.features) == 12 or len(policy.features) > 4  # a frozen tower sees an image once
+    assert 4 < len(policy.features) <= 12  # a frozen tower sees an image once
 
 
 def test_rewards_of_none_leave_an_answer_out(model, tmp_path):

@@ -1,22 +1,25 @@
-"""The segmentation Trainer: its losses, resuming to the bit, gradient accumulation, and what `compat` changes."""
+"""The mask trainer: its losses, resuming to the bit, gradient accumulation, and the published schedule."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from engine.errors import InputError
-from engine.training.masks import (
-    SegmentationConfig,
-    SegmentationTrainer,
+from engine.tasks.masks import MaskTask
+from engine.training.config.masks import MaskConfig
+from engine.training.mask_losses import (
+    MASK_LOSSES,
+    bce_dice_loss,
     counted_cross_entropy,
     dice_loss,
-    mask_loss,
+    published_structure_loss,
     structure_loss,
 )
+from engine.training.masks import MaskTrainer
 from tests.models.prs_med.test_model import build, rows
 
 
-def make_trainer(folder, *, compat="default", data=None, **settings) -> SegmentationTrainer:
+def make_trainer(folder, *, data=None, **settings) -> MaskTrainer:
     """Four images a step in two passes, learning fast, for three steps."""
     defaults = {
         "output_dir": str(folder),
@@ -28,9 +31,7 @@ def make_trainer(folder, *, compat="default", data=None, **settings) -> Segmenta
         "disable_tqdm": True,
         "report_to": "none",
     }
-    model = build(compat=compat)
-    args = SegmentationConfig(**(defaults | settings), compat=compat)
-    return SegmentationTrainer(model, model.processor.collate, args, data or rows() * 4)
+    return MaskTrainer(build(), MaskTask(), MaskConfig(**(defaults | settings)), data or rows() * 4)
 
 
 def test_structure_loss_is_its_equation():
@@ -56,7 +57,7 @@ def test_losses_of_perfect_masks_vanish_and_nothing_to_count_is_zero():
     masks = (torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)) > 0.5).float()
     perfect = (masks - 0.5) * 100
     assert structure_loss(perfect, masks) < 1e-5 and dice_loss(perfect, masks) < 1e-5
-    assert mask_loss("bce_dice", perfect.bfloat16(), masks) < 1e-5
+    assert bce_dice_loss(perfect, masks) < 1e-5
     logits = torch.randn(2, 6, requires_grad=True)
     counted_cross_entropy(logits, torch.tensor([-100, -100])).backward()
     assert torch.equal(logits.grad, torch.zeros(2, 6))
@@ -104,7 +105,7 @@ def test_the_class_term_counts_for_its_epochs_only(tmp_path):
 
 def test_the_published_schedule_ends_after_twenty_epochs_whatever_the_run(tmp_path):
     """Eight rows are two steps; the published code sets the rate once an epoch, ours follows the run to its end."""
-    trainer = make_trainer(tmp_path / "a", compat="reference", max_steps=-1, num_train_epochs=2, learning_rate=1e-4)
+    trainer = make_trainer(tmp_path / "a", cosine_epochs=20, max_steps=-1, num_train_epochs=2, learning_rate=1e-4)
     trainer.create_optimizer_and_scheduler(4)
     rates = []
     for _ in range(41):
@@ -118,21 +119,29 @@ def test_the_published_schedule_ends_after_twenty_epochs_whatever_the_run(tmp_pa
     assert ours.lr_scheduler.get_last_lr()[0] == pytest.approx(1e-6)
 
 
-def test_compat_chooses_the_mask_loss():
+def test_every_mask_loss_has_its_flag_and_trains(tmp_path):
+    logged = {}
+    for name in MASK_LOSSES:
+        trainer = make_trainer(tmp_path, mask_loss=name, max_steps=1)
+        trainer.train()
+        logged[name] = trainer.state.log_history[0]["loss/mask"]
+    assert len(set(logged.values())) == len(MASK_LOSSES) == 3
     logits, masks = torch.randn(1, 1, 40, 40), torch.zeros(1, 1, 40, 40)
     masks[..., 10:20, 10:20] = 1
-    assert mask_loss("structure", logits, masks, "reference") == structure_loss(logits, masks, edge_weights=False)
-    assert mask_loss("structure", logits, masks) == structure_loss(logits, masks)
+    assert published_structure_loss(logits, masks) == structure_loss(logits, masks, edge_weights=False)
 
 
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"mask_loss": "iou"}, "--mask_loss iou: expected one of structure, bce_dice"),
+        ({"mask_loss": "iou"}, "--mask_loss iou: expected one of structure, published_structure, bce_dice"),
         ({"fp16": True}, "--fp16 is not supported: use --bf16"),
         ({"eval_strategy": "steps"}, "--eval_strategy is not supported"),
+        ({"torch_compile": True}, "--torch_compile is not supported"),
+        ({"auto_find_batch_size": True}, "--auto_find_batch_size is not supported"),
+        ({"use_liger_kernel": True, "use_cpu": True}, "--use_liger_kernel needs a GPU"),
     ],
 )
 def test_settings_that_cannot_work_are_errors(tmp_path, settings, message):
     with pytest.raises(InputError, match=message):
-        SegmentationConfig(output_dir=str(tmp_path), **settings)
+        MaskConfig(output_dir=str(tmp_path), **settings)

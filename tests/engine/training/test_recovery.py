@@ -14,7 +14,6 @@ import torch
 
 from engine.errors import InputError
 from engine.training.checkpoints import find_checkpoint, newest_checkpoint
-from engine.training.grpo import GRPOTrainer
 from tests.conftest import ROOT
 from tests.engine.training.grpo_run import checksum, make_trainer
 from tests.tiny_qwen import save_tiny
@@ -131,8 +130,3 @@ def test_what_resume_means(model, tmp_path):
         find_checkpoint(str(tmp_path), None)
     with pytest.raises(InputError, match=r"holds only the model \(--save_only_model\)"):
         find_checkpoint(str(tmp_path), "true")
-
-
-def test_the_trainer_finds_its_mixin_first():
-    """Checkpoints are only whole while our `_save_checkpoint` comes before the Trainer's."""
-    assert GRPOTrainer._save_checkpoint.__module__ == "engine.training.checkpoints"

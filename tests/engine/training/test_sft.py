@@ -5,13 +5,12 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from engine.errors import InputError
-from engine.rollout.rollout import greedy_texts
-from engine.training.sft import MicroBatch, answer_likelihood
-from engine.training.sft_config import SFTConfig
+from engine.training.config.sft import SFTConfig
+from engine.training.sft import answer_likelihood
 from kernels.linear_logprob import SKIP
 from models.loading import load_policy
-from tests.engine.training.grpo_run import checksum, prompt_of
-from tests.engine.training.sft_run import ANSWERS, answer_of, make_trainer, rows
+from tests.engine.training.grpo_run import checksum
+from tests.engine.training.sft_run import ANSWERS, make_trainer, rows
 from tests.engine.training.test_recovery import finish, start
 from tests.tiny_qwen import noise_image, save_tiny
 
@@ -24,24 +23,23 @@ def model(tmp_path_factory):
     return save_tiny(tmp_path_factory.mktemp("model"))
 
 
-def micro_batch(trainer) -> MicroBatch:
+def micro_batch(trainer) -> list[dict]:
     """Four rows with answers of different lengths, questions of different lengths and images of different sizes."""
-    chosen = rows()[:4]
-    for i, row in enumerate(chosen):
+    for i, row in enumerate(trainer.train_dataset.rows[:4]):
         row["images"] = [noise_image(i, 28 * (i % 3 + 1), 56)]
-    return MicroBatch(chosen, trainer.policy.processor.answer_ids([answer_of(row) for row in chosen]))
+    return [trainer.train_dataset[i] for i in range(4)]
 
 
-def hugging_faces_loss(path: str, policy, micro: MicroBatch):
+def hugging_faces_loss(path: str, policy, micro: list[dict]):
     """(loss, gradients) of the model as Hugging Face loads it, by `labels`: whole rows, left-padded, prompts not counted."""
-    prompts = policy.encode([prompt_of(row) for row in micro.rows], [row["images"] for row in micro.rows])
+    prompts, answers = policy.batch([row["encoded"] for row in micro]), [row["answer_ids"] for row in micro]
     real = [ids[mask.bool()] for ids, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True)]
-    whole = [torch.cat([prompt, torch.tensor(answer)]) for prompt, answer in zip(real, micro.answers, strict=True)]
+    whole = [torch.cat([prompt, torch.tensor(answer)]) for prompt, answer in zip(real, answers, strict=True)]
     length = max(len(ids) for ids in whole)
     pad = policy.pad_token_id
     ids = torch.stack([torch.nn.functional.pad(ids, (length - len(ids), 0), value=pad) for ids in whole])
     labels = torch.full_like(ids, -100)
-    for row, answer in zip(labels, micro.answers, strict=True):
+    for row, answer in zip(labels, answers, strict=True):
         row[-len(answer) :] = torch.tensor(answer)
     mask = torch.stack([torch.arange(length) >= length - len(ids) for ids in whole]).long()
     model = AutoModelForImageTextToText.from_pretrained(path, attn_implementation="eager").train()
@@ -63,7 +61,7 @@ def test_loss_and_gradients_are_hugging_faces(tmp_path, family, checkpointing):
     path = save_tiny(tmp_path / "model", family)
     trainer = make_trainer(path, tmp_path)
     micro = micro_batch(trainer)
-    assert len({len(answer) for answer in micro.answers}) == 4
+    assert len({len(row["answer_ids"]) for row in micro}) == 4
     expected, gradients = hugging_faces_loss(path, trainer.policy, micro)
     trainer.model.train()
     if checkpointing:
@@ -163,17 +161,8 @@ def test_a_frozen_tower_stays_and_the_rest_learns(model, tmp_path):
 def test_it_says_what_it_was_taught_and_stops(model, tmp_path):
     trainer = make_trainer(model, tmp_path, max_steps=60, learning_rate=5e-3)
     trainer.train()
-    trainer.model.eval()
     asked = rows()
-    texts = greedy_texts(
-        trainer.policy,
-        [prompt_of(row) for row in asked],
-        [row["images"] for row in asked],
-        max_new_tokens=40,
-        batch_size=12,
-        progress=False,
-    )
-    assert texts == [answer_of(row) for row in asked]
+    assert [answer.text for answer in trainer.answer(asked)] == [row["text"] for row in asked]
     logged = trainer.state.log_history[-2]
     assert logged["mean_token_accuracy"] == 1 and logged["loss"] < 0.05 and logged["entropy"] < 0.2
     per_epoch = sum(len(ids) for ids in trainer.policy.processor.answer_ids(ANSWERS)) * 3

@@ -1,17 +1,21 @@
-"""Scores, intervals and how answers are read, by default and as the published scripts do."""
+"""Multiple choice: prompts, scores, intervals and how answers are read, by default and as the published scripts do."""
 
 import json
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from engine.evaluation.questions import Score, evaluate, read_answer, read_evaluation, write_evaluation
-from engine.tasks.templates import TEMPLATES, build_prompt
+from engine.evaluation.score import Score
+from engine.rollout.answers import Answer
+from engine.runs.evaluate import evaluate, write_evaluation
+from engine.tasks.evaluation import Evaluation
+from engine.tasks.multiple_choice import MultipleChoice
+from engine.tasks.published import scoring
+from engine.tasks.templates import TEMPLATES
 
 OPTIONS = {"A": "Mammogram", "B": "Positron emission tomography (PET)", "C": "CT", "D": "Fluoroscopy"}
 ROOT = Path(__file__).resolve().parents[3]
@@ -44,50 +48,45 @@ class Questions:
         return {**self.record(index), "images": [Image.new("RGB", (28, 28), (index,) * 3)]}
 
 
-def always_c(prompts, images, image_keys):
-    return ["<think> a scan </think><answer> C </answer>"] * len(prompts)
+TASK = MultipleChoice("medr1_eval_think")
 
 
-def shade(prompts, images, image_keys):
+def always_c(rows):
+    return [Answer("<think> a scan </think><answer> C </answer>")] * len(rows)
+
+
+def shade(rows):
     """Answers with the row number, read from the image: shows which answer came to which question."""
-    return [f"<answer>{'ABCD'[group[0].getpixel((0, 0))[0] % 4]}</answer> row {group[0].getpixel((0, 0))[0]}" for group in images]
+    shades = [row["images"][0].getpixel((0, 0))[0] for row in rows]
+    return [Answer(f"<answer>{'ABCD'[shade % 4]}</answer> row {shade}") for shade in shades]
+
+
+def read_answer(text, template, compat):
+    return scoring(template, compat).read(text, OPTIONS, template)
 
 
 def test_answers_return_to_their_questions_whatever_the_batches():
     for batch_size in (1, 3, 64):
-        evaluation = evaluate(shade, Questions(), template="medr1_eval_think", batch_size=batch_size, progress=False)
+        evaluation = evaluate(shade, TASK, Questions(), batch_size=batch_size, progress=False)
         assert [result["model_output"].split()[-1] for result in evaluation.results] == [str(i) for i in range(10)]
-        assert evaluation.overall.accuracy == 1
+        assert evaluation.headline["accuracy"] == 1
 
 
-def test_the_prompt_is_the_published_one_and_images_carry_their_key():
-    seen = []
-
-    def answer(prompts, images, image_keys):
-        seen.extend(zip(prompts, image_keys, strict=True))
-        return [""] * len(prompts)
-
-    questions = Questions(2)
-    evaluate(answer, questions, template="medr1_eval_nothink", batch_size=2, progress=False)
-    text = TEMPLATES["medr1_eval_nothink"].replace("{Question}", questions.record(0)["problem"])
-    assert seen[0] == ([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}], "0.png")
-
-
-def test_a_filled_in_template_keeps_its_name():
-    evaluation = evaluate(
-        always_c, Questions(), template=partial(build_prompt, "medr1_train_nothink"), batch_size=9, progress=False
-    )
-    assert evaluation.template == "medr1_train_nothink"
+def test_the_prompt_is_the_published_one():
+    row = Questions(2)[0]
+    text = TEMPLATES["medr1_eval_nothink"].replace("{Question}", row["problem"])
+    expected = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+    assert MultipleChoice("medr1_eval_nothink").prompt(row) == expected
 
 
 def test_scores_by_group_and_unanswered():
-    def answer(prompts, images, image_keys):
-        return always_c(prompts, images, image_keys)[:-1] + ["I cannot say."]
+    def answers(rows):
+        return [*always_c(rows)[:-1], Answer("I cannot say.")]
 
-    evaluation = evaluate(answer, Questions(), template="medr1_eval_think", batch_size=10, progress=False)
-    assert evaluation.by("modality") == {"CT": Score(1, 4), "MRI": Score(1, 6)}
-    assert evaluation.by("question_type") == {}
-    assert evaluation.headline() == pytest.approx(
+    evaluation = evaluate(answers, TASK, Questions(), batch_size=10, progress=False)
+    assert evaluation.details["by_modality"] == {"CT": Score(1, 4).as_dict(), "MRI": Score(1, 6).as_dict()}
+    assert evaluation.tables["question type"] == {}
+    assert evaluation.headline == pytest.approx(
         {"accuracy": 0.2, "low": 0.0567, "high": 0.5098, "num_samples": 10, "unanswered": 0.1}, abs=1e-4
     )
 
@@ -120,7 +119,7 @@ def test_the_interval_is_wilsons():
     ],
 )
 def test_an_answer_is_read_by_template_and_compatibility(text, template, compat, answer):
-    assert read_answer(text, OPTIONS, template, compat) == answer
+    assert read_answer(text, template, compat) == answer
 
 
 def test_reference_reading_is_that_of_the_published_scripts(golden):
@@ -131,21 +130,21 @@ def test_reference_reading_is_that_of_the_published_scripts(golden):
             before, unit, count, after = text["repeat"]
             text = before + unit * count + after
         think, nothink, zero_shot = (
-            read_answer(text, OPTIONS, template, "reference")
-            for template in ("medr1_eval_think", "medr1_eval_nothink", "medr1_zeroshot")
+            read_answer(text, template, "reference") for template in ("medr1_eval_think", "medr1_eval_nothink", "medr1_zeroshot")
         )
         assert think == case["eval_medr1_extract"], text
         assert nothink == case["eval_medr1_nothink25_answer"], text
         assert (zero_shot == "C") == case["eval_medvlm_simple_correct"], text
-        assert (read_answer(text, OPTIONS, "medvlm_eval_simple", "reference") == "C") == case["eval_medvlm_simple_correct"], text
-        assert read_answer(text, OPTIONS, "medvlm_eval_complex", "reference") == case["eval_medvlm_complex_extract"], text
+        assert (read_answer(text, "medvlm_eval_simple", "reference") == "C") == case["eval_medvlm_simple_correct"], text
+        assert read_answer(text, "medvlm_eval_complex", "reference") == case["eval_medvlm_complex_extract"], text
 
 
 def test_the_file_holds_med_r1s_keys_and_ours(tmp_path):
-    evaluation = evaluate(always_c, Questions(), template="medr1_eval_think", batch_size=4, progress=False)
-    write_evaluation(tmp_path, evaluation, "_before")
+    evaluation = evaluate(always_c, TASK, Questions(), batch_size=4, progress=False)
+    write_evaluation(tmp_path, TASK, evaluation, "_before")
     written = json.loads((tmp_path / "evaluation_before.json").read_text())
-    assert read_evaluation(tmp_path / "evaluation_before.json") == evaluation
+    read = Evaluation.read(tmp_path / "evaluation_before.json")
+    assert (read.results, read.measures, read.tables) == (evaluation.results, evaluation.measures, evaluation.tables)
     assert written["accuracy"] == 20.0 and len(written["results"]) == 10
     row = Questions().record(2)
     assert written["results"][2] == {
@@ -167,13 +166,13 @@ def test_the_file_holds_med_r1s_keys_and_ours(tmp_path):
 def test_two_processes_share_the_questions_and_agree(tmp_path):
     script = """
 import json, os, torch
-from tests.engine.evaluation.test_questions import Questions, evaluate, shade
+from tests.engine.tasks.test_multiple_choice import TASK, Questions, evaluate, shade
 torch.distributed.init_process_group("gloo")
 asked = []
-def answer(prompts, images, image_keys):
-    asked.extend(image_keys)
-    return shade(prompts, images, image_keys)
-evaluation = evaluate(answer, Questions(), template="medr1_eval_think", batch_size=2, progress=False)
+def answers(rows):
+    asked.extend(row["image_id"] for row in rows)
+    return shade(rows)
+evaluation = evaluate(answers, TASK, Questions(), batch_size=2, progress=False)
 with open(f"rank{os.environ['RANK']}.json", "w") as file:
     json.dump({"asked": len(asked), "results": evaluation.results}, file)
 torch.distributed.destroy_process_group()
@@ -185,6 +184,6 @@ torch.distributed.destroy_process_group()
     )
     assert done.returncode == 0, done.stderr.decode()
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
-    alone = evaluate(shade, Questions(), template="medr1_eval_think", batch_size=2, progress=False)
+    alone = evaluate(shade, TASK, Questions(), batch_size=2, progress=False)
     assert (first["asked"], second["asked"]) == (5, 5)
     assert first["results"] == second["results"] == alone.results

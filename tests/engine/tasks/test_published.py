@@ -5,15 +5,18 @@ import time
 
 import pytest
 
-from engine.tasks.rewards import extract_medvlm, extract_reference, is_correct_reference, parse_answer, vqa_rewards
+from engine.tasks.multiple_choice import ClearAnswers, parse_answer
+from engine.tasks.published import extract_medr1, extract_medvlm, is_correct_medr1, scoring
 
 OPTIONS = {"A": "MRI", "B": "X-ray", "C": "CT", "D": "Ultrasound"}
 THINK = "<think>axial slices</think>"
+TEMPLATES = {"think": "medr1_train_think", "nothink": "medr1_train_nothink", "complex": "medvlm_train_complex"}
 
 
 def score(text: str, template: str = "think", compat: str = "default", solution: str = "<answer> C </answer>") -> dict[str, float]:
     columns = {"solution": [solution], "answer": ["C"], "options": [OPTIONS], "problem": ["?"]}
-    return {reward.__name__: reward(["?"], [text], **columns)[0] for reward in vqa_rewards(template, compat)}
+    rewards = scoring(TEMPLATES[template], compat).rewards(TEMPLATES[template])
+    return {reward.__name__: reward(["?"], [text], **columns)[0] for reward in rewards}
 
 
 def golden_strings(golden) -> list[tuple[str, dict]]:
@@ -51,10 +54,10 @@ def test_medvlm_reference_rewards_are_the_published_ones_on_every_golden_string(
 
 def test_reference_evaluation_is_the_published_one_on_every_golden_string(golden):
     for text, case in golden_strings(golden):
-        assert extract_reference(text) == case["eval_medr1_extract"], text
-        assert is_correct_reference(text, "C") == case["eval_medr1_correct"], text
-        assert extract_reference(text, ignore_case=True) == case["eval_advmed_extract"], text
-        assert is_correct_reference(text, "C", ignore_case=True) == case["eval_advmed_correct"], text
+        assert extract_medr1(text) == case["eval_medr1_extract"], text
+        assert is_correct_medr1(text, "C") == case["eval_medr1_correct"], text
+        assert extract_medr1(text, ignore_case=True) == case["eval_advmed_extract"], text
+        assert is_correct_medr1(text, "C", ignore_case=True) == case["eval_advmed_correct"], text
 
 
 @pytest.mark.parametrize("content", ["C", " c ", "C)", "(C)", "C.", "C) CT", "C)CT", "ct", "\nC\n"])
@@ -116,15 +119,15 @@ def test_the_format_is_exactly_one_block_of_each(text, think, nothink):
 
 
 def test_rewards_go_through_a_batch_in_order():
-    accuracy, form = vqa_rewards()
+    accuracy, form = ClearAnswers().rewards("medr1_train_think")
     completions = ["<answer>A</answer>", f"{THINK}<answer>B</answer>"]
     assert accuracy(["?"] * 2, completions, answer=["A", "C"], options=[OPTIONS] * 2) == [1, 0]
     assert form(["?"] * 2, completions) == [0, 1]
 
 
-def test_an_unknown_kind_of_reward_is_an_error():
-    with pytest.raises(ValueError, match="no rewards for template 'medvlm'"):
-        vqa_rewards("medvlm")
+def test_an_unknown_way_to_score_is_an_error():
+    with pytest.raises(ValueError, match="compat is 'default' or 'reference', not 'published'"):
+        scoring("medr1_train_think", "published")
 
 
 HOSTILE = ["<think>", "</think>", "<answer>", "</answer>", "<answer>C", "<answer> ", "</think> ", "<answer>C ", " ", "\n", "(", "C"]
@@ -137,5 +140,5 @@ def test_scoring_stays_quick_on_hostile_text(unit):
     for text in (body, f"<think>{body}</answer>", f"<answer>{body}</answer>"):
         for template in ("think", "nothink", "complex"):
             score(text, template), score(text, template, "reference")
-        extract_reference(text), extract_reference(text, ignore_case=True), extract_medvlm(text)
+        extract_medr1(text), extract_medr1(text, ignore_case=True), extract_medvlm(text)
     assert time.perf_counter() - start < 10

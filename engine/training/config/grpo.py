@@ -2,40 +2,30 @@
 
 from dataclasses import dataclass
 
-import torch
-from transformers import TrainingArguments
-
-from engine.command.settings import refuse, refuse_unsupported, setting
+from engine.command.settings import refuse, setting
 from engine.rollout.sampling import SamplingParams
-
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")
+from engine.training.config.training import PolicyConfig
+from kernels.grpo_terms import LOSS_TYPES, GRPOLoss
 
 
 @dataclass
-class GRPOConfig(TrainingArguments):
+class GRPOConfig(PolicyConfig):
     """GRPO: sampling, rewards and loss.
 
     `transformers.TrainingArguments` and what GRPO adds, under TRL's names.
     One unit differs from TRL: `per_device_train_batch_size` counts prompts, as in the papers' code, not answers.
     """
 
-    # Defaults of Med-R1's script where they differ from Hugging Face's.
-    output_dir: str = setting("", "Run folder; left out: runs/<recipe>/<time>.")
+    # Med-R1's script, where it differs from the defaults of all trainers.
     learning_rate: float = setting(1e-6, "Peak learning rate.")
     per_device_train_batch_size: int = setting(
         1, "Prompts (not answers) per process and forward pass; each has num_generations answers."
     )
     gradient_accumulation_steps: int = setting(2, "Forward passes per optimizer step; their answers are sampled together.")
-    logging_steps: float = setting(1, "Log every so many optimizer steps.")
-    logging_nan_inf_filter: bool = setting(False, "Replace a NaN loss in the log by the running average.")
-    remove_unused_columns: bool = setting(False, "Must stay false: rewards read every column.")
+    bf16: bool | None = setting(False, "Mixed precision. None: where there is a GPU.")  # type: ignore[assignment]
 
     # Sampling
     num_generations: int = setting(4, "G: answers sampled per prompt; advantages compare answers of one prompt.")
-    max_completion_length: int = setting(256, "Longest answer in tokens.")
-    max_prompt_length: int | None = setting(
-        None, "Longest prompt in tokens, image tokens included; a longer one is a bad row. None: no limit."
-    )
     temperature: float = setting(1.0, "Sampling temperature; log-probabilities are scored at the same temperature.")
     top_p: float = setting(1.0, "Nucleus sampling: smallest set of tokens with this probability mass.")
     top_k: int = setting(0, "Sample among the k most likely tokens; 0: all.")
@@ -77,7 +67,6 @@ class GRPOConfig(TrainingArguments):
     log_completions: bool = setting(False, "Write sampled answers and their rewards to completions.jsonl, and show some.")
 
     def __post_init__(self):
-        self.use_cpu = self.use_cpu or not torch.cuda.is_available()
         super().__post_init__()
         checks = [
             (self.num_generations >= 2, "--num_generations must be at least 2: an advantage compares answers to the same prompt"),
@@ -87,13 +76,28 @@ class GRPOConfig(TrainingArguments):
             (self.temperature > 0, "--temperature must be above 0: greedy answers of one prompt are all equal"),
             (0 < self.top_p <= 1, "--top_p must be in (0, 1]"),
             (0 <= self.top_entropy_quantile <= 1, "--top_entropy_quantile must be in [0, 1]"),
-            (self.max_completion_length >= 1, "--max_completion_length must be at least 1"),
             (self.num_iterations >= 1, "--num_iterations must be at least 1"),
             (not (self.sync_ref_model and self.beta == 0), "--sync_ref_model needs a reference policy: set --beta above 0"),
         ]
         refuse(checks)
-        refuse_unsupported(self)
+
+    @property
+    def loss(self) -> GRPOLoss:
+        return GRPOLoss(**{name: getattr(self, name) for name in GRPOLoss.names()})
 
     @property
     def sampling(self) -> SamplingParams:
         return SamplingParams(self.temperature, self.top_p, self.top_k, self.min_p, self.repetition_penalty)
+
+
+# What a run without flags uses instead of the papers' settings: the starter policy is small and starts from little.
+STARTER = {
+    "learning_rate": 3e-4,
+    "per_device_train_batch_size": 16,
+    "gradient_accumulation_steps": 1,
+    "num_generations": 8,
+    "max_completion_length": 32,
+    "max_steps": 120,
+    "save_steps": 60,
+    "save_total_limit": 2,
+}

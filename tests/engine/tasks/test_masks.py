@@ -14,20 +14,14 @@ import torch
 from PIL import Image
 
 from engine.data.masked_questions import load_masked_questions
-from engine.errors import InputError
 from engine.evaluation.judge import Judge
-from engine.evaluation.mask_metrics import quantise, score_mask, summarise
-from engine.evaluation.masks import (
-    ask_judge,
-    evaluate_segmentation,
-    format_table,
-    newest_checkpoint,
-    segmentation_samples,
-    to_levels,
-    write_segmentation_evaluation,
-)
-from engine.report.overlay import draw_overlay
+from engine.evaluation.mask_metrics import mask_levels, score_mask, summarise
+from engine.runs.evaluate import evaluate, write_evaluation
+from engine.tasks.evaluation import Evaluation
+from engine.tasks.masks import MaskAnswers, MaskTask, format_table
 from tests.judge_server import says, serve
+
+TASK = MaskTask()
 
 
 @pytest.fixture(scope="module")
@@ -65,24 +59,25 @@ def segment(images, questions):
 
 @pytest.fixture
 def evaluation(rows):
-    return evaluate_segmentation(segment, rows, batch_size=3, progress=False)
+    return evaluate(MaskAnswers(segment), TASK, rows, batch_size=3, progress=False)
 
 
 def test_processes_share_the_rows_and_each_has_the_whole(evaluation, rows, tmp_path):
     script = """
 import json, sys
 from engine.data.masked_questions import load_masked_questions
-from engine.processes import join, leave, rank
-from tests.engine.evaluation.test_masks import evaluate_segmentation, segment
+from engine.processes import close, join, rank
+from tests.engine.tasks.test_masks import TASK, MaskAnswers, evaluate, segment
 join()
 asked = []
 def counted(images, questions):
     asked.extend(questions)
     return segment(images, questions)
-evaluation = evaluate_segmentation(counted, load_masked_questions(sys.argv[1], split="test"), batch_size=1, progress=False)
+rows = load_masked_questions(sys.argv[1], split="test")
+evaluation = evaluate(MaskAnswers(counted), TASK, rows, batch_size=1, progress=False)
 with open(f"rank{rank()}.json", "w") as file:
-    json.dump({"asked": len(asked), "results": evaluation.results, "table": evaluation.table()}, file)
-leave()
+    json.dump({"asked": len(asked), "headline": evaluation.headline, "table": evaluation.summary["table"]}, file)
+close()
 """
     (tmp_path / "shared.py").write_text(script)
     root = Path(rows.records[0]["source"]).parents[1]
@@ -92,11 +87,11 @@ leave()
     assert done.returncode == 0, done.stderr
     told = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(3)]
     assert [one["asked"] for one in told] == [2, 1, 1]
-    assert all(one["results"] == evaluation.results and one["table"] == evaluation.table() for one in told)
+    assert all((one["headline"], one["table"]) == (evaluation.headline, evaluation.summary["table"]) for one in told)
 
 
 def test_each_set_has_its_line_and_all_rows_have_one(evaluation, rows):
-    table = evaluation.table()
+    table = evaluation.summary["table"]
     assert list(table) == ["lung_CT", "prostate", "all"] and [line["num_samples"] for line in table.values()] == [3, 1, 4]
     assert table["lung_CT"]["dice"] == pytest.approx((1 + 2 / 3 + 0) / 3) and table["lung_CT"]["iou"] == pytest.approx(
         (1 + 0.5 + 0) / 3
@@ -108,84 +103,69 @@ def test_each_set_has_its_line_and_all_rows_have_one(evaluation, rows):
 
 def _levels(i: int) -> np.ndarray:
     ((_, logits),) = segment([Image.new("L", (30, 20))], [str(i)])
-    return quantise(torch.sigmoid(logits).numpy())
+    return mask_levels(torch.sigmoid(logits).numpy())
 
 
 def test_places_are_counted_against_the_best_constant_answer(evaluation):
-    table = evaluation.table()
+    table = evaluation.summary["table"]
     assert table["lung_CT"]["place_accuracy"] == pytest.approx(1 / 3) and table["all"]["place_accuracy"] == 0.5
     assert table["lung_CT"]["majority_accuracy"] == pytest.approx(2 / 3) and table["lung_CT"]["majority"] == "top left"
     assert table["all"]["unread"] == 0.25 and table["all"]["place_low"] < 0.5 < table["all"]["place_high"]
-    assert [result["place_correct"] for result in evaluation.results] == [True, False, False, True]
+    assert [result["correct"] for result in evaluation.results] == [True, False, False, True]
 
 
 def test_where_the_position_cannot_be_read_the_mask_says_it(rows):
     unreadable = rows.select([0])
     unreadable.records[0] = unreadable.records[0] | {"position": "somewhere"}
-    (result,) = evaluate_segmentation(segment, unreadable, progress=False).results
-    assert result["true_places"] == ["top left"] and result["place_correct"]
+    (result,) = evaluate(MaskAnswers(segment), TASK, unreadable, batch_size=1, progress=False).results
+    assert result["true_places"] == ["top left"] and result["correct"]
 
 
 def test_the_published_code_stretches_an_empty_mask(rows):
     faint = torch.full((20, 30), -8.0)
     faint[0, 0] = -7.9
-    assert to_levels(faint).max() == 0 and to_levels(faint, "reference").max() == 255
     plain, stretched = (
-        evaluate_segmentation(lambda images, _: [("", faint)] * len(images), rows, compat=compat, progress=False).headline()
-        for compat in ("default", "reference")
+        evaluate(MaskAnswers(lambda images, _: [("", faint)] * len(images), own), TASK, rows, batch_size=2, progress=False)
+        for own in (False, True)
     )
-    assert plain["dice"] == 0 and stretched["dice"] > 0
+    assert plain.headline["dice"] == 0 and stretched.headline["dice"] > 0
+    levels = mask_levels(faint.sigmoid().numpy()), mask_levels(faint.sigmoid().numpy(), stretched=True)
+    assert [mask.max() for mask in levels] == [0, 255]
 
 
 def test_a_judge_is_asked_about_the_position_column(evaluation):
     with serve(lambda body, _: says("Yes" if "upper left" in body["messages"][0]["content"] else "No")) as server:
-        ask_judge(evaluation, Judge(server.url, "m"), progress=False)
+        judged = TASK.judged(evaluation, Judge(server.url, "m"))
     asked = [body["messages"][0]["content"] for body in server.bodies]
     assert len(asked) == 12 and sum("in position top left and so on" in prompt for prompt in asked) == 9
-    assert (
-        evaluation.table()["lung_CT"]["judge_accuracy"] == pytest.approx(1 / 3) and evaluation.headline()["judge_accuracy"] == 0.25
-    )
-    assert evaluation.results[0]["judge"] == [True, True, True] and "judge_accuracy" in format_table(evaluation)
+    assert judged.summary["table"]["lung_CT"]["judge_accuracy"] == pytest.approx(1 / 3)
+    assert judged.headline["judge_accuracy"] == 0.25 and "judge_accuracy" not in evaluation.headline
+    assert judged.results[0]["judge"] == [True, True, True] and "judge_accuracy" in format_table(judged)
 
 
 def test_files_hold_the_table_and_every_row(evaluation, tmp_path):
-    write_segmentation_evaluation(tmp_path, evaluation)
+    write_evaluation(tmp_path, TASK, evaluation)
     written = json.loads((tmp_path / "evaluation.json").read_text())
     assert len(written["results"]) == 4 and written["table"]["all"]["num_samples"] == 4
-    lines = list(csv.DictReader(open(tmp_path / "table.csv")))
+    with open(tmp_path / "table.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
     assert [line["dataset"] for line in lines] == ["lung_CT", "prostate", "all"]
-    assert float(lines[2]["mDice"]) == evaluation.table()["all"]["mDice"]
+    assert float(lines[2]["mDice"]) == evaluation.summary["table"]["all"]["mDice"]
     text = format_table(evaluation).splitlines()
     assert len(text) == 4 and len({len(line) for line in text}) == 1
 
 
+def test_a_resumed_run_reads_what_it_wrote(evaluation, tmp_path):
+    evaluation.write(tmp_path / "evaluation_before.json")
+    read = Evaluation.read(tmp_path / "evaluation_before.json")
+    kept = ("headline", "measures", "notes", "baselines", "tables", "details", "summary")
+    assert all(getattr(read, name) == getattr(evaluation, name) for name in kept)
+    assert [result["dice"] for result in read.results] == [result["dice"] for result in evaluation.results]
+
+
 def test_samples_go_from_the_worst_mask_to_the_best(evaluation, rows):
-    samples = segmentation_samples(evaluation, rows, segment, count=3)
-    dice = [sample["completions"][0]["rewards"]["Dice"] for sample in samples]
+    samples = TASK.samples(evaluation, rows, MaskAnswers(segment), count=3)
+    dice = [sample.answers[0].scores["Dice"] for sample in samples]
     assert dice == sorted(dice) and len(dice) == 3 and (dice[0], dice[-1]) == (0, 1)
-    assert samples[-1]["question"] == "Where is 0? (lung_CT)" and samples[-1]["solution"] == "It is top left."
-
-
-def test_an_overlay_tints_the_mask_and_draws_both_edges():
-    image = Image.new("RGB", (40, 30), (100, 100, 100))
-    mask, truth = np.zeros((30, 40), bool), np.zeros((30, 40), bool)
-    mask[5:20, 5:20] = truth[8:28, 25:35] = True
-    drawn = np.asarray(draw_overlay(image, mask, truth=truth, box=(1, 1, 38, 28)))
-    assert (drawn[12, 12] != 100).any() and drawn[12, 12, 0] > drawn[12, 12, 1]  # inside: tinted
-    assert (
-        drawn[5, 10].tolist() == [255, 64, 64] and drawn[8, 30].tolist() == [64, 224, 96] and drawn[1, 20].tolist() == [255, 255, 0]
-    )
-    assert drawn[24, 30].tolist() == [100, 100, 100] and drawn[3, 3].tolist() == [100, 100, 100]
-    assert np.asarray(image).max() == 100  # the image itself stays
-
-
-def test_the_newest_checkpoint_is_found(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"--model is missing: .*python -m recipes.train makes one"):
-        newest_checkpoint("train", "model.json")
-    for i, name in enumerate(["b/checkpoint-1", "a/checkpoint-2"]):
-        folder = tmp_path / "runs/train" / name
-        folder.mkdir(parents=True)
-        (folder / "model.json").write_text("{}")
-        os.utime(folder / "model.json", (i, i))
-    assert newest_checkpoint("train", "model.json").name == "checkpoint-2"
+    assert samples[-1].question == "Where is 0? (lung_CT)" and samples[-1].solution == "It is top left."
+    assert samples[-1].answers[0].right and not samples[0].answers[0].right

@@ -1,0 +1,41 @@
+"""What a model says about a row of a data set: a text, and a mask where the task asks for one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.rollout.policy import Message, Policy
+from engine.rollout.rollout import rollout
+from engine.rollout.sampling import GREEDY
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`mask`: [H, W] uint8 in the image's size, 0 to 255 for a probability of 0 to 1."""
+
+    text: str
+    mask: np.ndarray | None = None
+
+    @property
+    def levels(self) -> np.ndarray:
+        """The mask; ValueError for an answer without one."""
+        if self.mask is None:
+            raise ValueError("a question about a mask was answered without one")
+        return self.mask
+
+
+Answers = Callable[[list[dict]], list[Answer]]  # opened rows -> an answer to each
+
+
+class GreedyAnswers:
+    """`policy`'s likeliest answers, at most `max_new_tokens` long, to the prompts that `prompt_of` makes of rows."""
+
+    def __init__(self, policy: Policy, prompt_of: Callable[[dict], list[Message]], max_new_tokens: int):
+        self.policy, self.prompt_of, self.max_new_tokens = policy, prompt_of, max_new_tokens
+
+    def __call__(self, rows: list[dict]) -> list[Answer]:
+        encode = self.policy.processor.encode
+        batch = self.policy.batch([encode(self.prompt_of(row), row["images"], row.get("image_id")) for row in rows])
+        answers = rollout(self.policy, batch, GREEDY, num_generations=1, max_new_tokens=self.max_new_tokens)
+        return [Answer(text) for text in answers.texts(self.policy.processor)]

@@ -1,0 +1,135 @@
+"""A training run from start to end: evaluate, train, evaluate again, report. Any model on any task with any of the trainers."""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from engine.command.run_folder import RunFolder, open_run
+from engine.data.splits import Splits, limit_prompts
+from engine.device import describe_device
+from engine.errors import Interrupted
+from engine.report.report import write_curves, write_report
+from engine.runs.evaluate import evaluate, log_measures, write_evaluation
+from engine.tasks.evaluation import Evaluation, comparisons, number, tables
+from engine.tasks.task import Rows, Task
+from engine.training.checkpoints import StopOnSignal, find_checkpoint, newest_checkpoint
+from engine.training.config.training import PolicyConfig, TrainingConfig
+from engine.training.run_log import RunLog
+from engine.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    recipe: str,
+    title: str,
+    trainer_class: Callable[[Any, Task, Any, Rows], Trainer],
+    load_model: Callable[[], Any],
+    task: Task,
+    splits: Splits,
+    args: TrainingConfig,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Train what `load_model()` gives on `splits.train`, and evaluate it on `splits.test`, where there is one, before and after.
+
+    `args` learn their output folder. `settings` ({group: dataclass}, of which `args` is one) are what config.json and the report
+    say. Writes the run folder and returns the headline numbers. Raises Interrupted after saving, where a signal asked to stop.
+    """
+    started = time.perf_counter()
+    run = open_run(recipe, args.output_dir)
+    args.output_dir = str(run.path)
+    model, rows, test = load_model(), splits.train, splits.test
+    if isinstance(args, PolicyConfig):
+        rows = limit_prompts(rows, task.prompt, model.processor.prompt_length, args.max_prompt_length, splits.on_bad_row)
+    resume = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+    groups = {name: group.to_dict() if group is args else asdict(group) for name, group in settings.items()}
+    run.write_json("config.json", groups)
+    trainer = trainer_class(model, task, args, rows)
+    logger.info("%s: %d training rows, on %s, output in %s", title, len(rows), describe_device(), run.path)
+
+    evaluations = {}
+    if test is not None:
+        evaluations["before"] = _evaluate(trainer, task, test, run, "before", reuse=resume is not None)
+    checkpoint = train_to_end(trainer, run, resume)
+    if test is not None:
+        evaluations["after"] = _evaluate(trainer, task, test, run, "after")
+
+    metrics = run.read_metrics()
+    headline: dict[str, Any] = {
+        f"{name}_{when}": number(cell) for when, e in evaluations.items() for name, cell in e.measures.items()
+    }
+    headline |= evaluations["after"].baselines if evaluations else {}
+    headline |= first_and_last(trainer.followed, metrics) if trainer.followed else {}
+    headline |= {"seconds": time.perf_counter() - started, "checkpoint": checkpoint}
+    if run.writes:
+        shown = {f"{when} training": evaluation for when, evaluation in evaluations.items()}
+        samples = trainer.samples()
+        if not samples and test is not None:
+            samples = task.samples(evaluations["after"], test, trainer.answer)
+        write_curves(run.path / "curves.png", metrics)
+        write_report(
+            run.path / "report.html",
+            title=title,
+            headline=headline,
+            settings=groups,
+            rows=metrics,
+            comparisons=comparisons(shown) if shown else [],
+            tables=tables(shown) if shown else [],
+            samples=samples,
+            legend=task.legend,
+            skipped=rows.skipped,
+        )
+    details = {
+        f"{name}_{when}": {line: number(cell) for line, cell in lines.items()}
+        for when, evaluation in evaluations.items()
+        for name, lines in evaluation.details.items()
+    }
+    return headline | details
+
+
+def train_to_end(trainer: Trainer, run: RunFolder, resume: Path | None) -> Path | None:
+    """Train, from the checkpoint `resume` where there is one; returns the newest whole checkpoint, if any was saved.
+
+    Raises Interrupted after saving, where a signal asked to stop.
+    """
+    stop = StopOnSignal()
+    for theirs in (PrinterCallback, ProgressCallback):  # they write to standard output; RunLog takes their place
+        trainer.remove_callback(theirs)
+    trainer.add_callback(stop)
+    trainer.add_callback(RunLog(run))
+    if resume is not None:
+        step = json.loads((resume / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+        logger.info("resuming after step %d from %s", step, resume)
+        run.truncate_metrics(step + 1)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    checkpoint = newest_checkpoint(trainer.args.output_dir)
+    if stop.received:
+        raise Interrupted(f"stopped by a signal after step {trainer.state.global_step}; resume from {checkpoint}")
+    return checkpoint
+
+
+def _evaluate(trainer: Trainer, task: Task, test: Rows, run: RunFolder, when: str, reuse: bool = False) -> Evaluation:
+    """Greedy answers to held-out rows, kept as evaluation_<when>.json; a resumed run reads what it knew before."""
+    kept = run.path / f"evaluation_{when}.json"
+    if reuse and kept.is_file():
+        return Evaluation.read(kept)
+    evaluation = evaluate(trainer.answer, task, test, batch_size=trainer.evaluation_batch_size, progress=run.writes)
+    if run.writes:
+        write_evaluation(run.path, task, evaluation, suffix=f"_{when}")
+    log_measures(f"{when} training", evaluation)
+    return evaluation
+
+
+def first_and_last(metric: str, rows: list[dict]) -> dict[str, float | None]:
+    """Its mean over the first and the last tenth of the logged steps: a single step's is mostly noise."""
+    values = [row[metric] for row in rows if row.get(metric) is not None]
+    tenth = max(1, len(values) // 10)
+    if not values:
+        return {f"{metric}_first": None, f"{metric}_last": None}
+    return {f"{metric}_first": sum(values[:tenth]) / tenth, f"{metric}_last": sum(values[-tenth:]) / tenth}

@@ -1,0 +1,1 @@
+"""Settings of the trainers, as flags. They import without the trainers, so that --help is quick."""

@@ -1,0 +1,42 @@
+"""Settings of segmentation training, with PRS-Med's defaults."""
+
+from dataclasses import dataclass
+
+from engine.command.settings import refuse, setting
+from engine.training.config.training import TrainingConfig
+
+MASK_LOSSES = ("structure", "published_structure", "bce_dice")  # see `engine.training.mask_losses`
+MIN_LEARNING_RATE = 1e-6
+
+
+@dataclass
+class MaskConfig(TrainingConfig):
+    """Segmentation: `transformers.TrainingArguments` with PRS-Med's settings, and what the losses need."""
+
+    learning_rate: float = setting(1e-4, "Peak learning rate; a cosine takes it to 1e-6.")
+    lr_scheduler_type: str = setting("cosine_with_min_lr", "How the learning rate changes.")
+    weight_decay: float = setting(1e-5, "Weight decay of AdamW (0.01 in the paper, 1e-5 in its code).")
+    adam_epsilon: float = setting(1e-6, "Epsilon of AdamW.")
+    per_device_train_batch_size: int = setting(4, "Also --batch_size: images per process and pass.", aliases=["--batch_size"])
+    num_train_epochs: float = setting(20, "Also --epochs: passes over the training rows.", aliases=["--epochs"])
+    save_total_limit: int | None = setting(2, "Checkpoints to keep.")
+    save_strategy: str = setting("epoch", "When to save a checkpoint: no, epoch or steps.")
+
+    mask_loss: str = setting(
+        "structure",
+        "PraNet's structure loss, the same as PRS-Med's code computes it, or its paper's cross entropy and Dice.",
+        choices=MASK_LOSSES,
+    )
+    class_weight: float = setting(0.5, "Weight of naming the data set from the image.")
+    class_epochs: float = setting(5, "Epochs in which it counts.")
+    text_weight: float = setting(1.0, "Weight of the answer's tokens (0.5 in the paper, 1 in its code).")
+    cosine_epochs: int | None = setting(
+        None, "Epochs in which the cosine falls, a whole epoch at a time (PRS-Med's code: 20). None: the run, step by step."
+    )
+
+    def __post_init__(self):
+        if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:
+            self.lr_scheduler_kwargs = {"min_lr": min(MIN_LEARNING_RATE, self.learning_rate)}
+        super().__post_init__()
+        known = ", ".join(MASK_LOSSES)
+        refuse([(self.mask_loss in MASK_LOSSES, f"--mask_loss {self.mask_loss}: expected one of {known}")])

@@ -1,0 +1,65 @@
+"""What the settings of all trainers share: the Trainer's own, and only fields that work."""
+
+import importlib.util
+from dataclasses import dataclass
+
+import torch
+
+from engine.command.settings import refuse, setting
+from engine.command.training_arguments import TrainingArguments
+
+
+@dataclass
+class TrainingConfig(TrainingArguments):
+    """The training loop: `transformers.TrainingArguments` without what our trainers do not have."""
+
+    output_dir: str = setting("", "Run folder; left out: runs/<recipe>/<time>.")
+    bf16: bool | None = setting(None, "Mixed precision. None: where there is a GPU.")  # type: ignore[assignment]
+    logging_steps: float = setting(1, "Log every so many optimizer steps.")
+    logging_nan_inf_filter: bool = setting(False, "Replace a NaN loss in the log by the running average.")
+    remove_unused_columns: bool = setting(False, "Must stay false: every column is read.")
+
+    def __post_init__(self):
+        self.use_cpu = self.use_cpu or not torch.cuda.is_available()
+        self.bf16 = not self.use_cpu if self.bf16 is None else self.bf16
+        if self.use_liger_kernel:  # its fused cross entropy replaces the model's forward, which is where the engine's head comes in
+            self.liger_kernel_config = {"fused_linear_cross_entropy": False} | (self.liger_kernel_config or {})
+        super().__post_init__()
+        has_liger = importlib.util.find_spec("liger_kernel") is not None
+        refuse(
+            [
+                (
+                    self.eval_strategy == "no",
+                    "--eval_strategy is not supported: evaluate a checkpoint with an _eval recipe",
+                ),
+                (
+                    not self.load_best_model_at_end,
+                    "--load_best_model_at_end is not supported: training evaluates nothing",
+                ),
+                (not self.remove_unused_columns, "--remove_unused_columns is not supported: every column is read"),
+                (not self.fsdp, "--fsdp is not supported: whole weights are needed on every device; use --deepspeed with ZeRO-2"),
+                (not self.label_smoothing_factor, "--label_smoothing_factor is not supported"),
+                (not self.torch_compile, "--torch_compile is not supported: the kernels are compiled already"),
+                (not self.auto_find_batch_size, "--auto_find_batch_size is not supported"),
+                (not self.fp16, "--fp16 is not supported: use --bf16, whose range needs no loss scaling"),
+                (not self.use_liger_kernel or not self.use_cpu, "--use_liger_kernel needs a GPU: its kernels are Triton's"),
+                (
+                    not self.use_liger_kernel or has_liger,
+                    "--use_liger_kernel: liger-kernel is not installed (pip install 'vesalius[gpu]')",
+                ),
+            ]
+        )
+
+
+@dataclass
+class PolicyConfig(TrainingConfig):
+    """Prompts and answers: how long they may be."""
+
+    max_prompt_length: int | None = setting(
+        None, "Longest prompt in tokens, image tokens included; a longer one is a bad row. None: no limit."
+    )
+    max_completion_length: int = setting(256, "Longest answer in tokens.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        refuse([(self.max_completion_length >= 1, "--max_completion_length must be at least 1")])
