@@ -83,8 +83,12 @@ def parse_arguments(
     parser.set_defaults_with_config(**(defaults or {}))
     if starter and "--config" not in argv and not _named(parser, argv) & {*starter_unless, "help", "help_all"}:
         parser.set_defaults_with_config(**starter)
+    flags = [option for action in parser._actions for option in action.option_strings]
+    for part in argv:  # before the dataclasses are made, which for the Trainer's takes seconds
+        if part.startswith("--") and part.split("=")[0] not in (*flags, "--config"):
+            raise InputError(f"unknown flag {part}{_nearest(part, flags)} (--help lists the flags)")
     try:
-        *parsed, from_file, from_flags = parser.parse_args_and_config(
+        *parsed, from_file, left_over = parser.parse_args_and_config(
             argv, return_remaining_strings=True, separate_remaining_strings=True
         )
     except OSError as error:
@@ -93,9 +97,8 @@ def parse_arguments(
         raise InputError(f"--config {argv[argv.index('--config') + 1]}: not YAML ({' '.join(str(error).split())})") from None
     except ValueError as error:
         raise InputError(str(error).strip().splitlines()[0]) from None
-    flags = [option for action in parser._actions for option in action.option_strings]
-    for unknown in from_flags[:1]:
-        raise InputError(f"unknown flag {unknown}{_nearest(unknown, flags)} (--help lists the flags)")
+    for word in left_over[:1]:
+        raise InputError(f"unknown flag {word} (--help lists the flags)")
     for unknown in from_file[:1]:
         setting = unknown.removeprefix("--")
         raise InputError(f"{argv[argv.index('--config') + 1]}: unknown setting '{setting}'{_nearest(unknown, flags)}")
