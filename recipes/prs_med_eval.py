@@ -18,6 +18,7 @@ the judge; and, which `--compat reference` takes back as the published numbers n
 is that of training, and masks are not stretched to their full range image by image, which turns an empty mask into a full one.
 """
 
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from engine.command.main import run_command
 from engine.command.run_folder import newest_output
 from engine.command.settings import refuse, setting
 from engine.errors import input_errors
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -66,7 +69,8 @@ def main(argv: list[str]) -> dict:
     from engine.device import inference_dtype, local_device
     from engine.evaluation.judge import Judge
     from engine.runs.evaluate import run_evaluation, start_evaluation
-    from engine.tasks.masks import MaskAnswers, MaskTask
+    from engine.tasks.evaluation import Evaluation
+    from engine.tasks.masks import MaskAnswers, MaskTask, format_table
     from models.prs_med.model import load_prs_med
 
     title, task = "PRS-Med evaluation", MaskTask(args.compat)
@@ -81,7 +85,12 @@ def main(argv: list[str]) -> dict:
     segment = partial(model.segment_batch, max_new_tokens=args.max_new_tokens)
     answers = MaskAnswers(segment, stretched=args.compat == "reference")
     asked = keeping_masks(answers, run.path / "masks") if args.save_masks else answers
-    judged = None if judge is None else partial(task.judged, judge=judge)
+
+    def judged(evaluation: Evaluation) -> Evaluation:
+        evaluation = evaluation if judge is None else task.judged(evaluation, judge)
+        logger.info("in percent:\n%s", format_table(evaluation))
+        return evaluation
+
     return run_evaluation(run, title, asked, task, rows, args, of=str(checkpoint), revise=judged)
 
 

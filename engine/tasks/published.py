@@ -144,7 +144,7 @@ def medvlm_accuracy_reward(prompts: Any, completions: list[str], solution: list[
 def extract_medr1(text: str, ignore_case: bool = False) -> str | None:
     """What Med-R1's test scripts read from an answer: the word in the first `<answer> word </answer>`, or None.
 
-    `ignore_case` is AdvMed-R1's variant. The answer is correct where `is_correct_medr1` says so.
+    `ignore_case` is AdvMed-R1's variant.
     """
     match = (_ADVMED_EVALUATION if ignore_case else _MEDR1_EVALUATION).search(text)
     return match[1] if match else None
@@ -154,9 +154,3 @@ def extract_medvlm(text: str) -> str | None:
     """What MedVLM-R1's test script reads from an answer: the capital in the first `<answer> C </answer>` with one, or None."""
     match = _MEDVLM_EVALUATION.search(text)
     return match[1] if match else None
-
-
-def is_correct_medr1(text: str, answer: str, ignore_case: bool = False) -> bool:
-    """Whether Med-R1's (or, ignoring case, AdvMed-R1's) test script counts `text` as the letter `answer`."""
-    word = extract_medr1(text, ignore_case)
-    return word is not None and (word.upper() == answer.upper() if ignore_case else word == answer)

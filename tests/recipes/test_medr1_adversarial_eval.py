@@ -9,7 +9,7 @@ from PIL import Image
 
 from engine.data.starter.questions import build_starter_data
 from engine.errors import InputError
-from engine.tasks.published import is_correct_medr1
+from engine.tasks.published import AdvMedScoring
 from recipes.medr1_adversarial_eval import main
 from recipes.medr1_eval import main as evaluate_clean
 
@@ -75,7 +75,7 @@ def test_the_published_variant_attacks_every_question_and_reads_as_its_scripts_d
     assert "accuracy_pgd" not in headline and not (tmp_path / "evaluation_pgd.json").exists()
     for result in results(tmp_path, "clean"):
         gold = result["ground_truth"].removeprefix("<answer>").removesuffix("</answer>").strip()
-        assert result["correct"] == is_correct_medr1(result["model_output"], gold, ignore_case=True)
+        assert result["correct"] == (AdvMedScoring().read(result["model_output"], {}, "") == gold)
 
 
 @pytest.mark.parametrize(

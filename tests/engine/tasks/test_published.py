@@ -6,7 +6,7 @@ import time
 import pytest
 
 from engine.tasks.multiple_choice import ClearAnswers, parse_answer
-from engine.tasks.published import extract_medr1, extract_medvlm, is_correct_medr1, scoring
+from engine.tasks.published import AdvMedScoring, MedR1Scoring, extract_medr1, extract_medvlm, scoring
 
 OPTIONS = {"A": "MRI", "B": "X-ray", "C": "CT", "D": "Ultrasound"}
 THINK = "<think>axial slices</think>"
@@ -55,9 +55,9 @@ def test_medvlm_reference_rewards_are_the_published_ones_on_every_golden_string(
 def test_reference_evaluation_is_the_published_one_on_every_golden_string(golden):
     for text, case in golden_strings(golden):
         assert extract_medr1(text) == case["eval_medr1_extract"], text
-        assert is_correct_medr1(text, "C") == case["eval_medr1_correct"], text
+        assert (MedR1Scoring().read(text, OPTIONS, "medr1_eval_think") == "C") == case["eval_medr1_correct"], text
         assert extract_medr1(text, ignore_case=True) == case["eval_advmed_extract"], text
-        assert is_correct_medr1(text, "C", ignore_case=True) == case["eval_advmed_correct"], text
+        assert (AdvMedScoring().read(text, OPTIONS, "medr1_eval_think") == "C") == case["eval_advmed_correct"], text
 
 
 @pytest.mark.parametrize("content", ["C", " c ", "C)", "(C)", "C.", "C) CT", "C)CT", "ct", "\nC\n"])
