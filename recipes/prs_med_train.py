@@ -5,13 +5,15 @@
         --ann_paths annotations/brain_tumors_ct_scan.csv,annotations/polyp_endoscopy.csv \\
         --vlm_path microsoft/llava-med-v1.5-mistral-7b --sam_ckpt tinysam_42.3.pth --batch_size 8 --epochs 20
 
-With no flags: a small LLaVA, built on the spot and warmed up on the questions' language, and a small encoder learn from lesions
-drawn on real images. The last line is JSON: dice_before and dice_after (held-out rows, mean of the images' Dice at 0.5),
-place_accuracy, majority_accuracy, seconds, checkpoint. A checkpoint is for `recipes.prs_med_infer` and `recipes.prs_med_eval`.
+With no flags: a small LLaVA, built on the spot and taught to speak and to see (`engine.training.warm_up`), and a small encoder
+learn from lesions drawn on real images. The last line is JSON: dice_before and dice_after (held-out rows, mean of the images' Dice at
+0.5), place_accuracy_before and _after, majority_accuracy, seconds, checkpoint. A checkpoint is for `recipes.prs_med_infer` and
+`recipes.prs_med_eval`.
 What trains: LoRA on the language model's attention, the image encoder, the mask decoder, the class head.
 
-Measured without flags: Dice 0.11 before and 0.87 after 120 steps, in 82 seconds of one CPU core. Its answers have the right
-form, but so small a language model does not learn where lesions are in that time: places are right as often as by chance.
+Measured without flags: Dice from 0.10 to 0.90 and right places from 14 % to 78 % (to 83 and 87 % with seeds 1 and 2; the best
+constant answer has 24 %) in 120 steps. The warm-up has taught the small model to find lesions in mirrored pictures, whatever it is
+asked: what training adds is left and right, and the questions.
 
 Differences from the published code, which `--compat reference` takes back: the mask decoder sees the states of the question alone
 in training too (not the answer it is to find) and none of padding; the structure loss weights edges in its cross entropy as well;

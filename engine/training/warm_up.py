@@ -1,6 +1,6 @@
 """What a pretrained vision-language model brings along, for a small one that starts from nothing: it learns to speak and to see.
 
-    loss = CE(answer tokens)  +  mean over image tokens of BCE(share of lesion in its patch)  +  error of its row and column^2
+    loss = CE(answer tokens)  +  mean over image tokens of BCE(share of lesion in its patch)  +  (error of its row and column)^2
 
 Rows and columns are in -1..1; a linear layer, then thrown away, reads all three from the token. The training that follows differs
 in two things:
