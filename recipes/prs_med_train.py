@@ -6,8 +6,8 @@
         --vlm_path microsoft/llava-med-v1.5-mistral-7b --sam_ckpt tinysam_42.3.pth --batch_size 8 --epochs 20
 
 With no flags: a small LLaVA, built on the spot and taught to speak and to see (`engine.training.warm_up`), and a small encoder
-learn from lesions drawn on real images. The last line is JSON: dice_before and dice_after (held-out rows, mean of the images' Dice at
-0.5), place_accuracy_before and _after, majority_accuracy, seconds, checkpoint. A checkpoint is for `recipes.prs_med_infer` and
+learn from lesions drawn on real images. The last line is JSON: dice_before and dice_after (held-out rows, mean of the images' Dice
+at 0.5), place_accuracy_before and _after, majority_accuracy, seconds, checkpoint. A checkpoint is for `recipes.prs_med_infer` and
 `recipes.prs_med_eval`.
 What trains: LoRA on the language model's attention, the image encoder, the mask decoder, the class head.
 
