@@ -13,7 +13,7 @@ from engine.report.charts import as_png, as_svg, curves_figure
 from engine.report.content import Comparison, Sample, Table
 from engine.report.numbers import duration, heading, scale_of
 from engine.report.samples import shown_samples
-from engine.report.tables import shown_comparison, shown_table, told
+from engine.report.tables import shown_comparison, shown_table, already_shown
 
 AT_A_GLANCE = (
     "model_name_or_path", "dataset_name", "template", "compat", "use_peft", "learning_rate", "max_steps", "num_train_epochs",
@@ -64,7 +64,11 @@ def write_report(
         title=title,
         written=time.strftime("%Y-%m-%d %H:%M"),
         comparisons=[shown_comparison(comparison) for comparison in comparisons],
-        tiles={heading(name): _tile(name, v) for name, v in headline.items() if v is not None and not told(name, v, comparisons)},
+        tiles={
+            heading(name): _tile(name, v)
+            for name, v in headline.items()
+            if v is not None and not already_shown(name, v, comparisons)
+        },
         tables=[shown_table(table) for table in tables if table.lines],
         curves=Markup(as_svg(curves_figure(rows))) if rows else None,
         groups=any("frac_reward_zero_std" in row for row in rows),

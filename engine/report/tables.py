@@ -60,7 +60,7 @@ def shown_table(table: Table) -> dict[str, Any]:
     }
 
 
-def told(name: str, value: Any, comparisons: Sequence[Comparison]) -> bool:
+def already_shown(name: str, value: Any, comparisons: Sequence[Comparison]) -> bool:
     """Whether a comparison shows the headline number `value` already: under its own name, or as a part of its share."""
     for comparison in comparisons:
         for cell in comparison.values.values():

@@ -65,7 +65,7 @@ def train(
         f"{name}_{when}": number(cell) for when, e in evaluations.items() for name, cell in e.measures.items()
     }
     headline |= evaluations["after"].baselines if evaluations else {}
-    headline |= first_and_last(trainer.followed, metrics) if trainer.followed else {}
+    headline |= first_and_last(trainer.headline_metric, metrics) if trainer.headline_metric else {}
     headline |= {"seconds": time.perf_counter() - started, "checkpoint": checkpoint}
     if run.writes:
         shown = {f"{when} training": evaluation for when, evaluation in evaluations.items()}

@@ -56,7 +56,7 @@ class GRPOTrainer(Trainer):
     """
 
     args: GRPOConfig
-    followed = "reward"
+    headline_metric = "reward"
 
     def __init__(
         self, policy: Policy, task: Task, args: GRPOConfig, rows: Rows, *, sampler: AnswerSampler | None = None, **options: Any

@@ -28,7 +28,7 @@ class SFTTrainer(Trainer):
     """Teaches `policy` the answers `task.target(row)` to the prompts of `rows`."""
 
     args: SFTConfig
-    followed = "loss"
+    headline_metric = "loss"
 
     def __init__(self, policy: Policy, task: Task, args: SFTConfig, rows: Rows, **options: Any) -> None:
         encoded = EncodedRows(rows, task, policy.processor, targets=True)

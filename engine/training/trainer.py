@@ -25,13 +25,13 @@ STAGING = ".saving"
 class Trainer(transformers.Trainer):
     """A subclass brings its batching, its loss, `answer` and the numbers of `step_metrics`.
 
-    `followed` is the metric whose first and last values are headline numbers; `evaluation_batch_size`: rows answered at once.
+    `headline_metric`: the one whose first and last values are headline numbers; `evaluation_batch_size`: rows answered at once.
     """
 
     args: TrainingConfig
     model: Any
     train_dataset: Any
-    followed: str | None = None
+    headline_metric: str | None = None
     evaluation_batch_size = 32
 
     def __init__(self, model: Any, args: TrainingConfig, train_dataset: Any, **options: Any) -> None:

@@ -47,7 +47,7 @@ def test_lesions_are_trained_and_evaluated_like_any_task(model, lesions, tmp_pat
     task, splits = LesionTask(), Splits(lesions, lesions.select([0, 6]))
     headline = train("skin", "Skin", trainer, partial(load_policy, model), task, splits, args, {"training": args})
     measured = {"accuracy_before", "accuracy_after", "region_accuracy_before", "mean_iou_after", "majority_accuracy", "seconds"}
-    assert measured | {f"{trainer.followed}_first", "checkpoint"} <= set(headline)
+    assert measured | {f"{trainer.headline_metric}_first", "checkpoint"} <= set(headline)
     for name in ("config.json", "metrics.jsonl", "evaluation_before.json", "evaluation_after.json", "curves.png", "report.html"):
         assert (tmp_path / name).stat().st_size > 100
     results = json.loads((tmp_path / "evaluation_after.json").read_text())["results"]
