@@ -13,7 +13,7 @@ from engine.report.charts import as_png, as_svg, curves_figure
 from engine.report.content import Comparison, Sample, Table
 from engine.report.numbers import duration, heading, scale_of
 from engine.report.samples import shown_samples
-from engine.report.tables import shown_comparison, shown_table, already_shown
+from engine.report.tables import already_shown, shown_comparison, shown_table
 
 AT_A_GLANCE = (
     "model_name_or_path", "dataset_name", "template", "compat", "use_peft", "learning_rate", "max_steps", "num_train_epochs",
