@@ -8,7 +8,6 @@ import torch
 from tests.engine.training import grpo_run, sft_run, test_masks
 from tests.tiny_qwen import save_tiny
 
-
 pytestmark = pytest.mark.skipif(
     multiprocessing.get_start_method() != "fork", reason="workers here share no queue with their parent"
 )
