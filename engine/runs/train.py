@@ -39,7 +39,8 @@ def train(
     """Train what `load_model()` gives on `splits.train`, and evaluate it on `splits.test`, where there is one, before and after.
 
     `args.output_dir` becomes the run folder's. `settings`, {group: dataclass}, are what config.json and the report say; `args` is
-    one of them. Writes the run folder and returns the headline numbers. A signal asks to stop: it is saved, then Interrupted raised.
+    one of them. Writes the run folder and returns the headline numbers.
+    Raises Interrupted after saving, where a signal asked to stop.
     """
     started = time.perf_counter()
     run = open_run(recipe, args.output_dir)
