@@ -170,8 +170,8 @@ def run_trl(model: str, output: str, steps: int, clock: Clock) -> None:
 def run_vesalius(model: str, output: str, steps: int, clock: Clock, provider: str) -> None:
     import torch
 
-    import engine.training.groups
     import models.qwen.policy
+    from engine.tasks.multiple_choice import MultipleChoice
     from engine.training.config.grpo import GRPOConfig
     from engine.training.grpo import GRPOTrainer
     from models.loading import load_policy
@@ -192,12 +192,24 @@ def run_vesalius(model: str, output: str, steps: int, clock: Clock, provider: st
     settings = SETTINGS | {"num_generations": ANSWERS // copies, "per_device_train_batch_size": PROMPTS * copies}
     args = GRPOConfig(output_dir=output, max_steps=steps + 1, **settings)
 
-    def prompt_of(row):
-        return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row["problem"]}]}]
+    class Variety(MultipleChoice):
+        """Asks the bare question and rewards as TRL's run does."""
 
-    trainer = GRPOTrainer(load_policy(model), [variety], prompt_of, args, rows, callbacks=[end_of_steps(clock)])
-    clock.wrap(trainer.sampler, "encode")
-    clock.wrap(engine.training.groups, "rollout")
+        rewards = [variety]
+
+        def prompt(self, row):
+            return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row["problem"]}]}]
+
+        def score(self, row, answer):
+            return {}
+
+        def shown(self, row):
+            return row["problem"], ""
+
+    policy = load_policy(model)
+    trainer = GRPOTrainer(policy, Variety(template=""), args, rows, callbacks=[end_of_steps(clock)])
+    clock.wrap(policy.processor, "encode")
+    clock.wrap(trainer.sampler.sampler, "sample")
     trainer.train()
 
 
