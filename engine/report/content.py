@@ -12,6 +12,13 @@ Share = dict[str, Any]
 Cell = float | int | str | Share | None  # a number, a word, a share, or nothing
 
 
+def value_of(cell: Cell) -> float | int | None:
+    """The number in a cell, a share's as a fraction; None for a word or nothing."""
+    if isinstance(cell, dict):
+        return cell["accuracy"]
+    return cell if isinstance(cell, int | float) else None
+
+
 @dataclass(frozen=True)
 class ShownAnswer:
     """One answer to a sample: `scores` by name (None: not scored), and whether it is `right` (None: nobody can say).

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from engine.report.content import Cell
+from engine.report.content import Cell, value_of
 
 FRACTIONS = {"accuracy", "low", "high", "unanswered", "unread", "recall"}  # words in the names of what is written in percent
 SPELLINGS = {"seconds": "time", "num_samples": "samples", "dice": "Dice"}
@@ -27,13 +27,6 @@ def heading(name: str) -> str:
 def duration(seconds: float) -> str:
     """In seconds below two minutes, in minutes below two hours, else in hours."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def value_of(cell: Cell) -> float | int | None:
-    """The number in a cell, a share's as a fraction; None for a word or nothing."""
-    if isinstance(cell, dict):
-        return cell["accuracy"]
-    return cell if isinstance(cell, int | float) else None
 
 
 @dataclass(frozen=True)

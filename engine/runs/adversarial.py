@@ -16,8 +16,9 @@ from torch import Tensor
 
 from engine.command.evaluation_settings import AttackArguments
 from engine.command.run_folder import RunFolder
+from engine.data.rows import Rows
 from engine.evaluation.attacks import Attack, target_loss
-from engine.report.content import Sample, ShownAnswer
+from engine.report.content import Sample, ShownAnswer, value_of
 from engine.report.overlay import write_png
 from engine.report.report import write_report
 from engine.rollout.answers import Answer, GreedyAnswers
@@ -25,8 +26,8 @@ from engine.rollout.policy import Policy
 from engine.rollout.rollout import rollout
 from engine.rollout.sampling import GREEDY
 from engine.runs.evaluate import ask, evaluate, log_measures, write_evaluation
-from engine.tasks.evaluation import Evaluation, comparisons, number, tables
-from engine.tasks.task import Rows, Task
+from engine.tasks.evaluation import Evaluation, comparisons, tables
+from engine.tasks.task import Task
 
 SHOWN = 12  # attacked images in the report
 LEGEND = "Images are some whose answer the last attack changed, as it left them; answers to the clean image come first."
@@ -128,9 +129,9 @@ def run_adversarial_evaluation(
             legend=LEGEND,
             skipped=questions.skipped,
         )
-    accuracies = {f"accuracy_{name}": number(evaluation.measures["accuracy"]) for name, evaluation in evaluations.items()}
+    accuracies = {f"accuracy_{name}": value_of(evaluation.measures["accuracy"]) for name, evaluation in evaluations.items()}
     by_modality = {
-        name: {line: number(cell) for line, cell in evaluation.details["by_modality"].items()}
+        name: {line: value_of(cell) for line, cell in evaluation.details["by_modality"].items()}
         for name, evaluation in evaluations.items()
     }
     return accuracies | headline | {"by_modality": by_modality}

@@ -9,6 +9,7 @@ from typing import Any
 from engine.command.evaluation_settings import EvaluationSettings, QuestionArguments
 from engine.command.run_folder import RunFolder, open_run
 from engine.data.questions import QuestionSet, load_questions
+from engine.data.rows import Rows
 from engine.data.starter.questions import build_starter_data
 from engine.device import describe_device
 from engine.files import write_whole
@@ -20,7 +21,7 @@ from engine.rollout.policy import Policy
 from engine.tasks.evaluation import Evaluation, comparisons, tables
 from engine.tasks.multiple_choice import MultipleChoice
 from engine.tasks.published import scoring
-from engine.tasks.task import Rows, Task
+from engine.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ def run_evaluation(
         write_report(
             run.path / "report.html",
             title=title,
-            headline={name: value for name, value in headline.items() if name not in evaluation.measures},
+            headline=headline,
             settings=asdict(args),
             rows=[],
             comparisons=comparisons(shown),

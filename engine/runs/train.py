@@ -11,13 +11,15 @@ from typing import Any
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from engine.command.run_folder import RunFolder, open_run
+from engine.data.rows import Rows
 from engine.data.splits import Splits, limit_prompts
 from engine.device import describe_device
 from engine.errors import Interrupted
+from engine.report.content import value_of
 from engine.report.report import write_curves, write_report
 from engine.runs.evaluate import evaluate, log_measures, write_evaluation
-from engine.tasks.evaluation import Evaluation, comparisons, number, tables
-from engine.tasks.task import Rows, Task
+from engine.tasks.evaluation import Evaluation, comparisons, tables
+from engine.tasks.task import Task
 from engine.training.checkpoints import StopOnSignal, find_checkpoint, newest_checkpoint
 from engine.training.config.training import PolicyConfig, TrainingConfig
 from engine.training.run_log import RunLog
@@ -63,7 +65,7 @@ def train(
 
     metrics = run.read_metrics()
     headline: dict[str, Any] = {
-        f"{name}_{when}": number(cell) for when, e in evaluations.items() for name, cell in e.measures.items()
+        f"{name}_{when}": value_of(cell) for when, e in evaluations.items() for name, cell in e.measures.items()
     }
     headline |= evaluations["after"].baselines if evaluations else {}
     headline |= first_and_last(trainer.headline_metric, metrics) if trainer.headline_metric else {}
@@ -87,7 +89,7 @@ def train(
             skipped=rows.skipped,
         )
     details = {
-        f"{name}_{when}": {line: number(cell) for line, cell in lines.items()}
+        f"{name}_{when}": {line: value_of(cell) for line, cell in lines.items()}
         for when, evaluation in evaluations.items()
         for name, lines in evaluation.details.items()
     }

@@ -16,7 +16,7 @@ Columns = dict[str, Cell]
 class Evaluation:
     """A share is the dictionary of `Score.as_dict`. `{}` after a name says what its keys are.
 
-    results     one entry a row, in the rows' order; `correct` where right and wrong have a meaning
+    results     one entry a row, in the rows' order; `correct` where right and wrong have a meaning, and the first share counts it
     headline    {name} the numbers of the command's last line
     measures    {name} what is compared before and after training: shares or numbers
     notes       {measure} a line below it in the report
@@ -49,14 +49,10 @@ class Evaluation:
         return cls(results, summary=summary, **shown)
 
 
-def number(cell: Cell) -> Cell:
-    """A share's accuracy, or the number itself."""
-    return cell["accuracy"] if isinstance(cell, dict) else cell
-
-
 def comparisons(evaluations: Mapping[str, Evaluation]) -> list[Comparison]:
     """One a measure, over evaluations of the same rows by the time or the condition of each, in their order."""
     first, last = list(evaluations.values())[0], list(evaluations.values())[-1]
+    counted = next((name for name, cell in first.measures.items() if isinstance(cell, dict)), None)
     fixed = broken = None
     if len(evaluations) > 1 and len(first.results) == len(last.results) and all("correct" in r for r in first.results):
         pairs = [(a["correct"], b["correct"]) for a, b in zip(first.results, last.results, strict=True)]
@@ -66,8 +62,8 @@ def comparisons(evaluations: Mapping[str, Evaluation]) -> list[Comparison]:
             name,
             {when: evaluation.measures[name] for when, evaluation in evaluations.items()},
             {when: evaluation.notes[name] for when, evaluation in evaluations.items() if name in evaluation.notes},
-            fixed if isinstance(first.measures[name], dict) else None,
-            broken if isinstance(first.measures[name], dict) else None,
+            fixed if name == counted else None,
+            broken if name == counted else None,
         )
         for name in first.measures
     ]

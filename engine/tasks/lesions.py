@@ -17,15 +17,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.data.lesions import DIAGNOSES, skin_prompt
+from engine.data.rows import Rows
 from engine.evaluation.score import Score
-from engine.report.content import Cell, Sample, ShownAnswer
+from engine.report.content import Cell, Sample, ShownAnswer, value_of
 from engine.report.overlay import draw_overlay
 from engine.rollout.answers import Answer, Answers
 from engine.rollout.policy import Message
 from engine.tasks.evaluation import Evaluation, instructive
 from engine.tasks.lesion_answers import box_iou, read_box, read_diagnosis, read_region, tagged
 from engine.tasks.multiple_choice import named
-from engine.tasks.task import Reward, Rows
+from engine.tasks.task import Reward
 
 _SENTENCE = r"This appears to be [^.\n]+\."
 _PLACED = _SENTENCE + r" The lesion is located in the (?:upper|center|lower)-(?:left|center|right) region\."
@@ -134,7 +135,7 @@ class LesionTask:
         recall = {DIAGNOSES[dx]: Score.of(right).as_dict() for dx, right in by_dx.items() if right}
         undecided = sum(result["diagnosis"] is None for result in results) / len(results)
         headline = {key: overall[key] for key in ("accuracy", "low", "high", "num_samples")} | {"unanswered": undecided}
-        headline |= {name: cell["accuracy"] if isinstance(cell, dict) else cell for name, cell in measures.items()}
+        headline |= {name: value_of(cell) for name, cell in measures.items()}
         return Evaluation(
             results,
             headline=headline,

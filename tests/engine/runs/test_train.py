@@ -12,6 +12,7 @@ from engine.data.splits import Splits
 from engine.rollout.answers import Answer
 from engine.runs.evaluate import evaluate
 from engine.runs.train import first_and_last, train
+from engine.tasks.evaluation import comparisons
 from engine.tasks.lesions import LesionTask
 from engine.training.config.grpo import GRPOConfig
 from engine.training.config.sft import SFTConfig
@@ -69,6 +70,23 @@ def test_lesion_answers_are_scored_by_what_is_asked(lesions):
     assert evaluation.tables["diagnosis"]["melanoma"]["recall"]["accuracy"] == 1
     samples = LesionTask().samples(evaluation, lesions, answers)
     assert [sample.answers[0].right for sample in samples].count(False) == 1 and len(samples) == 7
+
+
+def test_what_became_right_is_said_of_the_measure_that_counts_it(lesions):
+    """The diagnoses of the same answers change from all wrong to all right; of the regions nothing is known row by row."""
+    before, after = (
+        evaluate(
+            lambda rows, own=text: [Answer(own or row["solution"]) for row in rows],
+            LesionTask(),
+            lesions,
+            batch_size=4,
+            progress=False,
+        )
+        for text in ("I see nothing.", None)
+    )
+    compared = {one.name: one for one in comparisons({"before": before, "after": after})}
+    assert (compared["accuracy"].fixed, compared["accuracy"].broken) == (7, 0)
+    assert compared["region_accuracy"].fixed is None and compared["mean_iou"].broken is None
 
 
 def test_first_and_last_are_means_of_a_tenth():
