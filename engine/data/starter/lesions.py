@@ -8,8 +8,6 @@ benchmark, and nothing that any lesion looks like.
 import csv
 import io
 import json
-import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from PIL import Image
 from engine.data.lesions import COLUMNS, DIAGNOSES, MASK_SUFFIX
 from engine.data.prepare.folder import count_report
 from engine.data.prepare.ham10000 import COUNTED, SkinPreparation, build_skin
+from engine.data.starter.folder import starter_folder
 from engine.data.starter.masked_questions import blob
 from engine.data.starter.questions import SIDE, build_starter_data
 from engine.files import cache_folder, write_json, write_whole
@@ -42,22 +41,15 @@ METADATA = "HAM10000_metadata.csv"
 
 def build_starter_skin(folder: str | Path | None = None) -> Path:
     """Make the prepared folder, by default in the cache, and return it; one that is there already is kept."""
-    folder = Path(folder) if folder else cache_folder() / f"starter-skin-{VERSION}"
-    if (folder / "report.json").is_file():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        drawn, building = Path(temporary) / "drawn", Path(temporary) / "building"
+    name = f"starter-skin-{VERSION}"
+
+    def build(building: Path) -> None:
+        drawn = building.with_name("drawn")  # beside it, and gone with it
         draw_lesions(drawn)
-        building.mkdir()
-        options = SkinPreparation(metadata=str(drawn / METADATA), output=str(folder))
+        options = SkinPreparation(metadata=str(drawn / METADATA), output=str(folder or cache_folder() / name))
         write_json(building / "report.json", {"options": asdict(options), **build_skin(options, building)})
-        try:
-            os.rename(building, folder)
-        except OSError:
-            if not (folder / "report.json").is_file():  # else another process was first
-                raise
-    return folder
+
+    return starter_folder(folder, name, "report.json", build)
 
 
 def starter_headline() -> dict:

@@ -9,9 +9,7 @@ benchmark.
 import csv
 import io
 import json
-import os
 import random
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +17,9 @@ from PIL import Image
 
 from engine.data.masked_questions import COLUMNS
 from engine.data.positions import ask, label, locate
+from engine.data.starter.folder import starter_folder
 from engine.data.starter.questions import build_starter_data
-from engine.files import cache_folder, write_whole
+from engine.files import write_whole
 
 VERSION = 3  # raise it with any change of what is built
 NAME = "starter_lesions"
@@ -31,19 +30,7 @@ SEED = 2025
 
 def build_lesions(folder: str | Path | None = None) -> Path:
     """Make the data root in `folder`, by default in the cache, and return it; one that is there already is kept."""
-    folder = Path(folder) if folder else cache_folder() / f"starter-lesions-{VERSION}"
-    if (folder / "annotations").is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        building = Path(temporary) / "building"
-        _write(building)
-        try:
-            os.rename(building, folder)
-        except OSError:
-            if not (folder / "annotations").is_dir():  # else another process was first
-                raise
-    return folder
+    return starter_folder(folder, f"starter-lesions-{VERSION}", "annotations", _write)
 
 
 def _write(root: Path) -> None:

@@ -8,9 +8,6 @@ It is a task to start with, not a benchmark: a modality has one to three sources
 """
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -18,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from engine.data.starter.folder import starter_folder
 from engine.errors import InputError
-from engine.files import cache_folder, write_json
+from engine.files import write_json
 
 VERSION = 2  # raise it with any change of what is built
 SIDE = 112  # pixels of a crop: 16 visual tokens of Qwen2.5-VL
@@ -56,25 +54,11 @@ def build_starter_data(folder: str | Path | None = None) -> Path:
 
     The folder appears whole or not at all, also when several processes make it at once.
     """
-    folder = Path(folder) if folder else cache_folder() / f"starter-{VERSION}"
-    if (folder / "test.json").exists():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        building = Path(temporary) / "building"
-        (building / "images").mkdir(parents=True)
-        _write_questions(building)
-        try:
-            os.rename(building, folder)
-        except OSError:  # another process was first, or the folder holds something else
-            if not (folder / "test.json").exists():
-                if folder.exists() and any(folder.iterdir()):
-                    raise InputError(f"{folder}: holds files but no starter data; expected a new or empty folder") from None
-                shutil.copytree(building, folder, dirs_exist_ok=True)
-    return folder
+    return starter_folder(folder, f"starter-{VERSION}", "test.json", _write_questions)
 
 
 def _write_questions(folder: Path) -> None:
+    (folder / "images").mkdir()
     rng = np.random.default_rng(SEED)
     pictures = {modality: {name: (read_source(name), part) for name, part in parts.items()} for modality, parts in SOURCES.items()}
     crops = {}
