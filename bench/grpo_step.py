@@ -217,7 +217,7 @@ def run_provider(provider: str, steps: int, model: str) -> dict:
     """One row, measured in this process."""
     import torch
 
-    from bench.measure import peak_process_bytes
+    from engine.device import peak_memory_gb
 
     torch.set_num_threads(1)
     clock = Clock()
@@ -227,7 +227,7 @@ def run_provider(provider: str, steps: int, model: str) -> dict:
         else:
             run_vesalius(model, output, steps, clock, provider)
     step, rollout = statistics.median(clock.steps), statistics.median(clock.rollouts)
-    peak = peak_process_bytes() / 1e9
+    peak = peak_memory_gb(torch.device("cpu"))
     return {"provider": provider, "step_s": step, "rollout_s": rollout, "train_s": step - rollout, "peak_rss_gb": peak}
 
 

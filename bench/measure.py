@@ -3,7 +3,6 @@
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -127,14 +126,6 @@ def as_cuda_graph(run: Callable[[], object], times: int) -> Callable[[], None]:
         for _ in range(times):
             run()
     return graph.replay
-
-
-def peak_process_bytes() -> int:
-    """The most memory that this process has held resident since it began."""
-    import resource  # Windows has no such module
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak << 10  # macOS counts bytes, Linux kilobytes
 
 
 def peak_resident_bytes(run: Callable[[], object]) -> int:

@@ -44,7 +44,7 @@ def peak_memory_gb(device: torch.device) -> float:
 
 def _peak_resident_bytes() -> int:
     if sys.platform == "win32":
-        import psutil  # there is no `resource` on Windows; accelerate brings psutil
+        import psutil  # there is no `resource` on Windows
 
         return psutil.Process().memory_info().peak_wset
     import resource

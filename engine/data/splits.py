@@ -5,11 +5,11 @@ import logging
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from engine.command.settings import DataArguments
-from engine.data.questions import QuestionSet, load_questions
-from engine.data.rows import BadRow, BadRows
+from engine.data.questions import load_questions
+from engine.data.rows import BadRow, BadRows, Rows
 from engine.data.sources import find_shards
 from engine.data.starter.questions import build_starter_data
 from engine.errors import InputError
@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 class Splits(NamedTuple):
     """Checked rows to train on, and to evaluate on before and after (None: not at all); `on_bad_row`: error or skip."""
 
-    train: Any
-    test: Any
+    train: Rows
+    test: Rows | None
     on_bad_row: str = "error"
 
 
@@ -58,12 +58,12 @@ def has_split(path: Path, split: str) -> bool:
 
 
 def limit_prompts(
-    questions: QuestionSet,
+    questions: Rows,
     prompt_of: Callable[[dict], list[dict]],
     measure: Callable[[list[dict], list], int],
     limit: int | None,
     on_bad_row: str,
-) -> QuestionSet:
+) -> Rows:
     """The questions whose prompts have at most `limit` tokens, image tokens included; others are bad rows.
 
     `measure(messages, sizes)` counts a prompt's tokens; `sizes` are its images' (height, width) in pixels, or None for an upper

@@ -19,6 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from engine.data.positions import locate, read_positions, same_places
+from engine.data.rows import Rows
 from engine.evaluation.judge import Judge, judge_scores
 from engine.evaluation.mask_metrics import NAMES, mask_levels, score_mask, summarise
 from engine.evaluation.score import Score
@@ -27,7 +28,7 @@ from engine.report.overlay import draw_overlay
 from engine.rollout.answers import Answer, Answers
 from engine.rollout.policy import Message
 from engine.tasks.evaluation import Evaluation
-from engine.tasks.task import Reward, Rows
+from engine.tasks.task import Reward
 
 ALL = "all"  # the line of all rows together
 

@@ -14,13 +14,14 @@ from functools import partial
 from typing import Any, Protocol
 
 from engine.data.options import match_option
+from engine.data.rows import Rows
 from engine.evaluation.score import Score
 from engine.report.charts import accuracy_figure, as_png
 from engine.report.content import Sample, ShownAnswer
 from engine.rollout.answers import Answer, Answers
 from engine.rollout.policy import Message
 from engine.tasks.evaluation import Columns, Evaluation, instructive
-from engine.tasks.task import Reward, Rows
+from engine.tasks.task import Reward
 from engine.tasks.templates import build_prompt
 
 GROUPINGS = {"modality": "modality", "question_type": "question type"}  # a result's key -> the title of its table

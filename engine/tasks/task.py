@@ -3,9 +3,10 @@
 Runs and trainers know tasks by this protocol alone, so that any of them trains and evaluates any task that its model can answer.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, Self
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
+from engine.data.rows import Rows
 from engine.report.content import Sample
 from engine.rollout.answers import Answer, Answers
 from engine.rollout.policy import Message
@@ -14,26 +15,6 @@ from engine.tasks.evaluation import Evaluation
 # TRL's form: f(prompts, completions, **columns) -> a number for each completion, None where it does not apply. `columns` are the
 # rows' own, repeated for each completion. Its __name__ is that of its metric.
 Reward = Callable[..., Sequence[float | None]]
-
-
-class Rows(Protocol):
-    """A checked data set. `[i]` opens the images of a row."""
-
-    @property
-    def records(self) -> list[dict]: ...
-
-    @property
-    def skipped(self) -> Sequence[str]:
-        """A line for each bad row that was left out."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> dict: ...
-
-    def record(self, index: int) -> dict:
-        """The row without its images: no file is touched."""
-
-    def select(self, indices: Iterable[int]) -> Self: ...
 
 
 class Task(Protocol):

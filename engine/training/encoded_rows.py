@@ -4,8 +4,9 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from engine.data.rows import Rows
 from engine.rollout.policy import Processor
-from engine.tasks.task import Rows, Task
+from engine.tasks.task import Task
 
 
 class EncodedRows(Dataset):

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch.utils.data import Sampler
 
+from engine.data.rows import Rows
 from engine.errors import InputError
 from engine.report.content import Sample
 from engine.rollout.answers import Answer, GreedyAnswers
@@ -22,7 +23,7 @@ from engine.rollout.policy import Policy, PromptBatch
 from engine.rollout.sampler import LocalSampler
 from engine.rollout.sampler import Sampler as AnswerSampler
 from engine.seeds import derive_seed
-from engine.tasks.task import Rows, Task
+from engine.tasks.task import Task
 from engine.training.config.grpo import GRPOConfig
 from engine.training.encoded_rows import EncodedRows
 from engine.training.groups import Group, GroupSampler

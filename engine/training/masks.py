@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from engine.data.rows import Rows
 from engine.rollout.answers import Answer
 from engine.tasks.masks import MaskAnswers
-from engine.tasks.task import Rows, Task
+from engine.tasks.task import Task
 from engine.training.config.masks import MIN_LEARNING_RATE, MaskConfig
 from engine.training.mask_losses import MASK_LOSSES, counted_cross_entropy
 from engine.training.trainer import Trainer

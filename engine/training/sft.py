@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
+from engine.data.rows import Rows
 from engine.rollout.answers import Answer, GreedyAnswers
 from engine.rollout.policy import Policy
-from engine.tasks.task import Rows, Task
+from engine.tasks.task import Task
 from engine.training.config.sft import SFTConfig
 from engine.training.encoded_rows import EncodedRows
 from engine.training.step_sampler import StepSampler

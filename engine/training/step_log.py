@@ -103,17 +103,16 @@ class StepLog:
         return self.task.score(group.row, Answer(text)).get("correct")
 
     def _show_answers(self, step: int) -> None:
+        samples = [self._sample(group, step) for group in self.last_groups]
         with open(Path(self.args.output_dir) / "completions.jsonl", "a", encoding="utf-8") as file:
-            for group in self.last_groups:
-                sample = self._sample(group, step)
+            for sample in samples:
                 answers = [
                     {"text": answer.text, "rewards": answer.scores, "advantage": answer.advantage} for answer in sample.answers
                 ]
                 line = {"step": step, "question": sample.question, "solution": sample.solution, "completions": answers}
                 file.write(json.dumps(plain(line), ensure_ascii=False) + "\n")
-        sample = self._sample(self.last_groups[0], step)
-        lines = [f"question: {sample.question}"]
-        for answer in sample.answers:
+        lines = [f"question: {samples[0].question}"]
+        for answer in samples[0].answers:
             scores = ", ".join(f"{name} {value:g}" for name, value in answer.scores.items())
             lines.append(f"  [{scores}] {answer.text}")
         tqdm.write("\n".join(lines))

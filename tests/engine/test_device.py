@@ -1,5 +1,9 @@
 """What this process computes on, and the memory it has held."""
 
+import sys
+from pathlib import Path
+
+import pytest
 import torch
 
 from engine.device import describe_device, peak_memory_gb
@@ -18,3 +22,9 @@ def test_peak_memory_is_counted_in_units_of_1e9_bytes():
     held = torch.ones(120_000_000)
     assert 0.02 < before < 60
     assert max(before, held.nbytes / 1e9) <= peak_memory_gb(torch.device("cpu")) < 60
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the truth from /proc")
+def test_peak_memory_is_in_bytes():
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    assert peak_memory_gb(torch.device("cpu")) * 1e9 == pytest.approx(int(status["VmHWM"].split()[0]) << 10, rel=0.05)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from engine.command.settings import refuse, setting
 from engine.training.config.training import TrainingConfig
+from engine.training.mask_losses import MASK_LOSSES
 
-MASK_LOSSES = ("structure", "published_structure", "bce_dice")  # see `engine.training.mask_losses`
 MIN_LEARNING_RATE = 1e-6
 
 
@@ -25,7 +25,7 @@ class MaskConfig(TrainingConfig):
     mask_loss: str = setting(
         "structure",
         "PraNet's structure loss, the same as PRS-Med's code computes it, or its paper's cross entropy and Dice.",
-        choices=MASK_LOSSES,
+        choices=list(MASK_LOSSES),
     )
     class_weight: float = setting(0.5, "Weight of naming the data set from the image.")
     class_epochs: float = setting(5, "Epochs in which it counts.")
