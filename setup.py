@@ -39,6 +39,7 @@ REQUIREMENTS = [
 EXTRAS = {
     "test": [
         "pytest>=9.2",
+        "hypothesis>=6.170",
         "ruff>=0.17.6",
         "mypy>=2.4",
         "types-pyyaml",
