@@ -25,7 +25,6 @@ from engine.training.config.masks import MIN_LEARNING_RATE, MaskConfig
 from engine.training.mask_losses import MASK_LOSSES, summed_cross_entropy
 from engine.training.trainer import Trainer
 
-
 IGNORED = -100  # a label that does not count
 
 

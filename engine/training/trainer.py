@@ -47,8 +47,8 @@ class Trainer(transformers.Trainer):
         raise NotImplementedError
 
     def train(self, *args: Any, **options: Any) -> Any:
-        """As `transformers.Trainer.train`. Afterwards every process has the first one's buffers, which are the checkpoint's: statistics
-        that BatchNorm keeps differ, since each process has seen rows of its own."""
+        """As `transformers.Trainer.train`. Then every process takes the first one's buffers, which the checkpoint has: BatchNorm's
+        statistics differ, since each process has seen rows of its own."""
         result = super().train(*args, **options)
         share_first(self.model.buffers())
         return result

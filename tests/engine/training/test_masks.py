@@ -14,10 +14,10 @@ from engine.training.config.masks import MaskConfig
 from engine.training.mask_losses import (
     MASK_LOSSES,
     bce_dice_loss,
-    summed_cross_entropy,
     dice_loss,
     published_structure_loss,
     structure_loss,
+    summed_cross_entropy,
 )
 from engine.training.masks import MaskTrainer
 from tests.conftest import ROOT
