@@ -68,6 +68,15 @@ def read_bounded(path: str | Path, limit: int) -> bytes:
         return file.read(size)
 
 
+def visible_files(folder: Path, pattern: str) -> list[Path]:
+    """The files in `folder` that match, sorted, without what systems and editors leave behind.
+
+    That is whatever begins with a dot, file or folder: macOS' `._x.png` and `.DS_Store`, `.ipynb_checkpoints/x.csv`.
+    """
+    found = (path for path in folder.glob(pattern) if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return sorted(path for path in found if path.is_file())
+
+
 def write_json(path: str | Path, data: Any) -> Path:
     """`write_whole` of `data` as indented JSON."""
     return write_whole(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
