@@ -1,11 +1,23 @@
-"""Files written whole: under a temporary name in the same folder, then renamed, so that no reader sees half a file."""
+"""Files written whole, under a temporary name in the same folder, then renamed, so that no reader sees half a file; and files that
+a user names, read so that nothing blocks and no memory is filled.
+"""
 
+import errno
 import json
 import math
 import os
+import stat
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+KINDS = {  # what stands where a file was expected
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 def write_whole(path: str | Path, content: str | bytes) -> Path:
@@ -19,6 +31,50 @@ def write_whole(path: str | Path, content: str | bytes) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """`path` opened for reading, where it is a regular file or a link to one.
+
+    OSError if it is not there or anything else (a folder, named pipe, device or socket), whose `strerror` says what; also for
+    names that no file can have. Never waits, as opening a pipe would.
+    """
+    try:
+        _refuse_irregular(os.stat(path).st_mode, path)  # first: opening a device can already do something
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except ValueError:  # a null character, or one that the file system cannot encode
+        raise OSError(errno.EINVAL, "no file can have this name", str(path)) from None
+    file = open(descriptor, "rb")
+    try:
+        _refuse_irregular(os.fstat(descriptor).st_mode, path)  # again: it may have been replaced since
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _refuse_irregular(mode: int, path: str | Path) -> None:
+    if not stat.S_ISREG(mode):
+        kind = KINDS.get(stat.S_IFMT(mode), "something else")
+        raise OSError(errno.EINVAL, f"{kind}, not a file", str(path))
+
+
+def read_bounded(path: str | Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes; OSError as `open_regular`, and where the file is larger."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise OSError(errno.EFBIG, f"{size:,} bytes (expected at most {limit:,})", str(path))
+        return file.read(size)
+
+
+def visible_files(folder: Path, pattern: str) -> list[Path]:
+    """The files in `folder` that match, sorted, without what systems and editors leave behind.
+
+    That is whatever begins with a dot, file or folder: macOS' `._x.png` and `.DS_Store`, `.ipynb_checkpoints/x.csv`.
+    """
+    found = (path for path in folder.glob(pattern) if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return sorted(path for path in found if path.is_file())
 
 
 def write_json(path: str | Path, data: Any) -> Path:

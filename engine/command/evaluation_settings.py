@@ -16,7 +16,7 @@ class EvaluationSettings:
 
     batch_size: int = setting(32, "Rows answered at once.")
     max_new_tokens: int = setting(256, "Longest answer in tokens.")
-    limit: int | None = setting(None, "Ask about the first so many rows only.")
+    limit: int | None = setting(None, "Ask about at most so many rows, evenly spread.")
     on_bad_row: str = setting("error", "A bad row ends the run, or is skipped, counted and listed.", choices=["error", "skip"])
     output_dir: str | None = setting(None, "Run folder. None: runs/<recipe>/<time>.")
 

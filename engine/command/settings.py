@@ -93,12 +93,12 @@ class DataArguments:
     """Which questions to learn from and to be tested on."""
 
     dataset_name: list[str] | None = setting(
-        None, "JSON, JSONL, Parquet, save_to_disk or prepared folder with image, problem and solution. None: the starter data."
+        None, "JSON, CSV, TSV, Parquet, save_to_disk or prepared folder, see docs/your_own_data.md. None: the starter data."
     )
     dataset_train_split: str = setting("train", "Split of a save_to_disk folder or of a prepared folder.")
     dataset_test_split: str = setting("test", "Split to evaluate on before and after training, where dataset_name has it.")
     eval_dataset_name: list[str] | None = setting(None, "Questions to evaluate on instead. None: the test split, if any.")
-    eval_limit: int = setting(500, "Evaluate on at most so many questions; 0: do not evaluate.")
+    eval_limit: int = setting(500, "Evaluate on at most so many questions, evenly spread; 0: do not evaluate.")
     image_root: str | None = setting(None, "Folder that relative image paths start from. None: that of the file.")
     on_bad_row: str = setting("error", "A bad row ends the run, or is skipped, counted and listed.", choices=["error", "skip"])
 

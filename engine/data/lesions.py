@@ -24,6 +24,7 @@ from typing import Any
 
 from PIL import Image
 
+from engine.data.formats.folders import TABLES, ending
 from engine.data.images import FORMATS
 from engine.data.lesion_boxes import name_region
 from engine.data.questions import Checked, QuestionSet, load_questions
@@ -31,6 +32,7 @@ from engine.data.rows import BadRow
 from engine.data.sources import ImageFile, Source, StoredImage, read_source
 from engine.data.tables import read_csv
 from engine.errors import InputError
+from engine.files import visible_files
 
 DIAGNOSES = {
     "akiec": "actinic keratosis",
@@ -124,13 +126,14 @@ def load_skin(
 
 
 def _read(path: Path, split: str, image_root: str | Path | None) -> Source:
-    if path.suffix.lower() != ".csv":
+    if ending(path) not in TABLES:
         return read_source(path, split, image_root)
-    rows = [row for _, row in read_csv(path, RECORD_KEYS, ("image_id", "dx"))]
+    rows = list(read_csv(path, RECORD_KEYS, ("image_id", "dx")))
     if not rows:
         raise InputError(f"{path}: no rows in it (expected the columns {', '.join(RECORD_KEYS)})")
     root = Path(image_root or path.parent).absolute()
-    return Source(str(path), [_cells(row) if isinstance(row, dict) else row for row in rows], root, {})
+    cells = [row.cells if isinstance(row.cells, BadRow) else _cells(row.cells) for row in rows]
+    return Source(str(path), cells, root, {}, lines=[row.line for row in rows])
 
 
 def _cells(row: dict[str, str]) -> dict[str, Any]:
@@ -146,20 +149,24 @@ def find_files(*folders: Path) -> dict[str, Path]:
     """{name without its ending: file} of the JPEG and PNG files in the folders and below; the first one of several of a name."""
     files: dict[str, Path] = {}
     for folder in folders:
-        for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+        for path in visible_files(folder, "**/*"):
+            if path.suffix.lower() in IMAGE_SUFFIXES:
                 files.setdefault(path.stem, path)
     return files
 
 
 def _check_lesion(index: int, row: Any, source: Source, find: Callable[[Path], dict[str, Path]]) -> Checked:
     """A raw row -> (its record but for question and answer, [the image's handle]); BadRow if it cannot be used."""
+    if isinstance(row, BadRow):
+        raise row
     if not isinstance(row, dict):
         raise BadRow("not a row with named columns", f"the columns {', '.join(RECORD_KEYS)}")
     name = row.get("image_id")
     handle: ImageFile | StoredImage
     if source.stored:
-        name, handle, mask = name or f"row {index}", source.stored[index], None
+        if not source.stored[index]:
+            raise BadRow("no image is stored here", "one")
+        name, handle, mask = name or f"row {index}", source.stored[index][0], None
     elif not isinstance(name, str) or not name:
         raise BadRow("no image_id", "the name of an image without its ending")
     else:

@@ -25,11 +25,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from engine.data.formats.folders import TABLES
 from engine.data.image_check import find_bad_images
 from engine.data.images import EXPECTED, ImageError, image_error, open_image
-from engine.data.rows import BadRow, BadRows, Rows
+from engine.data.rows import BadRow, BadRows, Rows, evenly_spread
 from engine.data.tables import read_csv
 from engine.errors import InputError
+from engine.files import visible_files
 
 LABELS = {
     "brain_tumors_ct_scan": 0,
@@ -114,27 +116,29 @@ def load_masked_questions(
     """The rows of `split` (None: of all splits) in the CSV files `ann_paths`, one file after the other.
 
     `ann_paths` is a list or comma-separated, each from here or from `data_root`; by default all of ROOT/annotations. `limit` takes
-    only the first so many rows of the split, before any are skipped. InputError for a bad row, and where no row is left.
+    only so many rows of the split, evenly spread, before any are skipped. InputError for a bad row, and where no row is left.
     """
     bad = BadRows(on_bad_row)
     if split not in (*SPLITS, None):
         raise InputError(f"split {split!r} (expected one of {', '.join(SPLITS)})")
     root = _existing_folder(data_root)
-    rows: list[tuple[dict, ImageAndMask]] = []
+    asked: list[tuple[Path, int, int, dict[str, str] | BadRow]] = []  # rows of the split, and those that are none
     seen: Counter[str] = Counter()  # rows of each split
-    list_folder = cache(_list_folder)  # many rows ask about few folders
     for path in find_annotations(root, ann_paths):
-        for index, cells in read_csv(path, COLUMNS, FILLED):
-            if limit is not None and len(rows) + len(bad) >= limit:
-                break
-            try:
-                filled = _check_cells(cells)
+        for index, line, cells in read_csv(path, COLUMNS, FILLED):
+            filled = _filled(cells)
+            if isinstance(filled, dict):
                 seen[filled["split"]] += 1
-                if split in (None, filled["split"]):
-                    record, pair = _check_row(filled, root, path, list_folder)
-                    rows.append(({**record, "row": index, "source": str(path)}, pair))
-            except BadRow as error:
-                bad.add(path, index, error)
+            if isinstance(filled, BadRow) or split in (None, filled["split"]):
+                asked.append((path, index, line, filled))
+    rows: list[tuple[dict, ImageAndMask]] = []
+    list_folder = cache(_list_folder)  # many rows ask about few folders
+    for path, index, line, cells in (asked[i] for i in evenly_spread(len(asked), limit)):
+        try:
+            record, pair = _check_row(cells, root, path, list_folder)
+            rows.append(({**record, "row": index, "source": str(path)}, pair))
+        except BadRow as error:
+            bad.add(path, index, error, line)
     rows = _check_files(rows, bad, root)
     skipped = bad.lines()
     if skipped and not rows:
@@ -173,7 +177,7 @@ def find_annotations(root: Path, ann_paths: str | Sequence[str | Path] | None) -
         path = next((path for path in (Path(name), root / name) if path.exists()), None)
         if path is None:
             raise InputError(f"{name}: no such file (expected an annotation CSV, from here or from {root})")
-        inside = sorted(path.glob("*.csv")) if path.is_dir() else [path]
+        inside = [file for file in visible_files(path, "*") if file.suffix.lower() in TABLES] if path.is_dir() else [path]
         if not inside:
             raise InputError(f"{path}: no CSV file in it (expected the columns {', '.join(COLUMNS)})")
         found += inside
@@ -186,21 +190,23 @@ def _existing_folder(data_root: str | Path) -> Path:
     return Path(os.path.abspath(data_root))
 
 
-def _check_cells(cells: dict[str, str] | list[str]) -> dict[str, str]:
+def _filled(cells: dict[str, str] | BadRow) -> dict[str, str] | BadRow:
     """The cells of a row without white space around them; BadRow if some are missing or the split is none of SPLITS."""
-    if not isinstance(cells, dict):
-        raise BadRow(f"{len(cells)} cells", f"{len(COLUMNS)}: text with a comma stands in double quotes")
+    if isinstance(cells, BadRow):
+        return cells
     filled = {name: cells[name].strip() for name in FILLED}
     for name, text in filled.items():
         if not text:
-            raise BadRow(f"empty {name}", f"{', '.join(FILLED)} to be filled")
+            return BadRow(f"empty {name}", f"{', '.join(FILLED)} to be filled")
     if filled["split"] not in SPLITS:
-        raise BadRow(f"split {cells['split'][:40]!r}", f"one of {', '.join(SPLITS)}")
+        return BadRow(f"split {cells['split'][:40]!r}", f"one of {', '.join(SPLITS)}")
     return filled
 
 
-def _check_row(cells: dict[str, str], root: Path, path: Path, list_folder: ListFolder) -> tuple[dict, ImageAndMask]:
+def _check_row(cells: dict[str, str] | BadRow, root: Path, path: Path, list_folder: ListFolder) -> tuple[dict, ImageAndMask]:
     """Filled cells -> (record, its files); BadRow if the files are not there."""
+    if isinstance(cells, BadRow):
+        raise cells
     pair, dataset = _find_pair(cells["image_path"], root, list_folder)
     dataset = dataset or path.stem
     return {

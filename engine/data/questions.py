@@ -2,7 +2,8 @@
 
 A row of a file has `image` (a path or a list of paths), `problem` (the question, options inline) and `solution` (`<answer> C
 </answer>` or a bare letter), and may have `options` (a list), `modality`, `question_type` or `subset`. In place of problem and
-solution it may have `question`, `options` and `answer` (an option's text), as HuatuoGPT-Vision's collection. `[i]` gives
+solution it may have `question`, `options` and `answer` (an option's text), as HuatuoGPT-Vision's collection. What other data sets
+and tables call these, `engine.data.formats.columns` knows. `[i]` gives
 
     images: list of PIL RGB      image_id: str, the image file(s)       problem, solution: str, as in the file
     answer: str, the letter      options: {"A": "CT", "B": ...}          modality, question_type: str or None
@@ -16,10 +17,12 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.data.formats.columns import as_question, rename
+from engine.data.formats.names import find_named
 from engine.data.image_check import ImageHandle, find_bad_images
 from engine.data.images import EXPECTED, MISSING
 from engine.data.options import LETTERS, list_options, match_option, parse_options
-from engine.data.rows import BadRow, BadRows, Rows
+from engine.data.rows import BadRow, BadRows, Rows, evenly_spread
 from engine.data.sources import ImageFile, Source, read_source
 from engine.data.split_names import short_modality
 from engine.errors import InputError
@@ -42,6 +45,7 @@ def load_questions(
     split: str = "train",
     on_bad_row: str = "error",
     limit: int | None = None,
+    first: int | None = None,
     modalities: Collection[str] | None = None,
     check_row: Callable[[int, Any, Source], Checked] | None = None,
 ) -> QuestionSet:
@@ -49,26 +53,26 @@ def load_questions(
 
     `split` chooses within folders that hold several. `image_root` is where relative image paths start (default: the folder of
     each file); no path may leave it. `modalities` (short names, see `engine.data.split_names`) are the only ones read. `limit`
-    reads only the first so many rows of these, before any are skipped. `check_row(index, row, source)` turns a raw row into its
-    record and image handles, or raises `BadRow`; by default it is `check_question`.
+    reads only so many of these, evenly spread over all sources, and `first` only the first so many, as published code does; either
+    counts rows before any are skipped. `check_row(index, row, source)` turns a raw row into its record and image handles, or raises
+    `BadRow`; by default it is `check_question` of the row by our names.
     InputError for a bad row, a source that cannot be read, and where no row is left.
     """
     paths = [source] if isinstance(source, str | Path | Source) else list(source)
     if not paths:
         raise InputError("no data set given (expected at least one file or folder)")
+    sources = [path if isinstance(path, Source) else read_source(path, split, image_root) for path in paths]
+    raw = [(found, index, row) for found in sources for index, row in enumerate(found.rows)]
+    if modalities is not None:
+        raw = [place for place in raw if short_modality(_labels(place[2], place[0])["modality"]) in modalities]
+    raw = raw[:first] if first is not None else [raw[i] for i in evenly_spread(len(raw), limit)]
     rows: list[Checked] = []
-    skipped, left = [], limit
-    for path in paths:
-        if left == 0:
-            break
-        found = path if isinstance(path, Source) else read_source(path, split, image_root)
-        raw = list(enumerate(found.rows))
-        if modalities is not None:
-            raw = [(index, row) for index, row in raw if short_modality(_labels(row, found)["modality"]) in modalities]
-        raw, bad = raw[:left], BadRows(on_bad_row)
-        rows += _check_rows(raw, found, check_row or check_question, bad)
+    skipped = []
+    for found in sources:
+        bad = BadRows(on_bad_row)
+        own = [(index, row) for owner, index, row in raw if owner is found]
+        rows += _check_rows(own, found, check_row or _check_named, bad)
         skipped += bad.lines()
-        left = None if left is None else left - len(raw)
     if skipped and not rows:
         raise InputError(f"all {len(skipped)} rows are bad; the first: {skipped[0]}")
     if modalities and not rows:
@@ -86,7 +90,7 @@ def _check_rows(
         try:
             rows.append(check_row(index, row, source))
         except BadRow as error:
-            bad.add(source.name, index, error)
+            bad.add(source.name, index, error, source.line_of(index))
     distinct = {handle.key: handle for _, handles in rows for handle in handles}
     reasons = find_bad_images(list(distinct.values()), source.root, stop_at_first=bad.stops)
     good = []
@@ -95,10 +99,15 @@ def _check_rows(
         if broken is None:
             good.append((record, handles))
             continue
-        name = "" if source.stored else f" {os.path.relpath(broken, source.root)!r}"
+        name = "" if source.stored else f" {os.path.relpath(broken, source.root)[:200]!r}"
         missing = broken if reasons[broken] == MISSING else None
-        bad.add(source.name, record["row"], BadRow(f"image{name}: {reasons[broken]}", EXPECTED, missing))
+        why = BadRow(f"image{name}: {reasons[broken]}", EXPECTED, missing)
+        bad.add(source.name, record["row"], why, source.line_of(record["row"]))
     return good
+
+
+def _check_named(index: int, row: Any, source: Source) -> Checked:
+    return check_question(index, as_question(row), source)
 
 
 def check_question(index: int, row: Any, source: Source) -> Checked:
@@ -115,7 +124,9 @@ def check_question(index: int, row: Any, source: Source) -> Checked:
         if not isinstance(text, str) or not text.strip():
             raise BadRow(f"empty {key}" if isinstance(text, str) else f"{key} is not text", f"{key} to be text")
     options, problem = _options_of(row, problem)
-    handles: list[ImageHandle] = [source.stored[index]] if source.stored else [*_image_files(row["image"], source.root)]
+    handles: list[ImageHandle] = [*(source.stored[index] if source.stored else _image_files(row["image"], source.root))]
+    if not handles:
+        raise BadRow("no image is stored here", "at least one")
     return {
         "image_id": "|".join(handle.key for handle in handles),
         "problem": problem,
@@ -130,9 +141,9 @@ def check_question(index: int, row: Any, source: Source) -> Checked:
 
 def _labels(row: Any, source: Source) -> dict[str, str | None]:
     """The row's modality and question type, by its own word or by that of the file's name."""
-    row = row if isinstance(row, dict) else {}
+    row = rename(row) if isinstance(row, dict) else {}
     labels = {"modality": row.get("modality") or row.get("subset"), "question_type": row.get("question_type")}
-    return {key: value if isinstance(value, str) else source.labels.get(key) for key, value in labels.items()}
+    return {key: value.strip() if isinstance(value, str) else source.labels.get(key) for key, value in labels.items()}
 
 
 def _with_problem(row: dict) -> dict:
@@ -178,8 +189,8 @@ def _image_files(image: Any, root: Path) -> list[ImageFile]:
     names = image if isinstance(image, list) else [image]
     if not names or not all(isinstance(name, str) and name for name in names):
         raise BadRow("unusable image", "a path or a list of paths")
-    paths = [Path(os.path.normpath(root / name)) for name in names]
+    paths = [find_named(root, name) for name in names]
     for name, path in zip(names, paths, strict=True):
         if not path.is_relative_to(root):
-            raise BadRow(f"image path {name!r} leaves {str(root)!r}", "a path inside the image root")
+            raise BadRow(f"image path {name[:200]!r} leaves {str(root)!r}", "a path inside the image root")
     return [ImageFile(path) for path in paths]

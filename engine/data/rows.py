@@ -36,9 +36,10 @@ class BadRows:
         self.stops = on_bad_row == "error"
         self._lines: dict[tuple[str, int], SkippedRow] = {}
 
-    def add(self, source: str | Path, row: int, bad: BadRow) -> None:
-        """Row `row` of the file `source` is bad. InputError where the first such row ends the loading."""
-        line = SkippedRow(f"{source}: row {row}: {bad.reason} (expected {bad.expected}; rows count from 0)")
+    def add(self, source: str | Path, row: int, bad: BadRow, at_line: int | None = None) -> None:
+        """Row `row` of the file `source` is bad; it begins at a line. InputError where the first such row ends the loading."""
+        place = f"row {row}" if at_line is None else f"row {row}, line {at_line}"
+        line = SkippedRow(f"{source}: {place}: {bad.reason} (expected {bad.expected}; rows count from 0)")
         line.missing_image = bad.missing_image
         if self.stops:
             raise InputError(line) from None
@@ -50,6 +51,15 @@ class BadRows:
     def lines(self) -> list[SkippedRow]:
         """The kept lines in the order of files and rows."""
         return [self._lines[place] for place in sorted(self._lines)]
+
+
+def evenly_spread(count: int, limit: int | None) -> list[int]:
+    """What `--limit` and `--eval_limit` take of `count` rows: at most `limit`, at equal distances from the first on, in order.
+
+    Files are often sorted (by modality, set or diagnosis), so that the first rows alone would be of one kind.
+    """
+    taken = count if limit is None else min(limit, count)
+    return [i * count // taken for i in range(taken)]
 
 
 class Rows(Generic[Handle]):

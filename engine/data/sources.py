@@ -1,4 +1,4 @@
-"""Where questions are stored: JSON array, JSON lines, Parquet, a `save_to_disk` folder, a folder made by a prepare recipe.
+"""Where questions are stored: JSON, a table, Parquet, a `save_to_disk` folder, a folder made by a prepare recipe.
 
 `read_source` gives raw rows, unchecked, and a handle per image that opens it later.
 """
@@ -13,19 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from engine.data.formats.columns import our_name
+from engine.data.formats.folders import ENDINGS, TABLES, ending, files_of_split
+from engine.data.formats.json_rows import read_json_rows
+from engine.data.formats.text import refuse_lfs_pointer
 from engine.data.images import decode_image, image_error, open_image
 from engine.data.split_names import name_of_split
+from engine.data.tables import open_table
 from engine.errors import InputError
-from engine.files import cache_folder
+from engine.files import cache_folder, open_regular, visible_files
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-EXPECTED = "a .json array, .jsonl or .parquet file of questions, a save_to_disk folder, or a folder made by a prepare recipe"
-COLUMNS = (
-    *("image", "problem", "solution", "options", "modality", "question_type", "subset", "question", "answer"),
-    *("lesion_id", "image_id", "dx", "diagnosis", "age", "sex", "localization", "bbox", "spatial_description"),  # of skin lesions
-)
+EXPECTED = f"a {', '.join(ENDINGS)} file of questions, a save_to_disk folder, or a folder made by a prepare recipe"
+TABLE_COLUMNS = "the columns image, question, answer, and options or A, B, ..."
+LESION_COLUMNS = ("lesion_id", "image_id", "dx", "diagnosis", "age", "sex", "localization", "bbox", "spatial_description")
+MAX_ROWS = 10_000_000  # of a Parquet file, whose size does not say how many rows it holds
 
 
 @dataclass(frozen=True)
@@ -53,16 +57,17 @@ class ImageFile:
 
 @dataclass(frozen=True, eq=False)
 class StoredImage:
-    """An image in row `row` of a Hugging Face data set that was saved in `folder`."""
+    """An image in row `row` of a Hugging Face data set that was saved in `folder`; of a list of them the one at `position`."""
 
-    dataset: Any  # gives Arrow tables
+    dataset: Any  # gives Arrow tables of one column
     folder: str
     row: int
     written: list[int]
+    position: int | None = None
 
     @property
     def key(self) -> str:
-        return f"{self.folder}#{self.row}"
+        return f"{self.folder}#{self.row}" + ("" if self.position is None else f".{self.position}")
 
     def stamp(self) -> list[int]:
         return self.written
@@ -73,7 +78,9 @@ class StoredImage:
 
     def read(self) -> tuple[str, bytes]:
         """The name of the file that was stored, or else `key`, and its content."""
-        cell = self.dataset[self.row]["image"][0].as_py()  # not decoded by the data set, but by us
+        cell = self.dataset[self.row][0][0].as_py()  # not decoded by the data set, but by us
+        cell = cell if self.position is None else cell[self.position]
+        cell = {"bytes": cell} if isinstance(cell, bytes) else cell
         if not cell or not cell.get("bytes"):
             raise image_error(self.key, "no image is stored here")
         return cell.get("path") or self.key, cell["bytes"]
@@ -81,79 +88,75 @@ class StoredImage:
 
 @dataclass(frozen=True)
 class Source:
-    """Raw rows of one file or folder. A row is a dict, or the JSON value or broken line (str) that stood in its place."""
+    """Raw rows of one file or folder. A row is a dict, or what stood in its place: a JSON value, a broken line (str), a BadRow."""
 
     name: str
     rows: list
     root: Path
     labels: dict[str, str]
-    stored: list[StoredImage] | None = None  # one a row, where the images are in the data set itself
+    stored: list[list[StoredImage]] | None = None  # those of each row, where the images are in the data set itself
+    lines: list[int] | None = None  # where each row begins, in a table
+
+    def line_of(self, row: int) -> int | None:
+        """The line where a row begins, from 1; None where the file is no table."""
+        return self.lines[row] if self.lines else None
 
 
 def read_source(path: str | Path, split: str, image_root: str | Path | None = None) -> Source:
     """The rows at `path`; relative image names start at `image_root`, by default the folder of the file."""
     path = Path(path)
     if path.is_dir():
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        if is_saved(path):
             return _read_saved(path, split, image_root)
-        if shards := find_shards(path, split):
-            return _read_parquet(shards, f"{path}/{split}", path, image_root)
-        inside = [path / f"{split}{suffix}" for suffix in (".json", ".jsonl") if (path / f"{split}{suffix}").is_file()]
-        if not inside:
-            raise InputError(f"{path}: a folder without {split}.json (expected {EXPECTED})")
-        path = inside[0]
+        files = files_of_split(path, split)
+        if not files:
+            others = [found.name for found in visible_files(path, "*") if ending(found) in ENDINGS]
+            held = f"; it holds {others[0]}: name the file that is meant" if others else ""
+            raise InputError(f"{path}: a folder without {split}.json or the like (expected {EXPECTED}{held})")
+        if ending(files[0]) == ".parquet":
+            return _read_parquet(files, f"{path}/{split}", path, image_root)
+        path = files[0]
     if not path.exists():
         raise InputError(f"{path}: no such file or folder (expected {EXPECTED})")
-    if path.suffix.lower() == ".parquet":
+    if ending(path) == ".parquet":
         return _read_parquet([path], str(path), path.parent, image_root)
-    readers = {".json": _read_array, ".jsonl": _read_lines}
-    if path.suffix.lower() not in readers:
+    if ending(path) not in ENDINGS:
         raise InputError(f"{path}: unsupported kind of file {path.suffix!r} (expected {EXPECTED})")
-    rows = readers[path.suffix.lower()](path)
+    lines = None
+    if ending(path) in TABLES:
+        lines, rows = read_table_rows(path)
+    else:
+        rows = read_json_rows(path, EXPECTED)
     if not rows:
         raise InputError(f"{path}: no rows in it (expected {EXPECTED})")
     root = Path(os.path.abspath(image_root or path.parent))
-    return Source(str(path), rows, root, name_of_split(Path(os.path.abspath(path))))
+    return Source(str(path), rows, root, name_of_split(Path(os.path.abspath(path))), lines=lines)
 
 
-def find_shards(folder: Path, split: str) -> list[Path]:
-    """The Parquet files of a split, where `folder` is a copy of a hub data set."""
-    return sorted([*folder.glob(f"{split}-*.parquet"), *folder.glob(f"data/{split}-*.parquet")])
+def is_saved(path: Path) -> bool:
+    """Whether `path` is a folder that `datasets` saved."""
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text (expected {EXPECTED})") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+def saved_splits(path: Path) -> list[str]:
+    """The splits of a folder that `datasets` saved; none where it holds a single set of rows."""
+    index = path / "dataset_dict.json"
+    if not index.is_file():
+        return []
+    with _damage(index):
+        return [str(split) for split in json.loads(index.read_text(encoding="utf-8"))["splits"]]
 
 
-def _read_array(path: Path) -> list:
-    text = _read_text(path)
-    if not text.strip():
-        raise InputError(f"{path}: the file is empty (expected {EXPECTED})")
-    try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON: {error} (expected {EXPECTED})") from None
-    if not isinstance(rows, list):
-        raise InputError(f"{path}: a JSON {type(rows).__name__}, not an array of rows (expected {EXPECTED})")
-    return rows
-
-
-def _read_lines(path: Path) -> list:
-    rows = []
-    for line in _read_text(path).split("\n"):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except (ValueError, RecursionError):
-                rows.append(line)
-    if rows and all(isinstance(row, str) for row in rows):
-        raise InputError(f"{path}: no line of it is JSON (expected {EXPECTED})")
-    return rows
+def read_table_rows(path: Path) -> tuple[list[int], list]:
+    """(lines where the rows begin, the rows) of a table of questions."""
+    header, rows = open_table(path, f"a table with {TABLE_COLUMNS}")
+    ours = {our_name(name) for name in header}
+    for needed in ({"image"}, {"question", "problem"}, {"answer", "solution"}):
+        if not ours & needed:
+            columns = f"expected {TABLE_COLUMNS}; its header has {', '.join(header)[:200] or 'nothing'}"
+            raise InputError(f"{path}: no column {' or '.join(sorted(needed))} ({columns})")
+    table = list(rows)
+    return [row.line for row in table], [row.cells for row in table]
 
 
 def _read_saved(path: Path, split: str, image_root: str | Path | None) -> Source:
@@ -173,9 +176,20 @@ def _read_parquet(files: list[Path], name: str, folder: Path, image_root: str | 
     """Parquet files as one data set; `datasets` keeps an Arrow copy in the cache folder."""
     from datasets import Dataset
 
+    for file in files:
+        _refuse_what_is_no_parquet_file(file)
     with _damage(name):
         dataset = Dataset.from_parquet([str(file) for file in files], cache_dir=str(cache_folder() / "datasets"))
     return dataset_source(dataset, name, folder, image_root)
+
+
+def _refuse_what_is_no_parquet_file(path: Path) -> None:
+    """InputError for pipes, devices and pointers to files, of which the reader of Parquet would tell nothing, or wait."""
+    try:
+        with open_regular(path) as file:
+            refuse_lfs_pointer(path, file.read(64))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 @contextmanager
@@ -189,17 +203,47 @@ def _damage(name: str | Path) -> Iterator[None]:
 
 def dataset_source(dataset: "Dataset", name: str, folder: Path, image_root: str | Path | None) -> Source:
     """A Hugging Face `Dataset` that is called `name`; image names in it start at `image_root`, by default `folder`."""
-    from datasets import Image as ImageFeature
-
     if not len(dataset):
         raise InputError(f"{name}: no rows in it (expected {EXPECTED})")
-    texts = dataset.select_columns([column for column in COLUMNS if column in dataset.column_names])
+    if len(dataset) > MAX_ROWS:
+        raise InputError(f"{name}: {len(dataset):,} rows (expected at most {MAX_ROWS:,})")
+    named = {column: our_name(column) for column in dataset.column_names}
+    image = next((column for column, ours in named.items() if ours == "image" and _holds_images(dataset.features[column])), None)
+    kept = [column for column, ours in named.items() if column != image and (ours or column in LESION_COLUMNS)]
+    rows = dataset.select_columns(kept).with_format(None).to_list() if kept else [{} for _ in range(len(dataset))]
     root, labels = Path(os.path.abspath(image_root or folder)), name_of_split(Path(name) if Path(name).is_file() else folder)
-    if not isinstance(dataset.features.get("image"), ImageFeature):
-        return Source(name, texts.with_format(None).to_list(), root, labels)
-    rows = texts.remove_columns("image").to_list() if len(texts.column_names) > 1 else [{} for _ in range(len(texts))]
+    if image is None:
+        return Source(name, rows, root, labels)
     status = [Path(file["filename"]).stat() for file in dataset.cache_files]
     written = [sum(file.st_size for file in status), max(file.st_mtime_ns for file in status)]
-    cells = dataset.select_columns("image").with_format("arrow")
-    stored = [StoredImage(cells, os.path.abspath(name), row, written) for row in range(len(rows))]
+    cells = dataset.select_columns(image).with_format("arrow")
+    place = os.path.abspath(name)
+    stored = [
+        [StoredImage(cells, place, row, written, position) for position in ([None] if count is None else range(count))]
+        for row, count in enumerate(_images_per_row(dataset, image))
+    ]
     return Source(name, rows, root, labels, stored)
+
+
+def _holds_images(feature: Any) -> bool:
+    """Whether a column's cells are images: Hugging Face's, `{bytes, path}` or bytes without its word for it, or lists of these."""
+    from datasets import Image as ImageFeature
+    from datasets import LargeList, List, Value
+
+    if isinstance(feature, (List, LargeList)):
+        return _holds_images(feature.feature)
+    return (
+        isinstance(feature, ImageFeature)
+        or isinstance(feature, dict)
+        and "bytes" in feature
+        or isinstance(feature, Value)
+        and feature.dtype in ("binary", "large_binary")
+    )
+
+
+def _images_per_row(dataset: "Dataset", column: str) -> list[int | None]:
+    """How many images the lists of a column hold; None for each row where the cells are no lists. No image is read."""
+    cells = dataset.data.column(column)
+    if not str(cells.type).startswith(("list", "large_list")):
+        return [None] * len(cells)
+    return [count or 0 for chunk in cells.chunks for count in chunk.value_lengths().to_pylist()]

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from engine.data.formats.folders import bare_name
+
 # short name: the published one, odd spelling and unbalanced parenthesis included
 MODALITIES = {
     "CT": "CT(Computed Tomography)",
@@ -31,7 +33,7 @@ RADIOLOGY = ("MRI", "CT", "X-Ray")  # what MedVLM-R1 is about
 
 def name_of_split(path: Path) -> dict[str, str]:
     """{"modality": name}, {"question_type": name} or {}: what the published name and place of a split file say of its rows."""
-    name = re.sub(r"_(train|test)$", "", path.stem)
+    name = re.sub(r"_(train|test)$", "", bare_name(path))
     folders = {folder.name for folder in list(path.parents)[:2]}
     if name in MODALITIES or name in MODALITIES.values() or "modality" in folders:
         return {"modality": name}

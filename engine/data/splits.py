@@ -1,6 +1,5 @@
 """The training and test questions of a run, as `DataArguments` names them, and those whose prompts are short enough."""
 
-import json
 import logging
 from collections.abc import Callable, Collection
 from functools import partial
@@ -8,9 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.command.settings import DataArguments
+from engine.data.formats.folders import files_of_split
 from engine.data.questions import load_questions
-from engine.data.rows import BadRow, BadRows, Rows
-from engine.data.sources import find_shards
+from engine.data.rows import BadRow, BadRows, Rows, evenly_spread
+from engine.data.sources import is_saved, saved_splits
 from engine.data.starter.questions import build_starter_data
 from engine.errors import InputError
 
@@ -37,24 +37,27 @@ def load_splits(data: DataArguments, starter_modalities: Collection[str] | None 
     test = None
     if data.eval_limit and data.eval_dataset_name:
         test = load(data.eval_dataset_name, split=data.dataset_test_split)
-    elif data.eval_limit and all(has_split(Path(source), data.dataset_test_split) for source in sources):
-        test = load(sources, split=data.dataset_test_split, modalities=modalities)
+    elif data.eval_limit:
+        held_out = [source for source in sources if has_split(Path(source), data.dataset_test_split)]
+        if held_out:
+            test = load(held_out, split=data.dataset_test_split, modalities=modalities)
+        for source in sources:
+            if source not in held_out:
+                logger.warning("%s: no split %r, so that none of its questions is held out", source, data.dataset_test_split)
     for line in train.skipped + (test.skipped if test else []):
         logger.warning("skipped: %s", line)
-    if test and len(test) > data.eval_limit:
-        import torch  # here: the flags are read before torch is needed
-
-        chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[: data.eval_limit]
-        test = test.select(sorted(chosen.tolist()))
+    if test:
+        test = test.select(evenly_spread(len(test), data.eval_limit))
     return Splits(train, test, data.on_bad_row)
 
 
 def has_split(path: Path, split: str) -> bool:
     """Whether `path` is a folder that holds several splits, this one among them."""
-    saved = path / "dataset_dict.json"
-    if saved.is_file():
-        return split in json.loads(saved.read_text(encoding="utf-8"))["splits"]
-    return any((path / f"{split}{suffix}").is_file() for suffix in (".json", ".jsonl")) or bool(find_shards(path, split))
+    if not path.is_dir():
+        return False
+    if is_saved(path):
+        return split in saved_splits(path)
+    return bool(files_of_split(path, split))
 
 
 def limit_prompts(

@@ -145,11 +145,11 @@ def _find_rows(options: SkinPreparation, missing: dict[str, list[str]], bad: Bad
     images = find_files(*map(Path, options.images) if options.images else [options.table.parent])
     masks = find_files(*map(Path, options.masks)) if options.masks else images
     seen: set[str] = set()
-    for index, cells in read_csv(options.table, COLUMNS, COLUMNS):
+    for index, line, cells in read_csv(options.table, COLUMNS, COLUMNS):
         try:
             record = _check_metadata(cells, seen)
         except BadRow as error:
-            bad.add(options.table, index, error)
+            bad.add(options.table, index, error, line)
             continue
         name = record["image_id"]
         image, mask = images.get(name), masks.get(f"{name}{MASK_SUFFIX}")
@@ -161,10 +161,10 @@ def _find_rows(options: SkinPreparation, missing: dict[str, list[str]], bad: Bad
         yield index, record, image, mask
 
 
-def _check_metadata(cells: dict[str, str] | list[str], seen: set[str]) -> dict[str, Any]:
+def _check_metadata(cells: dict[str, str] | BadRow, seen: set[str]) -> dict[str, Any]:
     """The cells as a record; BadRow if they cannot be used. `seen` are the image_ids so far."""
-    if not isinstance(cells, dict):
-        raise BadRow(f"{len(cells)} cells", f"{len(COLUMNS)}, as the header has")
+    if isinstance(cells, BadRow):
+        raise cells
     record: dict[str, Any] = {key: cells[key].strip() or None for key in COLUMNS}
     for key in ("lesion_id", "image_id"):
         if record[key] is None:

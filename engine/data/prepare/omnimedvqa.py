@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from engine.command.settings import REQUIRED, setting
+from engine.data.formats.folders import ENDINGS, bare_name, ending
 from engine.data.prepare.folder import finish, prepare_folder, relative_name, write_images
 from engine.data.questions import load_questions
 from engine.data.sources import read_source
 from engine.data.split_names import KINDS, name_of_split
 from engine.errors import InputError
+from engine.files import visible_files
 
 
 @dataclass
@@ -49,8 +51,10 @@ def find_split_files(splits: Path, kind: str, names: list[str] | None = None) ->
     """{"train": files, "test": files} of the published names asked for (short ones will do), by default of all that are there."""
     found: dict[str, dict[str, Path]] = {split: {} for split in ("train", "test")}
     for split, files in found.items():
-        for path in sorted((splits / kind / split).glob(f"*_{split}.json")):
-            files[path.stem.removesuffix(f"_{split}")] = path
+        for path in visible_files(splits / kind / split, f"*_{split}.*"):
+            name = bare_name(path).removesuffix(f"_{split}")
+            if ending(path) in ENDINGS and files.setdefault(name, path) is not path:
+                raise InputError(f"{path}: also there as {files[name].name} (expected one file a name)")
     present = sorted(set(found["train"]) | set(found["test"]))
     if not present:
         raise InputError(f"{splits / kind}: no split files (expected train/<name>_train.json and test/<name>_test.json in it)")
@@ -91,7 +95,7 @@ def _labels_of_other_kind(splits: Path, kind: str) -> dict[tuple[Any, ...], dict
     """(image paths..., problem) -> the label that the other kind's split files, which hold the same rows, give it."""
     (other,) = set(KINDS) - {kind}
     labels: dict[tuple[Any, ...], dict[str, str]] = {}
-    for path in sorted((splits / other).glob("*/*.json")):
+    for path in visible_files(splits / other, "*/*.json"):
         with contextlib.suppress(InputError):  # nobody asked for these files
             for row in read_source(path, "train").rows:
                 if isinstance(row, dict) and isinstance(row.get("image"), str):

@@ -28,7 +28,7 @@ from engine.data.images import ImageError
 from engine.data.masked_questions import COLUMNS, MASK_SUFFIX, SPLITS, SUFFIXES, ImageAndMask
 from engine.data.positions import RULES, Position, ask, label, locate
 from engine.errors import InputError
-from engine.files import write_json, write_whole
+from engine.files import visible_files, write_json, write_whole
 from engine.progress import progress
 
 MASK_ENDINGS = ("", MASK_SUFFIX, "_segmentation", "_mask", "_seg")
@@ -194,7 +194,7 @@ def find_pairs(images: Path, masks: Path) -> tuple[dict[str, ImageAndMask], list
 
 
 def _image_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return [path for path in visible_files(folder, "**/*") if path.suffix.lower() in SUFFIXES]
 
 
 def _name(path: Path, folder: Path) -> str:

@@ -55,7 +55,7 @@ def _build(options: RadiologyPreparation, folder: Path) -> dict:
     """Write images and rows into `folder`; returns the report."""
     source, root = find_collection(options.data, options.images)
     read = partial(load_questions, split="test", image_root=root, on_bad_row=options.on_bad_row)
-    parts = [read(source, limit=options.rows, modalities=[name]) for name in SELECTIONS[options.dataset_selection]]
+    parts = [read(source, first=options.rows, modalities=[name]) for name in SELECTIONS[options.dataset_selection]]
     records, handles, skipped = ([x for part in parts for x in getattr(part, name)] for name in ("records", "handles", "skipped"))
     train = QuestionSet(records, handles, skipped)
     sets = {"train": train.select(np.random.default_rng(SHUFFLE_SEED).permutation(len(train)).tolist())}  # as `datasets` shuffles

@@ -193,7 +193,7 @@ def test_files_that_cannot_be_used_are_one_line(records):
     Path("empty.csv").write_text("image_id,dx\n")
     for path, line in [
         ("few.csv", "few.csv: no column dx (expected the columns lesion_id, image_id, dx, "),
-        ("ragged.csv", "ragged.csv: row 0: not a row with named columns (expected the columns lesion_id, "),
+        ("ragged.csv", "ragged.csv: row 0, line 2: 3 cells (expected 2, as the header has: "),
         ("empty.csv", "empty.csv: no rows in it (expected the columns"),
         ("gone.csv", "gone.csv: cannot be read: No such file"),
         ("gone.json", "gone.json: no such file or folder"),

@@ -16,7 +16,7 @@ from engine.data.splits import has_split
 from engine.errors import InputError
 
 GOOD = {"image": "images/a.png", "problem": "What is it? A)CT, B)MRI", "solution": "<answer> B </answer>"}
-KINDS = "a .json array, .jsonl or .parquet file of questions, a save_to_disk folder, or a folder made by a prepare recipe"
+KINDS = "a .json, .jsonl, .csv, .tsv, .tab, .parquet file of questions, a save_to_disk folder, or a folder made by a prepare recipe"
 
 
 @pytest.fixture(autouse=True)
@@ -94,10 +94,10 @@ def test_rows_of_question_options_and_answer_become_medvlm_r1s_problem_and_lette
 @pytest.mark.parametrize(
     "change, reason",
     [
-        ({"answer": "C"}, "answer 'C' is not an option (expected one of its 3 options"),
-        ({"answer": None}, "answer 'None' is not an option (expected one of its 3 options"),
+        ({"answer": "D"}, "answer 'D' is not an option (expected one of A, B, C"),
+        ({"answer": None}, "missing key 'solution' (expected the keys image, problem, solution"),
         ({"options": ["B"]}, "unusable options (expected a list of 2 to 10 texts"),
-        ({"options": None}, "unusable options (expected a list of 2 to 10 texts"),
+        ({"options": None, "question": "Which?"}, "no options (expected 'A)..., B)...' in the problem, or a list of options"),
     ],
 )
 def test_a_bad_answer_among_options_is_one_line(change, reason):
@@ -241,7 +241,7 @@ BAD_ROWS = [
     ({"solution": "<answer></answer>"}, "answer '' is not an option (expected one of A, B"),
     ({"problem": "What is it?"}, "no options (expected 'A)..., B)...' in the problem, or a list of options"),
     ({"options": ["CT"]}, "unusable options (expected a list of 2 to 10 texts"),
-    ({"options": "CT, MRI"}, "unusable options (expected a list of 2 to 10 texts"),
+    ({"options": "CT, MRI"}, "unusable options (expected a list of texts, or one text with | or ; or line breaks between them"),
     ({"options": ["x"] * 11}, "unusable options (expected a list of 2 to 10 texts"),
     ({"image": []}, "unusable image (expected a path or a list of paths"),
     ({"image": {"bytes": "x"}}, "unusable image (expected a path or a list of paths"),
@@ -287,14 +287,14 @@ def test_skipped_rows_are_listed_in_row_order():
     [
         ("a.json", "", f"a.json: the file is empty (expected {KINDS})"),
         ("a.json", "[]", f"a.json: no rows in it (expected {KINDS})"),
-        ("a.jsonl", "\n", f"a.jsonl: no rows in it (expected {KINDS})"),
+        ("a.jsonl", "\n", f"a.jsonl: the file is empty (expected {KINDS})"),
         ("a.json", "{'x'", "a.json: not JSON: "),
         ("a.json", "[" * 100_000, "a.json: not JSON: "),
         ("a.jsonl", "what\never\n", f"a.jsonl: no line of it is JSON (expected {KINDS})"),
         ("a.json", '{"rows": []}', f"a.json: a JSON dict, not an array of rows (expected {KINDS})"),
-        ("a.csv", "image,problem", f"a.csv: unsupported kind of file '.csv' (expected {KINDS})"),
-        ("a.json", b"\xff\xfe\x00", f"a.json: not UTF-8 text (expected {KINDS})"),
-        ("some/note.txt", "x", f"some: a folder without train.json (expected {KINDS})"),
+        ("a.xlsx", "PK", f"a.xlsx: unsupported kind of file '.xlsx' (expected {KINDS})"),
+        ("a.json", b"\xff\xfe\x00", f"a.json: not UTF-8 text in line 1 (expected {KINDS})"),
+        ("some/note.txt", "x", f"some: a folder without train.json or the like (expected {KINDS})"),
     ],
 )
 def test_an_unusable_file_is_one_line(name, content, line):

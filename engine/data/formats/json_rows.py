@@ -1,0 +1,41 @@
+"""The rows of a JSON file: an array, or an object a line, whichever it holds and whatever its name ends in."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from engine.data.formats.text import read_text
+from engine.errors import InputError
+
+
+def read_json_rows(path: Path, expected: str) -> list[Any]:
+    """The rows, unchecked; a broken line stands there as text. InputError if the file is no such file of rows."""
+    text = read_text(path, expected)
+    if not text.strip():
+        raise InputError(f"{path}: the file is empty (expected {expected})")
+    lines = ".jsonl" in [ending.lower() for ending in path.suffixes]
+    try:
+        whole = json.loads(text)
+    except json.JSONDecodeError as error:
+        if not lines and error.msg != "Extra data":  # after a first whole object others may follow
+            raise InputError(f"{path}: not JSON: {error} (expected {expected})") from None
+    except (ValueError, RecursionError) as error:  # a number of 5000 digits; brackets in brackets
+        if not lines:
+            raise InputError(f"{path}: not JSON: {error} (expected {expected})") from None
+    else:
+        if isinstance(whole, list):
+            return whole
+        if not lines and not (isinstance(whole, dict) and {"problem", "question"} & whole.keys()):  # else a single row
+            raise InputError(f"{path}: a JSON {type(whole).__name__}, not an array of rows (expected {expected})")
+        return [whole]
+    rows = [_read_line(line) for line in text.split("\n") if line.strip()]
+    if all(isinstance(row, str) for row in rows):
+        raise InputError(f"{path}: no line of it is JSON (expected {expected})")
+    return rows
+
+
+def _read_line(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return line
