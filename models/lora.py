@@ -85,7 +85,7 @@ def layers_to_adapt(model: nn.Module, names: Collection[str], frozen: str | None
         for layer in found:
             if head is not None and layers[layer].weight is head.weight:
                 raise ValueError(
-                    f"--lora_target_modules {name}: {layer} is the head, or shares its weights, which losses read alone"
+                    f"--lora_target_modules {name}: {layer} is the head, or shares its weights: it can have no adapters"
                 )
         chosen.update(found)
     return sorted(chosen)
@@ -151,7 +151,7 @@ def read_adapters(
     there = {name for name, _ in model.named_modules()}
     if not names or not names <= there:
         strange = ", ".join(sorted(names - there)[:2])[:120] or "no layer"
-        raise CheckpointError(f"{file}: not adapters of this model: they adapt {strange}")
+        raise CheckpointError(f"{file}: not adapters of this model: they adapt {strange}, missing in it")
     head = _head(model)
     for name in names:
         if head is not None and getattr(model.get_submodule(name), "weight", None) is head.weight:

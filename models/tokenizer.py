@@ -55,11 +55,16 @@ def _vocabulary_file(folder: Path) -> Path:
 
 
 def check_vocabulary(
-    tokenizer: PreTrainedTokenizerBase, rows: int, folder: Path, special: Mapping[str, int | None] | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    rows: int,
+    folder: Path,
+    *,
+    special: Mapping[str, int | None] | None = None,
+    start: bool = False,
 ) -> None:
     """Raise CheckpointError where a tokenizer and the `rows` of a model's embedding do not belong together.
 
-    `special`: the ids that tokens must have, by the tokens.
+    `special`: the ids that tokens must have, by the tokens; `start`: a start token is needed as well as an end token.
     """
     tokens = len(tokenizer)
     if tokens > rows or 2 * tokens < rows:
@@ -71,5 +76,6 @@ def check_vocabulary(
         ids = tokenizer.encode(token, add_special_tokens=False)
         if ids != [expected]:
             raise CheckpointError(f"{folder}: its tokenizer makes {ids[:4]} of {token}, where config.json has {expected}")
-    if tokenizer.eos_token_id is None:
-        raise CheckpointError(f"{folder}: its tokenizer has no end token (eos_token)")
+    for name, needed in (("eos_token", True), ("bos_token", start)):
+        if needed and getattr(tokenizer, f"{name}_id") is None:
+            raise CheckpointError(f"{folder}: its tokenizer has no {name}")

@@ -91,7 +91,7 @@ def load_llava(
 def _tokenizer(folder: Path, config: LlavaConfig, rows: int) -> PreTrainedTokenizerBase:
     """The checkpoint's, whose ids are below `rows`."""
     tokenizer = load_tokenizer(folder, config)
-    check_vocabulary(tokenizer, rows, folder)
+    check_vocabulary(tokenizer, rows, folder, start=True)
     return tokenizer
 
 

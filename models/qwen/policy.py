@@ -295,7 +295,7 @@ def load_qwen_vl(
     source = Path(processor or folder)
     own = QwenProcessor.from_pretrained(source, config, min_pixels=min_pixels, max_pixels=max_pixels)
     special = {IMAGE_TOKEN: config.image_token_id, "<|vision_start|>": config.vision_start_token_id}
-    check_vocabulary(own.tokenizer, config.text_config.vocab_size, source, special)
+    check_vocabulary(own.tokenizer, config.text_config.vocab_size, source, special=special)
     model = load_model(model_class, folder, config, dtype=dtype, attn_implementation=attn_implementation, **quantized)
     policy = QwenVLPolicy(model, own)
     _try_out(policy, path)
