@@ -99,7 +99,7 @@ def find_base(folder: Path, base_model: str | None = None) -> tuple[str, str]:
     beside = [folder / named, folder.parent / last] if base_model is None and last not in ("", ".", "..") else []
     found = next((place for place in (Path(named), *beside) if (place / MODEL).is_file()), None)
     if found is not None:
-        return str(found.absolute()), revision
+        return os.path.abspath(found), revision
     if any((place / ADAPTER).is_file() for place in (Path(named), *beside)):
         raise CheckpointError(
             f"{named}: the base of {folder} is itself an adapter: merge it first (python -m recipes.merge_adapter)"
@@ -132,7 +132,7 @@ def _freeze(policy: QwenVLPolicy, freeze_vision: bool) -> None:
 def _adapted(policy: QwenVLPolicy, model: PeftModel, base: str, revision: str) -> QwenVLPolicy:
     """The policy with its adapters, whose checkpoints will say what they belong to, wherever they are loaded from."""
     folder, config = local_folder(base), model.peft_config["default"]
-    config.base_model_name_or_path = base if folder is None else str(folder.absolute())
+    config.base_model_name_or_path = base if folder is None else os.path.abspath(folder)
     config.revision = None if folder is not None else revision
     return QwenVLPolicy(model, policy.processor)
 
