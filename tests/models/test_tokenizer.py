@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from sentencepiece import SentencePieceTrainer
 
 from models.checkpoint import CheckpointError
 from models.loading import STARTER_POLICY, load_policy
@@ -20,7 +21,7 @@ def pieces(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pieces")
     text = folder / "text.txt"
     text.write_text("\n".join([PROBE, "Is the lesion on the left or on the right?"] * 20))
-    pytest.importorskip("sentencepiece").SentencePieceTrainer.train(
+    SentencePieceTrainer.train(
         input=str(text), model_prefix=str(folder / "tokenizer"), vocab_size=400, model_type="bpe", byte_fallback=True,
         hard_vocab_limit=False, minloglevel=2,
     )  # fmt: skip
