@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from models.checkpoint import ADAPTER, MODEL, CheckpointError, find_folder, local_folder
+from models.checkpoint import ADAPTER, MODEL, CheckpointError, find_folder, local_folder, reading
 from models.lora import add_lora, read_adapter_config, read_adapters
 from models.pretrained import read_config
 from models.qwen.policy import QwenVLPolicy, load_qwen_vl
@@ -69,7 +69,8 @@ def load_policy(
         config: Any = adapted.peft_config["default"]
         logger.info("training the adapter of %s further (r %d, alpha %s), on %s", path, config.r, config.lora_alpha, base)
     elif merge_adapter:
-        merged = adapted.merge_and_unload(safe_merge=True)
+        with reading(folder):  # not every kind of LoRA can be merged
+            merged: Any = adapted.merge_and_unload(safe_merge=True)
         merged.requires_grad_(True)
         policy = QwenVLPolicy(merged, policy.processor)
         _freeze(policy, freeze_vision)

@@ -44,6 +44,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = _own(read_json(folder / MODEL))
     if (folder / ADAPTER).exists():
         raise CheckpointError(f"{folder}: holds config.json and adapter_config.json: expected a model or an adapter")
+    if not isinstance(config.get("model_type"), str):
+        raise CheckpointError(f"{folder / MODEL}: lacks model_type, or has one that is no text")
     check_numbers(config, folder / MODEL)
     for part in (config, *config.values()):
         _check_quantization(part.get("quantization_config") if isinstance(part, dict) else None, folder / MODEL)
@@ -81,7 +83,7 @@ def _check_quantization(settings: Any, file: Path) -> None:
     if settings is None:
         return
     method = settings.get("quant_method") if isinstance(settings, dict) else None
-    if method not in PACKAGES:
+    if not isinstance(method, str) or method not in PACKAGES:
         shown = str(method)[:20]
         raise CheckpointError(
             f"{file}: weights quantized by {shown!r} are not supported: take the checkpoint they were made from, or bitsandbytes'"

@@ -127,7 +127,7 @@ def test_sizes_are_whole_numbers_in_bounds(tmp_path):
             check_numbers({"vision_config": {"depth": value}}, tmp_path)
 
 
-@pytest.mark.parametrize("method", ["awq", "gptq", "compressed-tensors", "x", None, 3])
+@pytest.mark.parametrize("method", ["awq", "gptq", "compressed-tensors", "x", None, 3, []])
 def test_weights_quantized_by_other_packages_are_refused(folders, tmp_path, method):
     shutil.copytree(folders["qwen"][0], tmp_path / "copy")
     edit(tmp_path / "copy" / "config.json", quantization_config={"quant_method": method, "bits": 4})
@@ -156,6 +156,7 @@ def test_settings_that_are_damaged_are_refused_by_name(folders, tmp_path, file, 
         ("chat_template.json", {"chat_template": "{{ ''.__class__.__mro__ }}"}, "SecurityError"),
         ("chat_template.json", {"chat_template": None}, "no chat template"),
         ("config.json", {"image_token_id": 5}, "its tokenizer makes"),
+        ("config.json", {"model_type": []}, "lacks model_type, or has one that is no text"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(folders, tmp_path, file, values, message):
