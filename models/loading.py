@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from models.checkpoint import ADAPTER, MODEL, CheckpointError, find_folder, local_folder
+from models.checkpoint import ADAPTER, MODEL, CheckpointError, find_folder, local_folder, reading
 from models.lora import add_lora, read_adapter_config, read_adapters
 from models.pretrained import read_config
 from models.qwen.policy import QwenVLPolicy, load_qwen_vl
@@ -69,7 +69,8 @@ def load_policy(
         config: Any = adapted.peft_config["default"]
         logger.info("training the adapter of %s further (r %d, alpha %s), on %s", path, config.r, config.lora_alpha, base)
     elif merge_adapter:
-        merged = adapted.merge_and_unload(safe_merge=True)
+        with reading(folder):  # not every kind of LoRA can be merged
+            merged: Any = adapted.merge_and_unload(safe_merge=True)
         merged.requires_grad_(True)
         policy = QwenVLPolicy(merged, policy.processor)
         _freeze(policy, freeze_vision)
@@ -99,7 +100,7 @@ def find_base(folder: Path, base_model: str | None = None) -> tuple[str, str]:
     beside = [folder / named, folder.parent / last] if base_model is None and last not in ("", ".", "..") else []
     found = next((place for place in (Path(named), *beside) if (place / MODEL).is_file()), None)
     if found is not None:
-        return str(found.absolute()), revision
+        return os.path.abspath(found), revision
     if any((place / ADAPTER).is_file() for place in (Path(named), *beside)):
         raise CheckpointError(
             f"{named}: the base of {folder} is itself an adapter: merge it first (python -m recipes.merge_adapter)"
@@ -132,7 +133,7 @@ def _freeze(policy: QwenVLPolicy, freeze_vision: bool) -> None:
 def _adapted(policy: QwenVLPolicy, model: PeftModel, base: str, revision: str) -> QwenVLPolicy:
     """The policy with its adapters, whose checkpoints will say what they belong to, wherever they are loaded from."""
     folder, config = local_folder(base), model.peft_config["default"]
-    config.base_model_name_or_path = base if folder is None else str(folder.absolute())
+    config.base_model_name_or_path = base if folder is None else os.path.abspath(folder)
     config.revision = None if folder is not None else revision
     return QwenVLPolicy(model, policy.processor)
 

@@ -32,6 +32,7 @@ LARGEST = {
     "vocab_size": 1 << 24,
     "max_position_embeddings": 1 << 30,
 }
+GENERATION = "generation_config.json"
 PACKAGES = {"bitsandbytes": "bitsandbytes"}  # quantization methods that can be loaded, and what each needs
 
 
@@ -43,8 +44,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = _own(read_json(folder / MODEL))
     if (folder / ADAPTER).exists():
         raise CheckpointError(f"{folder}: holds config.json and adapter_config.json: expected a model or an adapter")
+    if not isinstance(config.get("model_type"), str):
+        raise CheckpointError(f"{folder / MODEL}: lacks model_type, or has one that is no text")
     check_numbers(config, folder / MODEL)
-    _check_quantization(config.get("quantization_config"), folder / MODEL)
+    for part in (config, *config.values()):
+        _check_quantization(part.get("quantization_config") if isinstance(part, dict) else None, folder / MODEL)
+    if (folder / GENERATION).exists():
+        read_json(folder / GENERATION)  # a damaged one would be left out without a word, and its end tokens with it
     return config
 
 
@@ -77,7 +83,7 @@ def _check_quantization(settings: Any, file: Path) -> None:
     if settings is None:
         return
     method = settings.get("quant_method") if isinstance(settings, dict) else None
-    if method not in PACKAGES:
+    if not isinstance(method, str) or method not in PACKAGES:
         shown = str(method)[:20]
         raise CheckpointError(
             f"{file}: weights quantized by {shown!r} are not supported: take the checkpoint they were made from, or bitsandbytes'"
@@ -96,7 +102,7 @@ def four_bits(skipped: list[str]) -> BitsAndBytesConfig:
     """QLoRA's quantization (arXiv:2305.14314) of all linear layers but those beneath `skipped`: NF4, its constants quantized too,
     products in bfloat16. CheckpointError where bitsandbytes is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise CheckpointError("4-bit weights need bitsandbytes, which is not installed (pip install bitsandbytes)")
+        raise CheckpointError("--load_in_4bit needs bitsandbytes, which is not installed (pip install bitsandbytes)")
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

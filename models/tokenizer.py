@@ -12,6 +12,7 @@ from models.checkpoint import CheckpointError, check_file, read_json, reading
 PROBE = "Where is the lesion? A) left, B) right."
 WHOLE, PIECES, PAIR = "tokenizer.json", "tokenizer.model", ("vocab.json", "merges.txt")
 DESCRIPTIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TEMPLATE = "chat_template.jinja"
 BYTES = 256  # tokens of a byte-level vocabulary that no merge has made; special tokens come on top
 
 
@@ -24,6 +25,8 @@ def load_tokenizer(folder: Path, config: PreTrainedConfig | None = None, **optio
     for name in DESCRIPTIONS:
         if (folder / name).exists():
             read_json(folder / name)
+    if (folder / TEMPLATE).exists():
+        check_file(folder / TEMPLATE)
     with reading(source):
         if source.name == PIECES:
             tokenizer: Any = LlamaTokenizer.from_pretrained(folder, **options)

@@ -100,7 +100,7 @@ class Policy(Protocol[Batch]):
         """Keyword arguments for `model(...)`, see above; answer_ids (B, G, T)."""
 
     def reference(self) -> "Policy[Batch]":
-        """The frozen policy that a KL term compares with: a copy, or for adapters the same weights without them."""
+        """The frozen policy that a KL term compares with: as this one is at present, whether a copy or seen through adapters."""
 
     def as_reference(self) -> AbstractContextManager:
         """Context in which `model(...)` computes with this policy's own weights."""

@@ -1,13 +1,24 @@
 """Checkpoints are found and read without running their code; what is wrong with one is said in one line that names it."""
 
 import json
+import os
 import pickle
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.checkpoint import CheckpointError, check_keys, local_folder, read_state_dict, weight_files
+from models.checkpoint import (
+    CheckpointError,
+    check_keys,
+    check_weights,
+    indexed_files,
+    local_folder,
+    read_json,
+    read_state_dict,
+    reading,
+    weight_files,
+)
 
 
 class Exploit:
@@ -71,3 +82,75 @@ def test_weights_are_in_the_files_that_the_index_names_or_in_the_only_one(tmp_pa
         weight_files(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     assert weight_files(tmp_path) == [tmp_path / "model-1.safetensors", tmp_path / "model-2.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["../a.safetensors", "/etc/passwd", "..", ".", "", "a/b.safetensors", "a\\b", "C:x", "a\0b"])
+def test_an_index_names_files_of_its_own_folder(tmp_path, name):
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    (tmp_path / "model").mkdir()
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(CheckpointError, match="index.json: names .* expected a file of the same folder"):
+        indexed_files(index)
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": 1}}', '{"weight_map": 3}']
+)
+def test_an_index_has_a_weight_map(tmp_path, content):
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(CheckpointError, match="index.json: expected a weight_map"):
+        weight_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is a Git LFS pointer"),
+        (b"[1]", "expected a JSON object, not a list"),
+        (b'{"a": NaN}', "NaN is not a JSON number"),
+        (b'{"a": -Infinity}', "-Infinity is not a JSON number"),
+        (b'{"a": 1e999}', "1e999 is not a JSON number"),
+        (b'{"a": ' + b"9" * 10_000 + b"}", "not JSON"),
+        (b'{"a": ' + b"[" * 100_000, "not JSON"),
+        (b'{"a": "\xff"}', "not JSON"),
+        (b'{"a": 1', "not JSON"),
+    ],
+)
+def test_json_that_says_nothing_is_refused_by_name(tmp_path, content, message):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"config.json: .*{message}") as error:
+        read_json(tmp_path / "config.json")
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    (tmp_path / "folder.json").mkdir()
+    for name in ("config.json", "folder.json"):
+        with pytest.raises(CheckpointError, match=f"{name}: not a regular file"):
+            read_json(tmp_path / name)
+
+
+def test_a_pickle_or_safetensors_that_is_cut_is_found_without_reading_it(tmp_path):
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "whole.bin")
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
+    save_file({"a": torch.zeros(1000)}, tmp_path / "whole.safetensors")
+    for name in ("whole.bin", "old.bin", "whole.safetensors"):
+        check_weights(tmp_path / name)
+    for name in ("whole.bin", "whole.safetensors"):
+        cut = tmp_path / f"cut_{name}"
+        cut.write_bytes((tmp_path / name).read_bytes()[:-50])
+        with pytest.raises(CheckpointError, match=f"cut_{name}: not a whole file of tensors"):
+            check_weights(cut)
+
+
+def test_whatever_a_library_raises_is_one_line_that_names_the_file():
+    for raised in (KeyError("a"), TypeError("two\nlines"), ZeroDivisionError(), RuntimeError("x" * 500)):
+        name = type(raised).__name__
+        with pytest.raises(CheckpointError, match=f"config.json: cannot be used .{name}") as found, reading("config.json"):
+            raise raised
+        assert "\n" not in str(found.value) and len(str(found.value)) < 250
+    with pytest.raises(CheckpointError, match="^as it is$"), reading("config.json"):
+        raise CheckpointError("as it is")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.loading import load_policy
-from models.lora import ATTENTION, LINEARS, add_lora, beneath_adapters, in_language_model
+from models.lora import ATTENTION, LINEARS, add_lora, beneath_adapters, in_language_model, layers_to_adapt
 from models.starter.llava import build_tiny_llava
 from tests.tiny_qwen import encode, ragged_prompts, save_tiny
 
@@ -44,3 +44,34 @@ def test_new_adapters_change_nothing_until_they_learn(tmp_path):
     plain, adapted = load_policy(folder), load_policy(folder, lora={"r": 2, "alpha": 4, "dropout": 0.0})
     logits = [policy.prefill(encode(policy, *ragged_prompts(2)), 1, 1)[1] for policy in (plain, adapted)]
     assert torch.equal(*logits) and adapted.model is not adapted.base
+
+
+def test_all_linear_is_every_linear_layer_but_the_head(model):
+    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)} - {"lm_head"}
+    assert set(layers_to_adapt(model, ["all-linear"])) == linear
+    assert set(layers_to_adapt(model, ["q_proj", "all-linear"])) == linear
+    tower = next(name for name, _ in model.named_modules() if name in ("model.visual", "model.vision_tower"))
+    kept = set(layers_to_adapt(model, ["all-linear"], tower))
+    assert kept == {name for name in linear if not name.startswith(f"{tower}.")} and kept != linear
+    adapted = add_lora(model, r=2, alpha=4, dropout=0.0, target_modules=["all-linear"], frozen=tower)
+    assert {name.removeprefix("base_model.model.") for name in layers_with_adapters(adapted)} == kept
+
+
+def test_layers_are_named_by_their_ends_or_by_a_lone_pattern(model):
+    q = {name for name, _ in model.named_modules() if name.endswith(".q_proj")}
+    assert set(layers_to_adapt(model, ["q_proj"])) == q
+    first = layers_to_adapt(model, [r".*language_model\.layers\.0\..*q_proj"])
+    assert first == ["model.language_model.layers.0.self_attn.q_proj"]
+    assert layers_to_adapt(model, ["language_model.layers.0.self_attn.q_proj"]) == first
+    with pytest.raises(ValueError, match="nope: no layer is called so; there are all-linear, .*q_proj"):
+        layers_to_adapt(model, ["q_proj", "nope"])
+    with pytest.raises(ValueError, match=r"not a pattern"):
+        layers_to_adapt(model, ["(q_proj"])
+
+
+def test_the_head_and_embeddings_tied_to_it_have_no_adapters(model):
+    """Losses read the head's weights alone: an adapter there would be sampled from and never trained."""
+    tied = ["lm_head", "embed_tokens"] if model.lm_head.weight is model.get_input_embeddings().weight else ["lm_head"]
+    for name in tied:
+        with pytest.raises(ValueError, match=f"{name} is the head, or shares its weights"):
+            layers_to_adapt(model, ["q_proj", name])

@@ -127,12 +127,44 @@ def test_sizes_are_whole_numbers_in_bounds(tmp_path):
             check_numbers({"vision_config": {"depth": value}}, tmp_path)
 
 
-@pytest.mark.parametrize("method", ["awq", "gptq", "compressed-tensors", "x", None, 3])
+@pytest.mark.parametrize("method", ["awq", "gptq", "compressed-tensors", "x", None, 3, []])
 def test_weights_quantized_by_other_packages_are_refused(folders, tmp_path, method):
     shutil.copytree(folders["qwen"][0], tmp_path / "copy")
     edit(tmp_path / "copy" / "config.json", quantization_config={"quant_method": method, "bits": 4})
     with pytest.raises(CheckpointError, match="config.json: weights quantized by .* not supported"):
         load_policy(str(tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "version https://git-lfs.github.com/spec/v1\noid"])
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json", "tokenizer_config.json", "preprocessor_config.json"])
+def test_settings_that_are_damaged_are_refused_by_name(folders, tmp_path, file, content):
+    """Hugging Face's loaders leave a damaged generation_config.json out, and with it the tokens that end an answer."""
+    shutil.copytree(folders["qwen"][0], tmp_path / "copy")
+    (tmp_path / "copy" / file).write_text(content)
+    with pytest.raises(CheckpointError, match=file):
+        load_policy(str(tmp_path / "copy"))
+
+
+@pytest.mark.parametrize(
+    "file, values, message",
+    [
+        ("generation_config.json", {"eos_token_id": [10**6]}, "eos_token_id makes .* expected ids of tokens"),
+        ("generation_config.json", {"repetition_penalty": "x"}, "repetition_penalty"),
+        ("preprocessor_config.json", {"patch_size": 7}, "patch_size is 7, and 14 in config.json"),
+        ("preprocessor_config.json", {"image_std": [0, 0, 0]}, "image_mean and image_std: expected three numbers"),
+        ("chat_template.json", {"chat_template": "{{ 1 / 0 }}"}, "ZeroDivisionError"),
+        ("chat_template.json", {"chat_template": "{{ ''.__class__.__mro__ }}"}, "SecurityError"),
+        ("chat_template.json", {"chat_template": None}, "no chat template"),
+        ("config.json", {"image_token_id": 5}, "its tokenizer makes"),
+        ("config.json", {"model_type": []}, "lacks model_type, or has one that is no text"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(folders, tmp_path, file, values, message):
+    shutil.copytree(folders["qwen"][0], tmp_path / "copy")
+    edit(tmp_path / "copy" / file, **values)
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_policy(str(tmp_path / "copy"))
+    assert "\n" not in str(error.value)
 
 
 def test_a_model_and_an_adapter_in_one_folder_are_ambiguous(folders, tmp_path):
@@ -144,7 +176,7 @@ def test_a_model_and_an_adapter_in_one_folder_are_ambiguous(folders, tmp_path):
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
 def test_four_bits_without_their_package_are_refused(folders, tmp_path):
-    with pytest.raises(CheckpointError, match="need bitsandbytes, which is not installed"):
+    with pytest.raises(CheckpointError, match="--load_in_4bit needs bitsandbytes, which is not installed"):
         four_bits([])
     shutil.copytree(folders["qwen"][0], tmp_path / "copy")
     edit(tmp_path / "copy" / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})

@@ -23,7 +23,7 @@ def pieces(tmp_path_factory):
     text.write_text("\n".join([PROBE, "Is the lesion on the left or on the right?"] * 20))
     SentencePieceTrainer.train(
         input=str(text), model_prefix=str(folder / "tokenizer"), vocab_size=400, model_type="bpe", byte_fallback=True,
-        hard_vocab_limit=False, minloglevel=2, user_defined_symbols=[],
+        hard_vocab_limit=False, minloglevel=2,
     )  # fmt: skip
     text.unlink()
     (folder / "tokenizer.vocab").unlink()

@@ -1,12 +1,13 @@
 """LLaVA-Med's original layout: what the loaded model computes, and what a wrong checkpoint is answered with."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import CLIPVisionConfig, CLIPVisionModel, MistralConfig, MistralForCausalLM
+from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel, MistralConfig, MistralForCausalLM
 
 from models.checkpoint import CheckpointError
 from models.llava.llava_med import load_llava
@@ -170,6 +171,44 @@ def change(folder, tmp_path, edit):
 def test_a_wrong_checkpoint_is_an_error_that_names_what_is_wrong(original, tmp_path, edit, message):
     with pytest.raises(CheckpointError, match=message):
         load_llava(change(original[0], tmp_path, edit))
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (lambda c: {k: v for k, v in c.items() if k != "mm_vision_tower"}, "config.json: lacks mm_vision_tower"),
+        (lambda c: {k: v for k, v in c.items() if k != "vocab_size"}, "config.json: lacks vocab_size"),
+        (lambda c: {k: v for k, v in c.items() if k != "hidden_size"}, "config.json: lacks hidden_size"),
+        (lambda c: c | {"vocab_size": "x"}, "config.json: vocab_size is 'x': expected a whole number"),
+        (lambda c: c | {"mm_vision_tower": 3}, "config.json: mm_vision_tower is '3'"),
+        (lambda c: c | {"mm_vision_tower": "/gone/clip"}, "the CLIP vision tower cannot be read: /gone/clip"),
+        (lambda c: c | {"num_attention_heads": 3}, "cannot be used"),
+        (lambda c: c | {"mm_vision_select_layer": 99}, "cannot be used"),
+        (lambda c: [], "config.json: expected a JSON object, not a list"),
+        (lambda c: None, "config.json: expected a JSON object, not null"),
+    ],
+)
+def test_a_config_that_says_too_little_is_refused_by_name(original, tmp_path, content, message):
+    shutil.copytree(original[0], tmp_path / "copy")
+    config = json.loads((tmp_path / "copy" / "config.json").read_text())
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(content(config)))
+    with pytest.raises((CheckpointError, OSError), match=message) as error:
+        load_llava(str(tmp_path / "copy"))
+    assert "\n" not in str(error.value)
+
+
+def test_the_tower_of_a_whole_clip_is_taken(original, tmp_path):
+    """As OpenAI's repository has it: the text model beside the vision tower."""
+    _, (vision, projector, text) = original
+    whole = CLIPModel(CLIPConfig(vision_config=vision.config.to_dict(), text_config={"num_hidden_layers": 1}, projection_dim=8))
+    own = {key.removeprefix("vision_model."): tensor for key, tensor in vision.state_dict().items()}
+    whole.vision_model.load_state_dict(own)
+    whole.save_pretrained(tmp_path / "clip")
+    model, _ = load_llava(str(save_original(tmp_path, vision, projector, text, with_vision=False)))
+    ids, pixels = inputs()
+    with torch.no_grad():
+        expected = by_hand(vision, projector, text, ids, pixels)
+        assert torch.allclose(model(input_ids=ids, pixel_values=pixels).logits[..., :VOCAB], expected, atol=1e-5)
 
 
 def test_a_place_without_a_checkpoint_is_an_error(tmp_path):

@@ -1,5 +1,8 @@
 """PRS-Med's claims: prompt states without the answer, nothing from padding, adapters that are applied, checkpoints that reload."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -256,6 +259,58 @@ def test_a_part_with_a_wrong_key_is_an_error(model, tmp_path, part):
     torch.save(state, tmp_path / f"{part}.pth")
     with pytest.raises(CheckpointError, match=f"{part}.pth: more unexpected"):
         load_prs_med(tmp_path)
+
+
+@pytest.mark.parametrize("compat", ["default", "reference"])
+@pytest.mark.parametrize("part", ["lora_adapter", "tokenizer", "vlm", "image_encoder.pth", "mask_decoder.pth", "cls.pth"])
+def test_a_checkpoint_without_a_part_is_refused(checkpoint, tmp_path, part, compat):
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    load_prs_med(tmp_path / "copy", compat=compat)
+    place = tmp_path / "copy" / part
+    place.unlink() if place.is_file() else shutil.rmtree(place)
+    with pytest.raises(CheckpointError, match=f"not a whole PRS-Med checkpoint: {part} is missing"):
+        load_prs_med(tmp_path / "copy", compat=compat)
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_adapters_without_a_file_are_refused_by_name(checkpoint, tmp_path, file):
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    (tmp_path / "copy" / "lora_adapter" / file).unlink()
+    with pytest.raises(CheckpointError, match=f"{file}: no such file"):
+        load_prs_med(tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("[]", "expected a JSON object, not a list"),
+        ("{", "not JSON"),
+        ("", "is empty"),
+        ('{"x": 1}', "unknown setting 'x'; there are vlm"),
+        ('{"decoder": "v9"}', "decoder is 'v9': expected v5 or v6 or paper"),
+        ('{"image_encoder": []}', "image_encoder is"),
+        ('{"vlm": 3}', "vlm is '3': expected a folder, a hub name or null"),
+        ('{"compat": null}', "compat is 'None': expected default or reference"),
+    ],
+)
+def test_settings_that_say_nothing_known_are_refused(checkpoint, tmp_path, content, message):
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    (tmp_path / "copy" / "prs_med.json").write_text(content)
+    with pytest.raises(CheckpointError, match=f"prs_med.json: {message}"):
+        load_prs_med(tmp_path / "copy")
+
+
+def test_a_vlm_that_has_moved_is_asked_for(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    (tmp_path / "copy" / "prs_med.json").write_text('{"vlm": "/gone/vlm", "image_encoder": "starter"}')
+    with pytest.raises(OSError, match="/gone/vlm: no checkpoint there .*: name it with --vlm_path"):
+        load_prs_med(tmp_path / "copy")
+    load_prs_med(tmp_path / "copy", vlm=str(checkpoint / "vlm"))
+
+
+def test_adapters_record_the_vlm_beside_them(checkpoint):
+    config = json.loads((checkpoint / "lora_adapter" / "adapter_config.json").read_text())
+    assert (checkpoint / "lora_adapter" / config["base_model_name_or_path"]).samefile(checkpoint / "vlm")
 
 
 def test_a_folder_without_a_checkpoint_is_an_error(tmp_path):
