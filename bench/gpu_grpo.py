@@ -17,7 +17,7 @@ from kernels import linear_grpo
 from kernels.group_advantage import group_advantages, group_advantages_reference
 from kernels.grpo_loss import grpo_loss, grpo_loss_reference
 from kernels.grpo_terms import GRPOLoss, TokenInputs
-from kernels.launch import shared_bytes
+from kernels.launch import launch, shared_bytes
 from kernels.linear_grpo import TokenOutputs, linear_grpo_loss, linear_grpo_loss_reference
 from kernels.linear_logprob import LOG2E, linear_logprob, linear_logprob_reference
 
@@ -212,7 +212,7 @@ def _logits_timing(device, rows, tokens, vocabulary):
     row_constants = linear_grpo._row_constants(logits.dtype, vocabulary, shared_bytes(device))
     constants = {"GRADIENT": True} | LOSS.kernel_flags | row_constants
     arguments = (logits, vocabulary, index, ids, advantages, weights, TokenInputs(), out, *sizes, LOSS.numbers)
-    providers = {"ours": lambda: linear_grpo._row_kernel[(len(index),)](*arguments, **constants)}
+    providers = {"ours": lambda: launch(linear_grpo._row_kernel, (len(index),), *arguments, **constants)}
     leaf = logits.view(rows, tokens, vocabulary).detach().requires_grad_()
     for name, loss in (("eager", _logit_loss), ("compile", torch.compile(_logit_loss))):
         providers[name] = training(loss, [leaf], ids, advantages, mask, LOSS)

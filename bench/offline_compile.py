@@ -5,6 +5,7 @@ and None are constants. Without those attributes the same kernels show narrow lo
 TRITON_INTERPRET=1 cannot compile; one without Triton can import this module and no more.
 """
 
+import linecache
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+import kernels
 from kernels.language import triton
 from kernels.launch import LaunchConfig
 
@@ -39,7 +41,11 @@ SHARED = {80: 164 << 10, 89: 100 << 10, 90: 228 << 10, 100: 228 << 10}
 
 @dataclass
 class Resources:
-    """What one compiled kernel uses: a thread's registers, bytes spilled, shared bytes a block, instruction counts and widths."""
+    """What one compiled kernel uses: a thread's registers, bytes spilled, shared bytes a block, instruction counts and widths.
+
+    `chosen_read_first`: every warp waits for the others between the load of the chosen logit and the first store over its row; None
+    where a kernel does not do both.
+    """
 
     name: str
     arch: int
@@ -53,6 +59,7 @@ class Resources:
     mma: int
     tcgen05: int
     async_copies: int
+    chosen_read_first: bool | None
 
     @property
     def blocks_per_multiprocessor(self) -> int:
@@ -117,6 +124,23 @@ def _widest(ptx: str, instruction: str) -> int:
     return max(widths)
 
 
+def _chosen_read_first(ptx: str) -> bool | None:
+    """`Resources.chosen_read_first`, from the lines of kernels/ that the PTX says its instructions come from."""
+    folder, source, events = Path(kernels.__file__).parent, "", ""
+    for text in ptx.splitlines():
+        if place := re.search(r"\.loc\s.*// (\w+\.py):(\d+):", text):
+            source = linecache.getline(str(folder / place[1]), int(place[2])).strip()
+        elif "ld.global" in text and source.startswith("chosen = tl.load(row"):
+            events += "r"
+        elif "st.global" in text and source.startswith("tl.store(row"):
+            events += "w"
+        elif re.search(r"\b(bar|barrier)\.sync", text):
+            events += "b"
+    if "r" not in events or "w" not in events:
+        return None
+    return "b" in events[events.rindex("r") : events.index("w")]
+
+
 def compile_for(config: LaunchConfig, arch: int) -> Resources:
     """Compile one launch for sm_`arch` and read its resources; ptxas is the only one to know about spills."""
     from triton.backends.compiler import GPUTarget
@@ -149,4 +173,5 @@ def compile_for(config: LaunchConfig, arch: int) -> Resources:
         mma=len(re.findall(r"\bmma\.sync", ptx)),
         tcgen05=len(re.findall(r"tcgen05\.mma", ptx)),
         async_copies=len(re.findall(r"cp\.async\.c[ag]", ptx)),
+        chosen_read_first=_chosen_read_first(ptx),
     )

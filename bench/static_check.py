@@ -4,9 +4,10 @@
 
 Any module of kernels/ with `launch_configs()` is found. The table on standard error shows a thread's registers, spilled bytes,
 shared memory a block, the widest global load and store, matrix instructions (mma.sync, wgmma, tcgen05), and the share of a
-multiprocessor's warps that can be resident; `--markdown` prints it as one for the README. The gate: no spills below sm_100, a
-program fits a multiprocessor, and 16-byte loads in the GRPO row kernel at an aligned vocabulary. Exit code 1 where it fails, 2
-without Triton.
+multiprocessor's warps that can be resident; `--markdown` prints it as one for the README. The gate: no spills below sm_100; a
+program fits a multiprocessor; 16-byte loads in the GRPO row kernel at an aligned vocabulary; a barrier between the load of a row's
+chosen logit and the first store over the row; and no tcgen05 in the kernel that adds two products into one accumulator, which only
+mma.sync and wgmma do in order. Exit code 1 where it fails, 2 without Triton.
 """
 
 import argparse
@@ -26,6 +27,9 @@ from kernels.launch import LaunchConfig
 GATED = (80, 89, 90)
 WIDE = "grpo row, "
 ODD = "odd vocabulary"
+OVERWRITES = ("grpo row, ", "logit gradient")  # a row by its gradient
+WITHOUT = "without gradient"
+TWO_PRODUCTS = "token to image, backward"
 HEADER = ("kernel", "sm", "warps", "registers", "spilled B", "shared B", "load B", "store B", "mma", "occupancy")
 
 
@@ -45,6 +49,10 @@ def failures(results: list[Resources]) -> list[str]:
     for r in results:
         if r.name.startswith(WIDE) and ODD not in r.name and r.load_bytes < 16:
             lines.append(f"{r.name} on sm_{r.arch} loads {r.load_bytes} bytes at a time, not 16")
+        if r.name.startswith(OVERWRITES) and WITHOUT not in r.name and not r.chosen_read_first:
+            lines.append(f"{r.name} on sm_{r.arch} may write over its chosen logit before every warp has read it")
+        if r.name.startswith(TWO_PRODUCTS) and r.tcgen05:
+            lines.append(f"{r.name} on sm_{r.arch} adds two products into one accumulator by tcgen05, which may lose one")
     return lines
 
 

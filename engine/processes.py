@@ -3,9 +3,12 @@
 import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Result = TypeVar("Result")
 
@@ -39,6 +42,13 @@ def broadcast_from_first(function: Callable[..., Result], *args: Any) -> Result:
     results: list[Any] = [function(*args) if rank() == 0 else None]
     dist.broadcast_object_list(results)
     return results[0]
+
+
+def share_first(tensors: Iterable["Tensor"]) -> None:
+    """Every process's tensors become those of the first, in place."""
+    if dist := _group():
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
 
 
 def my_share(items: Sequence) -> Sequence:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kernels.language import tl, triton
-from kernels.launch import LaunchConfig, launch, runs_triton, triton_op
+from kernels.launch import LaunchConfig, launch, padded_power, runs_triton, triton_op
 
 SCALES = ("group", "batch", "none")
 # Rewards a program holds at once: two warps of eight groups of eight.
@@ -78,7 +78,7 @@ def _advantages_kernel(
 
 
 def _constants(num_generations: int, scale_rewards: str) -> dict[str, Any]:
-    width = triton.next_power_of_2(num_generations)
+    width = padded_power(num_generations)
     return {"SCALE": scale_rewards, "GROUPS": max(1, TILE // width), "WIDTH": width, "num_warps": 2}
 
 
@@ -91,7 +91,7 @@ def launch_configs() -> Iterator[LaunchConfig]:
 
 @triton_op("vesalius::group_advantages")
 def _group_advantages(rewards: Tensor, num_generations: int, scale_rewards: str, eps: float) -> Tensor:
-    if not runs_triton(rewards):
+    if not runs_triton(rewards) or not len(rewards):
         return group_advantages_reference(rewards, num_generations, scale_rewards=scale_rewards, eps=eps)
     advantages = torch.empty_like(rewards)
     constants = _constants(num_generations, scale_rewards)

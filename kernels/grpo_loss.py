@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kernels.grpo_terms import (
     GRPOLoss,
@@ -32,7 +33,7 @@ from kernels.grpo_terms import (
     token_terms_kernel,
 )
 from kernels.language import tl, triton
-from kernels.launch import LaunchConfig, launch, runs_triton, triton_op
+from kernels.launch import LaunchConfig, launch, padded_power, runs_triton, triton_op
 
 
 def grpo_loss_reference(
@@ -48,7 +49,7 @@ def grpo_loss_reference(
     num_rows: int | None = None,
 ) -> Tensor:
     """The specification of the loss of `grpo_loss`, differentiable by autograd in any floating dtype."""
-    mask = mask.to(logprobs.dtype)
+    mask = (mask != 0).to(logprobs.dtype)
     lengths = mask.sum(-1, keepdim=True).clamp(min=1)
     advantages = advantages[:, None]
     log_ratio = logprobs - (logprobs.detach() if old_logprobs is None else old_logprobs)
@@ -65,7 +66,7 @@ def grpo_loss_reference(
     if (ref := needed_reference(loss, ref_logprobs)) is not None:
         kl = (ref - logprobs).exp() - (ref - logprobs) - 1
         terms = terms + loss.beta * (kl * ratio if loss.use_bias_correction_kl else kl)
-    num_rows = num_rows or len(mask)
+    num_rows = max(num_rows or len(mask), 1)
     if loss.loss_type == "grpo":
         return (terms * mask / lengths).sum() / num_rows
     if loss.loss_type == "dr_grpo":
@@ -248,7 +249,7 @@ def _loss_kernel(
 
 
 def _constants(num_tokens: int, loss: GRPOLoss) -> dict[str, Any]:
-    block = min(1024, max(256, triton.next_power_of_2(num_tokens)))
+    block = max(256, padded_power(num_tokens, 1024))
     # one token a thread: with more, ptxas spills a few bytes to fit more programs than there are
     return loss.kernel_flags | {"SEQUENCE": loss.by_sequence, "BLOCK": block, "num_warps": block // 32}
 
@@ -287,6 +288,10 @@ def grpo_loss_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, dloss/dlogp, stats) of the GRPOLoss whose `text` is `loss`."""
     settings, given = GRPOLoss.of_text(loss), TokenInputs(old_logprobs, ref_logprobs, policy_mask)
+    if not logprobs.numel():  # no token: no loss, and nothing to take the least or most of
+        stats = logprobs.new_zeros(len(STATS))
+        stats[5:] = torch.nan
+        return logprobs.new_zeros(()), torch.zeros_like(logprobs), stats
     if not runs_triton(logprobs):
         weights = row_weights(mask, num_items, denominator, settings, logprobs.dtype)
         terms = loss_gradient(logprobs, advantages, mask, weights, given, settings)
@@ -311,6 +316,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.num_inputs = len(inputs)
 
 
+@once_differentiable
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     (gradient,) = ctx.saved_tensors
     return (None if grad_loss is None else grad_loss * gradient, *[None] * (ctx.num_inputs - 1))
@@ -338,8 +344,11 @@ def grpo_loss(
     `policy_mask` (B, T) weighs the policy term and not the KL: entropy or off-policy masks. `entropies` (B, T) only feed the
     metric. `num_items` divides bnpo, dapo and cispo: the batch's tokens over all processes / number of processes, by default
     the tokens of `mask`. `num_rows` divides grpo and dr_grpo: by default B, more where rows of zero gradient were left out.
-    Raises ValueError naming the argument. The formulas are at the top of this file.
+    Half-precision log-probs are computed in float32; no row or no token has a loss of 0. Raises ValueError naming the argument.
+    The formulas are at the top of this file.
     """
+    if logprobs.dtype in (torch.float16, torch.bfloat16):
+        logprobs = logprobs.float()
     ref_logprobs = needed_reference(loss, ref_logprobs)
     check_tokens(logprobs.shape, mask=mask, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs, policy_mask=policy_mask)
     check_tokens(logprobs.shape, entropies=entropies)

@@ -111,6 +111,7 @@ class GRPOLoss:
         """What divides the sum, beside the row's length (grpo) or the number of tokens (bnpo, dapo, cispo)."""
         if self.by_items:
             return 1.0
+        num_rows = max(num_rows, 1)  # no row has no loss, not one that is not a number
         return float(num_rows if self.by_length else num_rows * (self.max_completion_length or 0))
 
 
@@ -221,7 +222,7 @@ def item_count(mask: Tensor, num_items: Tensor | float | None, loss: GRPOLoss) -
     """`num_items` as the ops take it: a 0-dim tensor where the loss divides by a number of tokens, else None."""
     if not loss.by_items:
         return None
-    return mask.sum().clamp(min=1) if num_items is None else torch.as_tensor(num_items, device=mask.device)
+    return (mask != 0).sum().clamp(min=1) if num_items is None else torch.as_tensor(num_items, device=mask.device)
 
 
 @triton.jit

@@ -1,16 +1,21 @@
 """How the ops launch Triton kernels, and how they say so to the tools that compile the same launches without a GPU.
 
 An op's body branches once, on `runs_triton`: where Triton is installed CUDA tensors go to it, all others to the eager path. Under
-TRITON_INTERPRET=1 every tensor goes to Triton, whose interpreter runs on CPU tensors: the tests check the bodies that way.
+TRITON_INTERPRET=1 every tensor goes to Triton, whose interpreter runs on CPU tensors: the tests check the bodies that way. Float64
+is there to check with, and is always computed eagerly: the bodies compute in float32.
+
+A body indexes its tensors as contiguous ones, so every op makes them so; and every launch goes through `launch`.
 """
 
 import functools
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch.library import CustomOpDef, custom_op, wrap_triton
+from torch.nn import Parameter
 
 from kernels.language import HAS_TRITON, triton
 
@@ -41,7 +46,7 @@ def _warn_of_eager_cuda() -> None:
 def runs_triton(tensor: torch.Tensor) -> bool:
     """Whether an op on this tensor launches Triton."""
     if HAS_TRITON:
-        return tensor.is_cuda or triton.knobs.runtime.interpret
+        return tensor.dtype != torch.float64 and (tensor.is_cuda or triton.knobs.runtime.interpret)
     if tensor.is_cuda:
         _warn_of_eager_cuda()
     return False
@@ -68,6 +73,30 @@ def triton_op(name: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
     return register
 
 
+def on_device_of(tensor: torch.Tensor) -> AbstractContextManager[Any]:
+    """Within it the current CUDA device is that of `tensor`: Triton launches on the current one, whatever its arguments are on."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    """Launch within a `triton_op`, visibly to torch.compile, which takes no tuples among the arguments."""
-    wrap_triton(kernel)[grid](*arguments, **constants)
+    """Launch a kernel on the device of the first argument, a tensor.
+
+    What torch.compile traces (a `triton_op`, whose tensors then are of a class of torch's own) is launched visibly to it: no tuples
+    among the arguments. It switches devices in the code that it writes.
+    """
+    if type(arguments[0]) not in (torch.Tensor, Parameter):
+        wrap_triton(kernel)[grid](*arguments, **constants)
+        return
+    with on_device_of(arguments[0]):
+        kernel[grid](*arguments, **constants)
+
+
+def padded_power(size: int, most: int = 1 << 30) -> int:
+    """The smallest power of two that is at least `size`, but not more than `most`, itself a power of two.
+
+    Found by comparisons: of a size that torch.compile traces as a symbol these are short guards, where twiddled bits are huge ones.
+    """
+    power = 1
+    while power < most and power < size:
+        power *= 2
+    return power

@@ -9,8 +9,9 @@ The gradient of a row's logits depends on that row alone once its log-sum-exp is
 
 B rows (completions), T tokens, H hidden, V vocabulary. The forward makes the gradients, the backward scales them. With sequence
 level importance sampling g needs the ratio of the whole sequence, so chunks end at sequence ends. Masked tokens cost nothing: on
-CUDA one synchronisation with the host counts the others. 6 H V FLOP a token; working memory is C V logits in the dtype of `hidden`
-and one fp32 dweight. TRL's and Liger's chunked losses recompute the logits in backward (four GEMMs), Liger's in fp32.
+CUDA one synchronisation with the host counts the others. A token whose y is outside 0 to V - 1 (-100) is masked. 6 H V FLOP a
+token; working memory is C V logits in the dtype of `hidden` and one fp32 dweight. TRL's and Liger's chunked losses recompute the
+logits in backward (four GEMMs), Liger's in fp32.
 
 The op is opaque to torch.compile for the reason given in linear_logprob.py.
 """
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.library import custom_op
 
 from kernels.grpo_loss import STATS, grpo_loss_forward, grpo_loss_reference, metrics_of
@@ -34,7 +36,7 @@ from kernels.grpo_terms import (
     token_terms_kernel,
 )
 from kernels.language import tl, triton
-from kernels.launch import LARGE_SHARED, SMALL_SHARED, LaunchConfig, runs_triton, shared_bytes
+from kernels.launch import LARGE_SHARED, SMALL_SHARED, LaunchConfig, launch, runs_triton, shared_bytes
 from kernels.linear_logprob import (
     LOG2E,
     accumulate_dtype,
@@ -42,10 +44,13 @@ from kernels.linear_logprob import (
     chunk_size,
     head_operands,
     in_chunks,
+    in_vocabulary,
     linear_logprob_reference,
+    logit_buffer,
     logit_gradient_,
     online_stats,
     row_stats,
+    row_stride,
     write_gradient,
 )
 
@@ -70,7 +75,7 @@ def linear_grpo_loss_reference(
     return grpo_loss_reference(
         logprobs.view(mask.shape),
         advantages,
-        mask,
+        mask * in_vocabulary(target_ids, weight),
         loss,
         old_logprobs=old_logprobs,
         ref_logprobs=ref_logprobs,
@@ -113,10 +118,11 @@ def _row_kernel(
     token = tl.load(tokens + index)
     sequence = token // num_tokens
     target = tl.load(target_ids + token)
-    chosen = tl.load(row + target).to(tl.float32)
+    there = (target >= 0) & (target < num_columns)
+    chosen = tl.load(row + target, mask=there, other=0.0).to(tl.float32)
     top, total, moment = online_stats(row, num_columns, scale, BLOCK, STAGES)
     log_total = tl.log(total)
-    logprob = (chosen - top) * scale / LOG2E - log_total
+    logprob = tl.where(there, (chosen - top) * scale / LOG2E - log_total, 0.0)
     tl.store(out.logprobs + token, logprob)
     tl.store(out.entropies + token, log_total - moment / total)
     if GRADIENT:
@@ -132,12 +138,12 @@ def _row_kernel(
             logprob, log_ratio, advantage, ref, policy,
             numbers.low_edge, numbers.high_edge, numbers.delta, numbers.beta, CISPO, KL,
         )  # fmt: skip
-        gain = tl.load(weights + sequence) * (direct + through) * (scale / LOG2E)
+        gain = tl.where(there, tl.load(weights + sequence) * (direct + through) * (scale / LOG2E), 0.0)
         write_gradient(row, num_columns, target, chosen, scale, top, total, 0.0, gain, 0.0, False, BLOCK, STAGES)
 
 
 def launch_configs() -> Iterator[LaunchConfig]:
-    """Rows of V = 151936 in bf16: on-policy, off-policy with KL, cispo, as on sm_89; fp32 rows of an odd vocabulary."""
+    """Rows of V = 151936 in bf16: on-policy, off-policy with KL, cispo, as on sm_89; an odd vocabulary in bf16 and fp32."""
     ids = torch.empty(0, dtype=torch.int64, device="meta")
     vector = torch.empty(0, device="meta")
     plain, large = GRPOLoss("grpo"), LARGE_SHARED
@@ -148,12 +154,13 @@ def launch_configs() -> Iterator[LaunchConfig]:
         ("off-policy with KL", torch.bfloat16, 151936, large, ratio),
         ("cispo", torch.bfloat16, 151936, large, GRPOLoss("cispo", epsilon_high=5.0)),
         ("99 KB of shared memory", torch.bfloat16, 151936, SMALL_SHARED, ratio),
+        ("odd vocabulary", torch.bfloat16, 50257, large, ratio),
         ("fp32, odd vocabulary", torch.float32, 50257, large, classic),
     ):
         logits = torch.empty(0, dtype=dtype, device="meta")
         given = TokenInputs(None if name == "on-policy" else vector, vector if loss.beta else None)
         sizes, out = (columns, 200, LOG2E.value), TokenOutputs(vector, vector)
-        arguments = (logits, columns, ids, ids, vector, vector, given, out, *sizes, loss.numbers)
+        arguments = (logits, row_stride(columns), ids, ids, vector, vector, given, out, *sizes, loss.numbers)
         constants = {"GRADIENT": name != "without gradient"} | loss.kernel_flags | _row_constants(dtype, columns, shared)
         archs = (80, 90, 100) if shared == large else (89,)
         yield LaunchConfig(f"grpo row, {name}", _row_kernel, arguments, constants, archs)
@@ -196,11 +203,12 @@ def linear_grpo_forward(
     settings, given = GRPOLoss.of_text(loss), TokenInputs(old_logprobs, ref_logprobs, policy_mask)
     num_tokens, need_gradient = mask.shape[1], need_hidden or need_weight
     logprobs, entropies = hidden.new_zeros((2, *mask.shape), dtype=accumulate_dtype(hidden.dtype)).unbind()
-    flat, flat_hidden, flat_ids = given.each(torch.flatten), hidden.flatten(0, 1), target_ids.flatten()
+    flat = given.each(lambda tensor: tensor.flatten().contiguous())  # flattened, one column of many stays strided
+    flat_hidden, flat_ids = hidden.flatten(0, 1), target_ids.flatten().contiguous()
     weights = row_weights(mask, num_items, denominator, settings, logprobs.dtype)
     chunks = _chunks_of_tokens(mask, chunk_rows or chunk_size(hidden, weight), settings.by_sequence)
-    buffer = hidden.new_empty((max([len(tokens) for tokens, _ in chunks], default=0), len(weight)))
-    grad_hidden = torch.zeros_like(flat_hidden) if need_hidden else hidden.new_empty(0)
+    buffer = logit_buffer(hidden, max([len(tokens) for tokens, _ in chunks], default=0), len(weight))
+    grad_hidden = hidden.new_zeros(flat_hidden.shape if need_hidden else 0)
     # dweight is summed in fp32 over chunks; a single chunk is summed by its GEMM
     dtype = weight.dtype if len(chunks) == 1 else accumulate_dtype(weight.dtype)
     grad_weight = weight.new_zeros(weight.shape if need_weight else 0, dtype=dtype)
@@ -213,7 +221,8 @@ def linear_grpo_forward(
             per_row = (tokens, flat_ids, advantages.contiguous(), weights)
             flags = {"GRADIENT": need_gradient} | settings.kernel_flags
             constants = flags | _row_constants(logits.dtype, len(weight), shared_bytes(logits.device))
-            _row_kernel[(len(tokens),)](logits, logits.stride(0), *per_row, flat, out, *sizes, settings.numbers, **constants)
+            arguments = (logits, logits.stride(0), *per_row, flat, out, *sizes, settings.numbers)
+            launch(_row_kernel, (len(tokens),), *arguments, **constants)
         else:
             ids = flat_ids[tokens]
             of_chunk, entropy, softmax = row_stats(logits, ids, 1 / temperature)
@@ -244,8 +253,8 @@ def _(
     need_hidden, need_weight, loss,
 ):  # fmt: skip
     vector = hidden.new_empty(mask.shape, dtype=accumulate_dtype(hidden.dtype))
-    grad_hidden = torch.empty_like(hidden) if need_hidden else hidden.new_empty(0)
-    grad_weight = torch.empty_like(weight) if need_weight else weight.new_empty(0)
+    grad_hidden = hidden.new_empty(hidden.shape if need_hidden else 0)
+    grad_weight = weight.new_empty(weight.shape if need_weight else 0)
     return vector.new_empty(()), vector.new_empty(len(STATS)), vector, grad_hidden, grad_weight
 
 
@@ -254,7 +263,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[3:])
     *_, need_hidden, need_weight, _ = inputs
-    ctx.needed, ctx.num_inputs = (need_hidden, need_weight), len(inputs)
+    ctx.needed, ctx.num_inputs, ctx.spent = (need_hidden, need_weight), len(inputs), False
 
 
 def _scaled(gradient: Tensor, grad_loss: Tensor) -> Tensor:
@@ -262,7 +271,14 @@ def _scaled(gradient: Tensor, grad_loss: Tensor) -> Tensor:
     return gradient.mul_(grad_loss) if type(gradient) is torch.Tensor else gradient * grad_loss.to(gradient.dtype)
 
 
+@once_differentiable
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if ctx.spent:
+        raise RuntimeError(
+            "linear_grpo_loss has one backward: the forward made its gradients, and the first backward has scaled them in place; "
+            "for another call it again, or add what is to be differentiated into one loss"
+        )
+    ctx.spent = True
     kept = zip(ctx.saved_tensors, ctx.needed, strict=True)
     gradients = [_scaled(gradient, grad_loss) if needed and grad_loss is not None else None for gradient, needed in kept]
     return *gradients, *[None] * (ctx.num_inputs - 2)
@@ -289,11 +305,11 @@ def linear_grpo_loss(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Loss (0-dim), detached logprobs (B, T) float32 and metrics of a head's `hidden` (B, T, H) and `weight` (V, H).
 
-    `target_ids` (B, T) int64; the arguments from `advantages` on are those of `grpo_loss`. Differentiable once in hidden and
-    weight, whose gradients are made in the forward where they require grad. Masked tokens have logprob 0 and may hold anything.
-    `chunk_rows` caps the rows of logits held at once (0: by memory). For a policy mask by entropy take the entropies from
-    `linear_logprob` under no_grad: the mask of all tokens is needed before the gradient of the first. Raises ValueError naming the
-    argument, also for float16.
+    `target_ids` (B, T); the arguments from `advantages` on are those of `grpo_loss`. Differentiable once in hidden and weight,
+    whose gradients are made in the forward where they require grad: a second backward raises RuntimeError, retained graph or not.
+    Masked tokens have logprob 0 and may hold anything; a target outside 0 to V - 1 (-100) masks its token. `chunk_rows` caps the
+    rows of logits held at once (0: by memory). For a policy mask by entropy take the entropies from `linear_logprob` under no_grad:
+    the mask of all tokens is needed before the gradient of the first. Raises ValueError naming the argument, also for float16.
     """
     if hidden.dim() != 3 or weight.dim() != 2 or hidden.shape[2] != weight.shape[1]:
         raise ValueError(f"hidden and weight must be (B, T, H) and (V, H), not {tuple(hidden.shape)} and {tuple(weight.shape)}")
@@ -306,11 +322,12 @@ def linear_grpo_loss(
     hidden, weight = head_operands(hidden, weight)
     if hidden.dtype == torch.float16:
         raise ValueError("hidden must be bfloat16, float32 or float64: the gradient of a logit is too small for float16")
+    mask = mask * in_vocabulary(target_ids, weight)
     grad = torch.is_grad_enabled()
     value, stats, logprobs, _, _ = linear_grpo_forward(
         hidden,
         weight,
-        target_ids,
+        target_ids.long(),
         advantages,
         mask,
         old_logprobs,

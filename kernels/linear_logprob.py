@@ -5,8 +5,9 @@
     dz_v = g (1[v = y] - p_v) - h p_v (z_v - m - zbar)       g, h: incoming gradients of logp and entropy
     dhidden = dz weight / temperature        dweight = dz^T hidden / temperature
 
-N rows (tokens), H hidden, V vocabulary. Rows are taken in chunks of C: one GEMM for the logits, then one pass over the chunk; the
-backward recomputes the logits (4 GEMMs of 2 N H V FLOP in all). linear_grpo.py, which knows its loss, needs three.
+N rows (tokens), H hidden, V vocabulary. A row whose y is outside 0 to V - 1 (-100) is skipped: 0, and no gradient. Rows are taken
+in chunks of C: one GEMM for the logits, then one pass over the chunk; the backward recomputes the logits (4 GEMMs of 2 N H V FLOP
+in all). linear_grpo.py, which knows its loss, needs three.
 On CUDA the forward goes by tiles of [2048, 4096] logits that stay in the L2 cache: 16.8 MB of workspace. Elsewhere, and in the
 backward, C V logits in the dtype of `hidden`; dweight is summed in fp32. Improves on TRL's chunked log-probs by skipping rows
 and by passes over logits that stay in cache.
@@ -23,9 +24,11 @@ from torch import Tensor
 from torch.library import custom_op
 
 from kernels.language import tl, triton
-from kernels.launch import LaunchConfig, runs_triton
+from kernels.launch import LaunchConfig, launch, runs_triton
 
-SKIP = -100
+SKIP = -100  # what stands where a row has no target
+# Elements to which rows of logits are padded: where V is odd the GEMMs that read them would otherwise take single elements.
+ROW_MULTIPLE = 64
 # What a chunk of logits may take on a CPU, and a block of rows that the elementwise passes keep in its L2 cache.
 CPU_CHUNK_BYTES = 32 << 20
 CPU_BLOCK_BYTES = 1 << 19
@@ -36,11 +39,16 @@ def linear_logprob_reference(
 ) -> tuple[Tensor, Tensor]:
     """The specification of `linear_logprob`, differentiable by autograd in any floating dtype."""
     logprobs = (hidden @ weight.T / temperature).log_softmax(-1)
-    keep = target_ids != SKIP
-    chosen = logprobs.gather(-1, target_ids.where(keep, 0)[:, None])[:, 0]
+    keep = in_vocabulary(target_ids, weight)
+    chosen = logprobs.gather(-1, target_ids.long().where(keep, 0)[:, None])[:, 0]
     p = logprobs.exp()
     entropy = -torch.where(p > 0, p * logprobs, 0.0).sum(-1)
     return chosen.where(keep, 0.0), entropy.where(keep, 0.0)
+
+
+def in_vocabulary(target_ids: Tensor, weight: Tensor) -> Tensor:
+    """Where a target is one of the V tokens; elsewhere (-100) there is none."""
+    return (target_ids >= 0) & (target_ids < len(weight))
 
 
 # Columns a program takes at a time, a multiple of eight neighbours (16 bytes of bf16) a thread, and blocks of them in flight.
@@ -94,8 +102,10 @@ def write_gradient(
 ):  # fmt: skip
     """Overwrite a row of logits by gain (1[v = target] - p_v) - slope p_v (z_v - m - zbar), last column first.
 
-    In that order the sweep meets what `online_stats` left in L2. `chosen` is the target's logit.
+    In that order the sweep meets what `online_stats` left in L2. `chosen` is the target's logit: every warp must have read it
+    before the sweep of the fastest writes there. A target outside the row has no logit.
     """
+    tl.debug_barrier()
     columns = tl.arange(0, BLOCK)
     blocks = tl.cdiv(num_columns, BLOCK)
     share, tilt = gain / total, slope / total
@@ -112,15 +122,17 @@ def write_gradient(
     d = _exponent(chosen, top, scale)
     dz = gain - tl.exp2(d) * (share + tilt * (d / LOG2E - mean))
     tl.debug_barrier()
-    tl.store(row + target, dz.to(row.dtype.element_ty))
+    tl.store(row + target, dz.to(row.dtype.element_ty), mask=(target >= 0) & (target < num_columns))
 
 
 @triton.jit
-def _stats_kernel(logits, target_ids, stats, num_rows, first_column, num_columns, scale, BLOCK: tl.constexpr, STAGES: tl.constexpr):
+def _stats_kernel(
+    logits, stride, target_ids, stats, num_rows, first_column, num_columns, scale, BLOCK: tl.constexpr, STAGES: tl.constexpr
+):
     # One row: fold the logits of columns [first_column, first_column + num_columns) into its stats, five rows of [5, num_rows]:
     # those of `row_stats`, but the target's logit in the place of logp, and the sum of e z in that of its mean
     index = tl.program_id(0)
-    row = logits + index.to(tl.int64) * num_columns
+    row = logits + index.to(tl.int64) * stride
     top, total, moment = online_stats(row, num_columns, scale, BLOCK, STAGES)
     target = tl.load(target_ids + index) - first_column
     mine = stats + index
@@ -143,12 +155,12 @@ def _stats_kernel(logits, target_ids, stats, num_rows, first_column, num_columns
 
 @triton.jit
 def _gradient_kernel(
-    logits, num_columns, scale, target_ids, softmax, grad_logprobs, grad_entropy,
+    logits, stride, num_columns, scale, target_ids, softmax, grad_logprobs, grad_entropy,
     ENTROPY: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     # One row; `softmax` is a SoftmaxStats
     index = tl.program_id(0)
-    row = logits + index.to(tl.int64) * num_columns
+    row = logits + index.to(tl.int64) * stride
     top, total, mean = tl.load(softmax.maxima + index), tl.load(softmax.sums + index), tl.load(softmax.means + index)
     inverse_temperature = scale / LOG2E
     gain = tl.load(grad_logprobs + index) * inverse_temperature
@@ -156,7 +168,9 @@ def _gradient_kernel(
     if ENTROPY:
         slope = tl.load(grad_entropy + index) * inverse_temperature
     target = tl.load(target_ids + index)
-    chosen = tl.load(row + target).to(tl.float32)
+    there = (target >= 0) & (target < num_columns)
+    chosen = tl.load(row + target, mask=there, other=0.0).to(tl.float32)
+    gain, slope = tl.where(there, gain, 0.0), tl.where(there, slope, 0.0)
     write_gradient(row, num_columns, target, chosen, scale, top, total, mean, gain, slope, ENTROPY, BLOCK, STAGES)
 
 
@@ -169,17 +183,18 @@ class SoftmaxStats(NamedTuple):
 
 
 def launch_configs() -> Iterator[LaunchConfig]:
-    """Statistics of a tile and of whole rows, and the gradient with and without an entropy term, at V = 151936."""
+    """Statistics of a tile and of whole rows, and the gradient with and without an entropy term, at V = 151936 and an odd one."""
     ids, vector = torch.empty(0, dtype=torch.int64, device="meta"), torch.empty(0, device="meta")
     for dtype in (torch.bfloat16, torch.float32):
         logits, suffix = torch.empty(0, dtype=dtype, device="meta"), "" if dtype == torch.bfloat16 else ", fp32"
         for name, columns, first in (("tile", 4096, 8192), ("rows", 151936, 0)):
-            arguments: tuple[Any, ...] = (logits, ids, vector, 2048, first, columns, LOG2E.value)
+            arguments: tuple[Any, ...] = (logits, columns, ids, vector, 2048, first, columns, LOG2E.value)
             yield LaunchConfig(f"logit stats, {name}{suffix}", _stats_kernel, arguments, STATS_CONSTANTS)
-        for entropy in (False, True):
+        for entropy, columns in ((False, 151936), (True, 151936), (False, 50257)):
             softmax = SoftmaxStats(vector, vector, vector)
-            arguments = (logits, 151936, LOG2E.value, ids, softmax, vector, vector if entropy else None)
-            name = f"logit gradient{', entropy' if entropy else ''}{suffix}"
+            sizes = (row_stride(columns), columns, LOG2E.value)
+            arguments = (logits, *sizes, ids, softmax, vector, vector if entropy else None)
+            name = f"logit gradient{', entropy' if entropy else ''}{suffix}{', odd vocabulary' if columns % 16 else ''}"
             yield LaunchConfig(name, _gradient_kernel, arguments, {"ENTROPY": entropy} | GRADIENT_CONSTANTS)
 
 
@@ -198,6 +213,16 @@ def chunk_size(hidden: Tensor, weight: Tensor) -> int:
     return min(4096, max(256, 1 << max(0, rows.bit_length() - 1)))
 
 
+def row_stride(num_columns: int) -> int:
+    """Elements from one row of logits to the next."""
+    return -(-num_columns // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+def logit_buffer(hidden: Tensor, rows: int, num_columns: int) -> Tensor:
+    """Room for (rows, num_columns) logits, in the dtype of `hidden`, its rows padded."""
+    return hidden.new_empty((rows, row_stride(num_columns)))[:, :num_columns]
+
+
 def _blocks(logits: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """Row blocks of a chunk of logits that fit the cache, with an accumulation-dtype scratch of the same shape."""
     dtype = accumulate_dtype(logits.dtype)
@@ -209,10 +234,10 @@ def _blocks(logits: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
 
 
 def _fold_stats_(stats: Tensor, logits: Tensor, target_ids: Tensor, inverse_temperature: float, first_column: int = 0) -> None:
-    """Launch `_stats_kernel` on a contiguous chunk or tile of logits."""
+    """Launch `_stats_kernel` on a chunk or tile of logits, whose rows are contiguous."""
     num_rows, num_columns = logits.shape
     sizes = (num_rows, first_column, num_columns, inverse_temperature * LOG2E.value)
-    _stats_kernel[(num_rows,)](logits, target_ids, stats, *sizes, **STATS_CONSTANTS)
+    launch(_stats_kernel, (num_rows,), logits, logits.stride(0), target_ids.contiguous(), stats, *sizes, **STATS_CONSTANTS)
 
 
 def _finish_stats_(stats: Tensor, inverse_temperature: float) -> Tensor:
@@ -250,7 +275,7 @@ def _chunk_stats(logits: Tensor, target_ids: Tensor, inverse_temperature: float)
 
 
 def row_stats(logits: Tensor, target_ids: Tensor, inverse_temperature: float) -> tuple[Tensor, Tensor, SoftmaxStats]:
-    """Of a contiguous chunk of logits (C, V): logp, entropy, and what its gradient needs; each (C,)."""
+    """Of a chunk of logits (C, V) with contiguous rows: logp, entropy, and what its gradient needs; each (C,)."""
     logprobs, entropies, *softmax = _chunk_stats(logits, target_ids, inverse_temperature).unbind()
     return logprobs, entropies, SoftmaxStats(*softmax)
 
@@ -263,12 +288,14 @@ def logit_gradient_(
     grad_logprobs: Tensor,
     grad_entropy: Tensor | None = None,
 ) -> None:
-    """Turn a contiguous chunk of logits into the gradient of the raw logits (that of z times 1 / temperature), in place."""
+    """Turn a chunk of logits into the gradient of the raw logits (that of z times 1 / temperature), in place."""
     if runs_triton(logits):
         num_rows, num_columns = logits.shape
-        sizes = (num_columns, inverse_temperature * LOG2E.value)
+        sizes = (logits.stride(0), num_columns, inverse_temperature * LOG2E.value)
+        softmax = SoftmaxStats(*(tensor.contiguous() for tensor in softmax))
+        gains = (grad_logprobs.contiguous(), None if grad_entropy is None else grad_entropy.contiguous())
         constants = {"ENTROPY": grad_entropy is not None} | GRADIENT_CONSTANTS
-        _gradient_kernel[(num_rows,)](logits, *sizes, target_ids, softmax, grad_logprobs, grad_entropy, **constants)
+        launch(_gradient_kernel, (num_rows,), logits, *sizes, target_ids.contiguous(), softmax, *gains, **constants)
         return
     maxima, sums, means = softmax
     grad_logprobs = grad_logprobs * inverse_temperature
@@ -286,13 +313,33 @@ def logit_gradient_(
         block.copy_(e.scatter_add_(1, target_ids[rows, None], gain))
 
 
+# Devices and dtypes that have shown to have no GEMM whose sum is wider than its factors.
+_WITHOUT_WIDE_SUM: set[tuple[str, torch.dtype]] = set()
+
+
+def _add_wide_(total: Tensor, left: Tensor, right: Tensor) -> bool:
+    """total += left^T right in one GEMM that adds in the dtype of `total`; False where there is none, which is tried once."""
+    kind = (left.device.type, left.dtype)
+    if kind in _WITHOUT_WIDE_SUM:
+        return False
+    try:
+        torch.addmm(total, left.T, right, out_dtype=total.dtype, out=total)
+    except torch.OutOfMemoryError:
+        raise
+    except (NotImplementedError, RuntimeError, TypeError):  # TypeError: a torch without the overload
+        _WITHOUT_WIDE_SUM.add(kind)
+        return False
+    return True
+
+
 def add_outer_(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left^T right; `total` is fp32 for half-precision factors, or of their dtype where this is the only term."""
+    """total += left^T right; `total` is fp32 for half-precision factors, or of their dtype where this is the only term.
+
+    Where no GEMM adds half-precision products in fp32 (a CPU), each is rounded to half precision before it is added.
+    """
     if left.dtype == total.dtype:
         total.addmm_(left.T, right)
-    elif left.is_cuda:
-        torch.addmm(total, left.T, right, out_dtype=total.dtype, out=total)
-    else:
+    elif not _add_wide_(total, left, right):
         total.add_(left.T @ right)
 
 
@@ -303,9 +350,9 @@ def in_chunks(rows: Tensor, sizes: int) -> Sequence[Tensor]:
 
 def _chunks(hidden: Tensor, weight: Tensor, target_ids: Tensor, chunk_rows: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Chunks of the rows that count: their indices, hidden states, targets and a buffer that holds their logits."""
-    kept = (target_ids != SKIP).nonzero()[:, 0]
+    kept = in_vocabulary(target_ids, weight).nonzero()[:, 0]
     size = chunk_rows or chunk_size(hidden, weight)
-    buffer = hidden.new_empty((min(size, len(kept)), len(weight)))
+    buffer = logit_buffer(hidden, min(size, len(kept)), len(weight))
     for rows in in_chunks(kept, size):
         x = hidden[rows]
         yield rows, x, target_ids[rows], torch.mm(x, weight.T, out=buffer[: len(rows)])
@@ -318,15 +365,15 @@ def linear_logprob_forward(
     """(logprobs, entropies, the (3, N) statistics of the backward)."""
     output = hidden.new_zeros((5, len(hidden)), dtype=accumulate_dtype(hidden.dtype))
     if runs_triton(hidden):
-        kept = (target_ids != SKIP).nonzero()[:, 0]
-        buffer = hidden.new_empty(TILE_ROWS * TILE_COLUMNS)
+        kept = in_vocabulary(target_ids, weight).nonzero()[:, 0]
+        buffer = logit_buffer(hidden, TILE_ROWS, TILE_COLUMNS)
         for rows in in_chunks(kept, TILE_ROWS):
             x, ids = hidden[rows], target_ids[rows]
             stats = output.new_empty((5, len(rows)))
             for first in range(0, len(weight), TILE_COLUMNS):
                 columns = weight[first : first + TILE_COLUMNS]
-                tile = buffer[: len(rows) * len(columns)].view(len(rows), -1)
-                _fold_stats_(stats, torch.mm(x, columns.T, out=tile), ids, 1 / temperature, first)
+                tile = torch.mm(x, columns.T, out=buffer[: len(rows), : len(columns)])
+                _fold_stats_(stats, tile, ids, 1 / temperature, first)
             output[:, rows] = _finish_stats_(stats, 1 / temperature)
     else:
         for rows, _, ids, logits in _chunks(hidden, weight, target_ids, chunk_rows):
@@ -354,7 +401,7 @@ def linear_logprob_backward(
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
     """(dhidden, dweight), empty where not needed."""
-    grad_hidden = torch.zeros_like(hidden) if need_hidden else hidden.new_empty(0)
+    grad_hidden = hidden.new_zeros(hidden.shape if need_hidden else 0)
     total = weight.new_zeros(weight.shape if need_weight else 0, dtype=accumulate_dtype(weight.dtype))
     for rows, x, ids, logits in _chunks(hidden, weight, target_ids, chunk_rows):
         softmax, slope = SoftmaxStats(*stats[:, rows].unbind()), None if grad_entropy is None else grad_entropy[rows]
@@ -368,9 +415,7 @@ def linear_logprob_backward(
 
 @linear_logprob_backward.register_fake
 def _(grad_logprobs, grad_entropy, hidden, weight, target_ids, stats, temperature, chunk_rows, need_hidden, need_weight):
-    return torch.empty_like(hidden) if need_hidden else hidden.new_empty(0), (
-        torch.empty_like(weight) if need_weight else weight.new_empty(0)
-    )
+    return hidden.new_empty(hidden.shape if need_hidden else 0), weight.new_empty(weight.shape if need_weight else 0)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -406,8 +451,9 @@ def linear_logprob(
 ) -> tuple[Tensor, Tensor]:
     """(logprobs, entropy), each (N,) float32 and nats, of ids (N,) under softmax(hidden weight^T / temperature).
 
-    `hidden` (N, H), `weight` (V, H), `target_ids` (N,) int64; rows of id -100 are skipped and give 0. Differentiable in hidden
-    and weight through both outputs. `chunk_rows` caps the rows of logits held at once (0: by memory). Raises ValueError.
+    `hidden` (N, H), `weight` (V, H), `target_ids` (N,); rows whose id is no token (-100, or anything outside 0 to V - 1) are
+    skipped and give 0. Differentiable in hidden and weight through both outputs. `chunk_rows` caps the rows of logits held at once
+    (0: by memory). Raises ValueError.
     """
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(f"hidden and weight must be (N, H) and (V, H), not {tuple(hidden.shape)} and {tuple(weight.shape)}")
@@ -416,5 +462,5 @@ def linear_logprob(
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
     hidden, weight = head_operands(hidden, weight)
-    logprobs, entropy, _ = linear_logprob_forward(hidden, weight, target_ids, temperature, chunk_rows)
+    logprobs, entropy, _ = linear_logprob_forward(hidden, weight, target_ids.long(), temperature, chunk_rows)
     return logprobs, entropy

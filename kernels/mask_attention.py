@@ -26,11 +26,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.language import tl, triton
-from kernels.launch import LARGE_SHARED, SMALL_SHARED, LaunchConfig, launch, runs_triton, shared_bytes, triton_op
+from kernels.launch import LARGE_SHARED, SMALL_SHARED, LaunchConfig, launch, padded_power, runs_triton, shared_bytes, triton_op
 
 LOG2E = tl.constexpr(1.4426950408889634)
 COLUMNS = 64  # scores of a token that image_to_token holds at once: heads x padded tokens, or a part of the heads
 SPLIT_PROGRAMS = 256  # programs that token_to_image aims at: two a multiprocessor
+SPLITS = 64  # parts of an image that it is merged from at most
 ROW_BACKWARD_TOKENS, HEAD_BACKWARD_TOKENS = 32, 16  # a tile holds its gradient beside itself; more spill
 CPU_TOKENS = 512  # image tokens of a band on a CPU: half a megabyte
 
@@ -54,7 +55,7 @@ def image_to_token_reference(
     """z [G, N, C] of image [X, N, C], keys and values [G, R, C], key_bias [G, R]."""
     image = image.repeat_interleave(len(keys) // len(image), 0)
     scores = keys @ (image + image_pe).transpose(1, 2) + key_bias[:, :, None]
-    weights = scores.unflatten(1, (num_heads, -1)).softmax(2).flatten(1, 2)
+    weights = scores.unflatten(1, (num_heads, keys.shape[1] // num_heads)).softmax(2).flatten(1, 2)
     return F.layer_norm(image + weights.transpose(1, 2) @ values, image.shape[-1:], norm_weight, norm_bias, eps)
 
 
@@ -249,8 +250,8 @@ def _row_constants(C: int, shared: int, backward: bool = False) -> dict[str, Any
 
 
 def _head_constants(C: int, num_tokens: int, num_heads: int, shared: int, backward: bool = False) -> dict[str, Any]:
-    padded = triton.next_power_of_2(num_tokens)
-    width = max(16, min(padded * triton.next_power_of_2(num_heads), max(COLUMNS, padded)))
+    padded = padded_power(num_tokens, COLUMNS)
+    width = max(16, min(padded * padded_power(num_heads, COLUMNS), COLUMNS))
     tokens, stages = (HEAD_BACKWARD_TOKENS, 1) if backward else (64, 2 if shared > 160 << 10 else 1)
     return {"C": C, "PADDED": padded, "WIDTH": width, "TOKENS": tokens, "num_warps": 8, "num_stages": stages}
 
@@ -280,7 +281,7 @@ def _takes(image: Tensor, tokens: int = 1) -> bool:
     """Whether the kernels run: 16 to 256 channels, a power of two, in a type that a tile of them fits in; few enough tokens."""
     C = image.shape[-1]
     narrow = image.dtype in (torch.bfloat16, torch.float16) or not image.is_cuda  # the interpreter takes fp32 as well
-    return runs_triton(image) and narrow and 16 <= C <= 256 and C & (C - 1) == 0 and tokens <= COLUMNS
+    return runs_triton(image) and narrow and 16 <= C <= 256 and C & (C - 1) == 0 and 1 <= tokens <= COLUMNS
 
 
 def _token_to_image_eager(queries: Tensor, image: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
@@ -294,6 +295,8 @@ def _token_to_image_eager(queries: Tensor, image: Tensor, image_pe: Tensor) -> t
 
 @triton_op("vesalius::mask_token_to_image")
 def _token_to_image(queries: Tensor, image: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
+    if not queries.numel():
+        return queries.new_empty(queries.shape), queries.new_empty(queries.shape[:2])
     if not _takes(image):
         step = len(image) if image.is_cuda else 1  # on a CPU one image at a time: it stays in the cache
         prompts = zip(queries.split(step), image.split(step), strict=True)
@@ -302,12 +305,12 @@ def _token_to_image(queries: Tensor, image: Tensor, image_pe: Tensor) -> tuple[T
     (G, R, C), N = queries.shape, image.shape[1]
     constants = _row_constants(C, shared_bytes(image.device))
     blocks, tiles = triton.cdiv(R, constants["ROWS"]), triton.cdiv(N, constants["TOKENS"])
-    tiles_a_split = triton.cdiv(tiles, min(64, tiles, triton.cdiv(SPLIT_PROGRAMS, G * blocks)))
+    tiles_a_split = triton.cdiv(tiles, min(SPLITS, tiles, triton.cdiv(SPLIT_PROGRAMS, G * blocks)))
     splits = triton.cdiv(tiles, tiles_a_split)
     partial, stats = (image.new_empty(G, splits, R, width, dtype=torch.float32) for width in (C, 2))
     launch(_token_to_image_kernel, (splits, blocks, G), queries, image, image_pe, partial, stats, R, N, tiles_a_split, **constants)
-    y, lse = torch.empty_like(queries), image.new_empty(G, R, dtype=torch.float32)
-    merge = {"C": C, "SPLITS": triton.next_power_of_2(splits), "num_warps": 4}
+    y, lse = queries.new_empty(queries.shape), image.new_empty(G, R, dtype=torch.float32)
+    merge = {"C": C, "SPLITS": padded_power(splits, SPLITS), "num_warps": 4}
     launch(_merge_kernel, (R, G), partial, stats, y, lse, R, splits, **merge)
     return y, lse
 
@@ -316,7 +319,9 @@ def _token_to_image(queries: Tensor, image: Tensor, image_pe: Tensor) -> tuple[T
 def _token_to_image_backward(
     grad_y: Tensor, queries: Tensor, image: Tensor, image_pe: Tensor, y: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor]:
-    delta = (grad_y.to(lse.dtype) * y).sum(-1)
+    if not queries.numel():
+        return queries.new_zeros(queries.shape), image.new_zeros(image.shape)
+    delta = (grad_y.to(lse.dtype) * y).sum(-1).contiguous()
     key = image + image_pe
     if not _takes(image):
         weights = (queries @ key.transpose(1, 2) - lse[:, :, None]).exp()
@@ -325,7 +330,7 @@ def _token_to_image_backward(
         return grad_scores @ key, grad_image
     (G, R, C), N = queries.shape, image.shape[1]
     constants = _row_constants(C, shared_bytes(image.device), backward=True)
-    grad_scores, grad_image = image.new_empty(G, N, R), torch.empty_like(image)
+    grad_scores, grad_image = image.new_empty(G, N, R), image.new_empty(image.shape)
     arguments = (grad_y.contiguous(), queries, image, image_pe, lse, delta, grad_scores, grad_image, R, N)
     launch(_token_to_image_backward_kernel, (triton.cdiv(N, constants["TOKENS"]), G), *arguments, **constants)
     return grad_scores.transpose(1, 2) @ key, grad_image
@@ -340,7 +345,7 @@ def _image_to_token_in_bands(image, image_pe, keys, key_bias, values, norm_weigh
         for g in range(G):
             x = image[g * X // G, band]
             scores = torch.addmm(key_bias[g, :, None], keys[g], (x + image_pe[band]).t())  # heads and tokens outside: vectors
-            weights = scores.view(num_heads, -1, len(x)).softmax(1).view(R, -1)
+            weights = scores.view(num_heads, R // num_heads, len(x)).softmax(1).view(R, len(x))
             z[g, band] = F.layer_norm(torch.addmm(x, weights.t(), values[g]), (C,), norm_weight, norm_bias, eps)
     return z
 
@@ -357,6 +362,8 @@ def _image_to_token(
     num_heads: int,
     eps: float,
 ) -> Tensor:
+    if not len(keys):
+        return image.new_empty(0, *image.shape[1:])
     if not _takes(image, keys.shape[1] // num_heads):
         eager = image_to_token_reference if image.is_cuda else _image_to_token_in_bands
         return eager(image, image_pe, keys, key_bias, values, norm_weight, norm_bias, num_heads, eps)
@@ -372,8 +379,8 @@ def _image_to_token_backward_eager(grad_z, image, image_pe, keys, key_bias, valu
     """dh [G, N, C], w and ds [G, N, R], dx [X, N, C], and the gradients of the norm's weight and bias."""
     dtype = torch.promote_types(image.dtype, torch.float32)
     x = image.repeat_interleave(len(keys) // len(image), 0)
-    scores = (x + image_pe) @ keys.transpose(1, 2) + key_bias[:, None]
-    weights = scores.unflatten(2, (num_heads, -1)).softmax(-1).flatten(2)
+    scores, by_head = (x + image_pe) @ keys.transpose(1, 2) + key_bias[:, None], (num_heads, keys.shape[1] // num_heads)
+    weights = scores.unflatten(2, by_head).softmax(-1).flatten(2)
     h = (x + weights @ values).to(dtype)
     centred = h - h.mean(-1, keepdim=True)
     rstd = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
@@ -381,8 +388,8 @@ def _image_to_token_backward_eager(grad_z, image, image_pe, keys, key_bias, valu
     grad_norm = torch.stack([(dz * normal).sum((0, 1)), dz.sum((0, 1))])
     dz = dz * norm_weight
     dh = (rstd * (dz - dz.mean(-1, keepdim=True) - normal * (dz * normal).mean(-1, keepdim=True))).to(image.dtype)
-    product = (weights * (dh @ values.transpose(1, 2))).unflatten(2, (num_heads, -1))
-    ds = (product - weights.unflatten(2, (num_heads, -1)) * product.sum(-1, keepdim=True)).flatten(2)
+    product = (weights * (dh @ values.transpose(1, 2))).unflatten(2, by_head)
+    ds = (product - weights.unflatten(2, by_head) * product.sum(-1, keepdim=True)).flatten(2)
     dx = (dh + ds @ keys).unflatten(0, (len(image), -1)).sum(1)
     return dh, weights, ds, dx, grad_norm
 
@@ -400,14 +407,16 @@ def _image_to_token_backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     (G, R, C), (X, N, _) = keys.shape, image.shape
+    if not grad_z.numel():
+        dx, dk, db, dv = (tensor.new_zeros(tensor.shape) for tensor in (image, keys, key_bias, values))
+        return dx, dk, db, dv, norm_weight.new_zeros(2, C)
     if not _takes(image, R // num_heads):
         arguments = (grad_z, image, image_pe, keys, key_bias, values, norm_weight, num_heads, eps)
         dh, weights, ds, dx, grad_norm = _image_to_token_backward_eager(*arguments)
     else:
         constants = _head_constants(C, R // num_heads, num_heads, shared_bytes(image.device), backward=True)
         grid = (triton.cdiv(N, constants["TOKENS"]), X)
-        dh, dx = image.new_empty(G, N, C), torch.empty_like(image)
-        weights, ds = image.new_empty(G, N, R), image.new_empty(G, N, R)
+        dh, dx, weights, ds = (image.new_empty(shape) for shape in ((G, N, C), image.shape, (G, N, R), (G, N, R)))
         grad_norm = image.new_empty(grid[0] * X, 2, C, dtype=torch.float32)
         tensors = (grad_z.contiguous(), image, image_pe, keys, key_bias, values, norm_weight, weights, ds, dh, dx, grad_norm)
         sizes = (G // X, num_heads, R // num_heads, N, eps)
@@ -453,6 +462,8 @@ def _check(image: Tensor, image_pe: Tensor, **tensors: tuple[Tensor, tuple[int, 
         raise ValueError(f"image_pe must be {list(image.shape[1:])}, not {list(image_pe.shape)}")
     if image_pe.requires_grad and torch.is_grad_enabled():
         raise ValueError("image_pe must not require a gradient: it is a constant here")
+    if not image.shape[1]:
+        raise ValueError(f"image must have tokens, not {list(image.shape)}")
     for name, (tensor, shape) in tensors.items():
         if list(tensor.shape) != list(shape):
             raise ValueError(f"{name} must be {list(shape)}, not {list(tensor.shape)}")
@@ -482,7 +493,7 @@ def image_to_token(
     g // (G / X)), image_pe [N, C], keys and values [G, heads x T, C], key_bias [G, heads x T]; keys and key_bias carry the
     softmax scale, values the output's bias. ValueError naming the argument as in `token_to_image`."""
     (G, R, C), X = keys.shape, len(image)
-    if G % X or R % num_heads:
+    if G % max(X, 1) or (G and not X) or R % num_heads:
         raise ValueError(f"keys must be for a multiple of {X} images and {num_heads} heads, not {list(keys.shape)}")
     shapes = {"keys": (keys, (G, R, image.shape[-1])), "key_bias": (key_bias, (G, R)), "values": (values, (G, R, C))}
     _check(image, image_pe, **shapes, norm_weight=(norm_weight, (C,)), norm_bias=(norm_bias, (C,)))

@@ -218,7 +218,7 @@ def _takes(image: Tensor, weight1: Tensor, weight2: Tensor, hyper: Tensor) -> bo
     (C, C1), C2 = weight1.shape[:2], weight2.shape[1]
     narrow = image.dtype in (torch.bfloat16, torch.float16) or not image.is_cuda
     powers = all(16 <= width <= 256 and width & (width - 1) == 0 for width in (C, C1, C2))
-    return runs_triton(image) and narrow and powers and hyper.shape[1] <= MASKS
+    return runs_triton(image) and narrow and powers and 1 <= hyper.shape[1] <= MASKS
 
 
 def _by_subpixel(weight1: Tensor, weight2: Tensor) -> tuple[Tensor, Tensor]:
@@ -275,6 +275,8 @@ def _upscale(
     hyper: Tensor,
     eps: float,
 ) -> Tensor:
+    if not image.numel() or not hyper.numel():
+        return image.new_empty(len(image), hyper.shape[1], 4 * height, 4 * image.shape[1] // height)
     if not _takes(image, weight1, weight2, hyper):
         eager = mask_upscale_reference if image.is_cuda else _upscale_in_bands
         return eager(image, height, weight1, bias1, norm_weight, norm_bias, weight2, bias2, hyper, eps)
@@ -329,6 +331,9 @@ def _upscale_backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     (G, N, C), M, (C1, C2) = image.shape, hyper.shape[1], weight2.shape[:2]
+    if not grad_logits.numel():
+        zeros = [tensor.new_zeros(tensor.shape) for tensor in (image, weight1, bias1, weight2, bias2, hyper)]
+        return zeros[0], zeros[1], zeros[2], norm_weight.new_zeros(2, C1), zeros[3], zeros[4], zeros[5]
     first, second = _by_subpixel(weight1, weight2)
     tensors = (image, first, bias1, norm_weight, norm_bias, second, bias2, hyper)
     if not _takes(image, weight1, weight2, hyper):

@@ -11,6 +11,7 @@ SYSTEMS = {
     "prs": "PRS-Med",
     "uni": "Uni-MedVLM",
     "sam": "Segment anything",
+    "merge": "Adapters",
     "starter": "Starter data and policy",
     "download": "Published data sets",
 }

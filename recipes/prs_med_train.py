@@ -115,11 +115,13 @@ def load_splits(task: PRSMedArguments):
 
 
 def load_model(task: PRSMedArguments, args: MaskConfig, rows):
-    """The pretrained model that the flags name, or the small one, warmed up on `rows`; with new adapters."""
+    """The pretrained model that the flags name, or the small one, warmed up on `rows` (that of the checkpoint, where a run is
+    resumed); with new adapters."""
     import torch
 
     from engine.device import one_thread_if_small
     from engine.training.warm_up import warm_up
+    from models.llava.llava_med import load_llava
     from models.prs_med.model import PRSMed, PRSMedConfig, build_prs_med
     from models.prs_med.processor import PROMPT
     from models.starter.llava import build_tiny_llava
@@ -130,10 +132,14 @@ def load_model(task: PRSMedArguments, args: MaskConfig, rows):
             model = build_prs_med(task.vlm_path, task.sam_ckpt, config, torch.bfloat16 if args.bf16 else torch.float32)
     else:
         one_thread_if_small(task.data_root is None, args.device)
-        texts = [f"{PROMPT.format(question=row['question'])}{row['answer']}" for row in rows.records]
-        vlm, tokenizer = build_tiny_llava(texts, seed=args.seed)
+        if resume := args.resume_from_checkpoint:
+            with input_errors("--resume_from_checkpoint"):
+                vlm, tokenizer = load_llava(f"{resume}/vlm")
+        else:
+            texts = [f"{PROMPT.format(question=row['question'])}{row['answer']}" for row in rows.records]
+            vlm, tokenizer = build_tiny_llava(texts, seed=args.seed)
         model = PRSMed(vlm, tokenizer, PRSMedConfig(image_encoder="starter", decoder=task.decoder, compat=task.compat))
-        if task.warm_up_steps:
+        if task.warm_up_steps and not resume:
             warm_up(vlm, model.processor.collate, rows, steps=task.warm_up_steps, learning_rate=2e-3, seed=args.seed)
     torch.manual_seed(args.seed)
     frozen_norms = task.sam_ckpt is not None and task.compat == "default"

@@ -30,7 +30,9 @@ class EvaluationSettings:
 class QuestionArguments(EvaluationSettings):
     """Which model answers which questions."""
 
-    model: str | None = setting(None, "Checkpoint folder or hub name. None: the starter policy.")
+    model: str | None = setting(None, "Folder or hub name of a checkpoint or an adapter. None: the starter policy.")
+    base_model_name_or_path: str | None = setting(None, "Base model of an adapter. None: what its adapter_config.json names.")
+    load_in_4bit: bool = setting(False, "Quantize the language model; needs bitsandbytes.")
     data: list[str] | None = setting(None, "Files or folders of questions. None: the starter test questions.")
     image_root: str | None = setting(None, "Folder that relative image paths start from. None: that of the file.")
     split: str = setting("test", "Split of a folder that holds several.")
@@ -44,7 +46,13 @@ class QuestionArguments(EvaluationSettings):
         device = local_device()
         one_thread_if_small(self.model is None, device)
         with input_errors("--model"):
-            policy = load_policy(self.model, dtype=inference_dtype(device), max_pixels=self.max_pixels)
+            policy = load_policy(
+                self.model,
+                dtype=inference_dtype(device),
+                max_pixels=self.max_pixels,
+                base_model=self.base_model_name_or_path,
+                load_in_4bit=self.load_in_4bit,
+            )
         policy.model.to(device).eval().requires_grad_(False)  # a frozen tower's image features are kept for the next question
         return policy
 
@@ -53,7 +61,9 @@ class QuestionArguments(EvaluationSettings):
 class AttackArguments(QuestionArguments):
     """Which attacks on which questions."""
 
-    model: str | None = setting(None, "Checkpoint folder or hub name. None: the starter policy.", aliases=["--model_path"])
+    model: str | None = setting(
+        None, "Folder or hub name of a checkpoint or an adapter. None: the starter policy.", aliases=["--model_path"]
+    )
     data: list[str] | None = setting(
         None, "Files or folders of questions. None: the starter test questions.", aliases=["--test_data"]
     )

@@ -25,8 +25,10 @@ def setting(default: Any, help: str, **metadata: Any) -> Any:
 class ModelArguments:
     """Which model, and what of it is trained."""
 
-    model_name_or_path: str | None = setting(None, "Checkpoint folder or hub name. None: the starter policy.")
+    model_name_or_path: str | None = setting(None, "Folder or hub name of a checkpoint or an adapter. None: the starter policy.")
     model_revision: str = setting("main", "Branch, tag or commit of a hub checkpoint.")
+    base_model_name_or_path: str | None = setting(None, "Base model of an adapter. None: what its adapter_config.json names.")
+    load_in_4bit: bool = setting(False, "Quantize the frozen base (QLoRA); needs --use_peft and bitsandbytes.")
     dtype: str | None = setting(
         None,
         "Type of the weights. None: float32, which keeps small updates (bfloat16 for the frozen base under LoRA on CUDA).",
@@ -37,11 +39,20 @@ class ModelArguments:
     min_pixels: int | None = setting(None, "Smallest image area in pixels. None: the checkpoint's.")
     max_pixels: int | None = setting(None, "Largest image area in pixels (Med-R1: 401408). None: the checkpoint's.")
     freeze_vision_modules: bool = setting(False, "Keep the vision tower as it is; features are then computed once per image.")
-    use_peft: bool = setting(False, "Train LoRA adapters instead of all weights.")
+    use_peft: bool = setting(
+        False,
+        "Train LoRA adapters instead of all weights. An adapter is trained further, as it is; without the flag it is merged into "
+        "its base and all weights are trained.",
+    )
     lora_r: int = setting(16, "LoRA rank.")
     lora_alpha: int = setting(32, "LoRA scale: updates are multiplied by lora_alpha / lora_r.")
     lora_dropout: float = setting(0.0, "Dropout on the input of the adapters.")
-    lora_target_modules: list[str] | None = setting(None, "Adapted layers. None: every linear layer of the language model.")
+    lora_target_modules: list[str] | None = setting(
+        None, "Adapted layers: ends of their names, or all-linear. None: every linear layer of the language model."
+    )
+
+    def __post_init__(self):
+        refuse([(self.use_peft or not self.load_in_4bit, "--load_in_4bit needs --use_peft: quantized weights cannot be trained")])
 
     def load(self, load_policy: Callable[..., Policy], bf16: bool, *, use_cpu: bool = False) -> Policy:
         """`load_policy(path or None, **load_options(bf16))`; the starter policy (None) computes on one thread where it is on a CPU.
@@ -85,6 +96,9 @@ class ModelArguments:
             "revision": self.model_revision,
             "freeze_vision": self.freeze_vision_modules,
             "lora": lora if self.use_peft else None,
+            "merge_adapter": not self.use_peft,
+            "base_model": self.base_model_name_or_path,
+            "load_in_4bit": self.load_in_4bit,
         }
 
 

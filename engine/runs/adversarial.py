@@ -2,7 +2,8 @@
 
 An attack (`engine.evaluation.attacks`) on a question that was answered rightly raises the loss -log p(that answer, reasoning
 included | image, question). One that was answered wrongly stays so: an attacker may leave an image alone. `--compat reference`
-attacks as AdvMed-R1's code does: every question, -log p(first token of the own answer), in units of a channel's standard deviation.
+attacks as AdvMed-R1's code does: every question, -log p(first token of the own answer), in units of a channel's standard deviation,
+keeping PGD's last step.
 
 A run writes evaluation_<attack>.json and accuracy_<attack>.png for the clean images and each attack, summary.json (accuracy overall
 and per modality, an entry an attack), report.html, and images/<attack>/ where attacked images are to be kept.
@@ -11,13 +12,14 @@ and per modality, an entry an attack), report.html, and images/<attack>/ where a
 from dataclasses import asdict
 from typing import Any, Protocol
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from engine.command.evaluation_settings import AttackArguments
 from engine.command.run_folder import RunFolder
 from engine.data.rows import Rows
-from engine.evaluation.attacks import Attack, target_loss
+from engine.evaluation.attacks import Attack, target_losses
 from engine.report.content import Sample, ShownAnswer, value_of
 from engine.report.overlay import write_png
 from engine.report.report import write_report
@@ -65,9 +67,12 @@ class AttackedAnswers:
         encode = self.policy.processor.encode
         batch = self.policy.batch([encode(self.task.prompt(row), row["images"]) for row in rows])
         targets = [self._target(row) for row in rows]
-        attacked = self.attack(
-            self.pixels.of(batch), lambda images: target_loss(self.policy, self.pixels.put(batch, images), targets)
-        )
+        prompts = torch.tensor([i for i, row in enumerate(rows) for _ in row["images"]], device=self.policy.device)
+
+        def loss_of(images: list[Tensor]) -> Tensor:
+            return target_losses(self.policy, self.pixels.put(batch, images), targets)[prompts]
+
+        attacked = self.attack(self.pixels.of(batch), loss_of)
         shown = self.pixels.put(batch, attacked)
         answers = rollout(self.policy, shown, GREEDY, num_generations=1, max_new_tokens=self.args.max_new_tokens)
         texts = answers.texts(self.policy.processor)
@@ -104,7 +109,8 @@ def run_adversarial_evaluation(
     evaluations, changed = {"clean": _written(run, task, "clean", clean)}, {}
     attackable = [i for i, result in enumerate(clean.results) if result["correct"] or published]
     for name in args.attacks or ():
-        attack = Attack.named(name, args.epsilon, args.pgd_alpha, args.pgd_iters, pixels.std if published else None)
+        published_attack = {"scale": pixels.std, "best": False} if published else {}
+        attack = Attack.named(name, args.epsilon, args.pgd_alpha, args.pgd_iters, **published_attack)
         attacked = AttackedAnswers(policy, pixels, attack, task, clean, args)
         asked = questions.select(attackable)
         found = ask(attacked, task, asked, batch_size=args.batch_size, progress=run.writes, doing=f"attacking ({name})")

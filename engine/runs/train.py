@@ -40,17 +40,19 @@ def train(
 ) -> dict[str, Any]:
     """Train what `load_model()` gives on `splits.train`, and evaluate it on `splits.test`, where there is one, before and after.
 
-    `args.output_dir` becomes the run folder's. `settings`, {group: dataclass}, are what config.json and the report say; `args` is
-    one of them. Writes the run folder and returns the headline numbers.
+    `args.output_dir` becomes the run folder's, `args.resume_from_checkpoint` the checkpoint's or None, before the model is loaded.
+    `settings`, {group: dataclass}, are what config.json and the report say; `args` is one of them. Writes the run folder, returns
+    the headline numbers.
     Raises Interrupted after saving, where a signal asked to stop.
     """
     started = time.perf_counter()
     run = open_run(recipe, args.output_dir)
     args.output_dir = str(run.path)
+    resume = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+    args.resume_from_checkpoint = str(resume) if resume else None
     model, rows, test = load_model(), splits.train, splits.test
     if isinstance(args, PolicyConfig):
         rows = limit_prompts(rows, task.prompt, model.processor.prompt_length, args.max_prompt_length, splits.on_bad_row)
-    resume = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
     groups = {name: group.to_dict() if group is args else asdict(group) for name, group in settings.items()}
     run.write_json("config.json", groups)
     trainer = trainer_class(model, task, args, rows)

@@ -47,7 +47,6 @@ def bce_dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
 MASK_LOSSES = {"structure": structure_loss, "published_structure": published_structure_loss, "bce_dice": bce_dice_loss}
 
 
-def counted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the labels that are not -100; 0 where there is none. logits [..., V], labels [...]."""
-    total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), reduction="sum")
-    return total / (labels != -100).sum().clamp(min=1)
+def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum over the labels that are not -100. logits [..., V], labels [...]."""
+    return F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), reduction="sum")

@@ -2,6 +2,9 @@
 
     loss = mask loss + class_weight * CE(data set)  [the first class_epochs only]  + text_weight * CE(answer tokens)
 
+Each term is a mean over all images, named data sets or answer tokens of an optimizer step: these are counted over its micro-batches
+and processes before the first of them runs, so the gradient is that of the whole step however it is divided.
+
 Shape letters: B batch, S side of the masks, T tokens, V vocabulary.
 """
 
@@ -19,8 +22,10 @@ from engine.rollout.answers import Answer
 from engine.tasks.masks import MaskAnswers
 from engine.tasks.task import Task
 from engine.training.config.masks import MIN_LEARNING_RATE, MaskConfig
-from engine.training.mask_losses import MASK_LOSSES, counted_cross_entropy
+from engine.training.mask_losses import MASK_LOSSES, summed_cross_entropy
 from engine.training.trainer import Trainer
+
+IGNORED = -100  # a label that does not count
 
 
 class Output(Protocol):
@@ -36,7 +41,10 @@ class MaskProcessor(Protocol):
     """Rows to tensors."""
 
     def collate(self, rows: list[dict]) -> dict[str, Tensor]:
-        """Opened rows -> `forward`'s batch, and masks [B, 1, S, S] and class_labels [B]; a data loader's workers do it."""
+        """Opened rows -> `forward`'s batch, and masks [B, 1, S, S] and class_labels [B]; a data loader's workers do it.
+
+        Of the batch, `labels` has -100 where `forward`'s token_labels have it or where these do not reach.
+        """
 
 
 class MaskModel(Protocol):
@@ -65,33 +73,48 @@ class MaskTrainer(Trainer):
     def __init__(self, model: MaskModel, task: Task, args: MaskConfig, rows: Rows, **options: Any) -> None:
         super().__init__(model, args, rows, data_collator=model.processor.collate, **options)
         self.answers = MaskAnswers(model.segment_batch)
-        self.terms: list[Tensor] = []
+        self.loss_is_scaled_for_ga = True  # by the counts of the step
+        self.terms: list[Tensor] = []  # mask, class and text loss of each micro-batch since the last log, shares of its step's
+        self.num_steps = 0  # since the last log
 
     def answer(self, rows: list[dict]) -> list[Answer]:
         self.model.eval()
         return self.answers(rows)
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[dict], Tensor | None]:
+        """The micro-batches of one optimizer step, and how many images, named data sets and answer tokens [3] a process has."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return [], None
+        self.num_steps += 1
+        counted = [(len(b["masks"]), (b["class_labels"] != IGNORED).sum(), (b["labels"] != IGNORED).sum()) for b in batches]
+        counts = self.accelerator.reduce(torch.tensor(counted, dtype=torch.float32, device=device).sum(0), "mean")
+        return batches, counts.where(counts > 0, 1)
+
     def compute_loss(self, model: Any, inputs: Any, return_outputs: Any = False, num_items_in_batch: Any = None) -> Tensor:
+        """This micro-batch's share of the step's loss; `num_items_in_batch`: the counts of `get_batch_samples`."""
         inputs = dict(inputs)
         masks, class_labels = inputs.pop("masks"), inputs.pop("class_labels")
         output: Output = model(**inputs)
         # The class term stays in the sum when its time is over, so that every parameter has a gradient in every process.
         class_weight = self.args.class_weight if (self.state.epoch or 0) < self.args.class_epochs else 0.0
-        terms = torch.stack(
+        sums = torch.stack(
             [
-                MASK_LOSSES[self.args.mask_loss](output.mask_logits.float(), masks),
-                counted_cross_entropy(output.class_logits, class_labels),
-                counted_cross_entropy(output.token_logits, output.token_labels),
+                MASK_LOSSES[self.args.mask_loss](output.mask_logits.float(), masks) * len(masks),
+                summed_cross_entropy(output.class_logits, class_labels),
+                summed_cross_entropy(output.token_logits, output.token_labels),
             ]
         )
+        terms = sums / num_items_in_batch
         self.terms.append(terms.detach())
         return (terms * terms.new_tensor([1.0, class_weight, self.args.text_weight])).sum()
 
     def step_metrics(self) -> dict[str, float]:
         if not self.terms:
             return {}
-        means = self.accelerator.reduce(torch.stack(self.terms).mean(0), "mean").tolist()
+        means = self.accelerator.reduce(torch.stack(self.terms).sum(0) / self.num_steps, "mean").tolist()
         self.terms.clear()
+        self.num_steps = 0
         return dict(zip(("loss/mask", "loss/class", "loss/text"), means, strict=True))
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:

@@ -15,6 +15,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from engine.device import peak_memory_gb
 from engine.errors import InputError
+from engine.processes import share_first
 from engine.report.content import Sample
 from engine.rollout.answers import Answer
 from engine.training.config.training import TrainingConfig
@@ -44,6 +45,13 @@ class Trainer(transformers.Trainer):
     def answer(self, rows: list[dict]) -> list[Answer]:
         """The model's answers to opened rows of the data set."""
         raise NotImplementedError
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        """As `transformers.Trainer.train`. Then every process takes the first one's buffers, which the checkpoint has: BatchNorm's
+        statistics differ, since each process has seen rows of its own."""
+        result = super().train(*args, **options)
+        share_first(self.model.buffers())
+        return result
 
     def samples(self) -> list[Sample]:
         """What the report shows of training itself; nothing by default, and then it shows the evaluation's answers."""

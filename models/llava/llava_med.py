@@ -8,8 +8,6 @@ The vocabulary is then padded to a multiple of 64; the rows added are the mean e
 others and greedy decoding never chooses them.
 """
 
-import importlib.util
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,20 +15,19 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import (
-    AutoTokenizer,
     CLIPVisionConfig,
     CLIPVisionModel,
-    LlamaTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
     MistralConfig,
     PreTrainedTokenizerBase,
 )
 
-from models.checkpoint import CheckpointError, check_keys, local_folder, read_state_dict, weight_files
+from models.checkpoint import MODEL, CheckpointError, check_keys, find_folder, read_state_dict, reading, weight_files
+from models.pretrained import load_config, load_model, read_config, required
+from models.tokenizer import check_vocabulary, load_tokenizer
 
 # original key -> the module's
 KEY_MAP = {
@@ -54,7 +51,6 @@ CLIP_L_336_CONFIG: dict[str, Any] = {
     "patch_size": 14,
     "projection_dim": 768,
 }
-FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.txt"]
 
 
 def load_llava(
@@ -65,49 +61,68 @@ def load_llava(
     `vision_tower`: "checkpoint" takes the checkpoint's own weights, "openai" those of the CLIP model that its config names, which
     is what the reference code of LLaVA-Med and of PRS-Med loads.
 
-    Raises CheckpointError for missing or unexpected keys and for a checkpoint of another kind, OSError for one that cannot be read.
+    Raises CheckpointError for a checkpoint of another kind, or one that is not whole, OSError where there is none.
     """
     if vision_tower not in ("checkpoint", "openai"):
         raise CheckpointError(f"vision_tower {vision_tower!r}: expected checkpoint or openai")
     folder = find_folder(path)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    kind = config.get("model_type")
+    settings = read_config(folder)
+    kind = settings.get("model_type")
     if kind == "llava":
-        model = _load_hugging_face(folder, dtype)
+        config = load_config(LlavaConfig, settings, folder)
+        tokenizer = _tokenizer(folder, config, config.get_text_config().vocab_size)
+        model = load_model(LlavaForConditionalGeneration, folder, config, dtype=dtype, attn_implementation="sdpa")
         if vision_tower == "openai":
-            model.model.vision_tower.load_state_dict(_clip(CLIP_L_336, dtype).state_dict())
+            state = _clip(CLIP_L_336, dtype).state_dict()
+            check_keys(model.model.vision_tower.state_dict(), state, f"{folder}: its vision tower is not that of {CLIP_L_336}")
+            model.model.vision_tower.load_state_dict(state)
     elif kind == "llava_mistral":
-        model = load_llava_med(folder, vision_tower=vision_tower, dtype=dtype)
+        config = llava_config(settings, folder)
+        tokenizer = _tokenizer(folder, config, config.image_token_id)
+        model = load_llava_med(folder, config, settings, vision_tower=vision_tower, dtype=dtype)
     else:
-        raise CheckpointError(f"{path}: model_type {kind!r}; a LLaVA or LLaVA-Med checkpoint is needed (llava, llava_mistral)")
-    return model, load_tokenizer(folder)
+        raise CheckpointError(
+            f"{path}: model_type {str(kind)[:40]!r}; a LLaVA or LLaVA-Med checkpoint is needed (llava, llava_mistral)"
+        )
+    _try_out(model, tokenizer, folder)
+    return model, tokenizer
 
 
-def find_folder(path: str) -> Path:
-    """The folder `path`, or the local copy of the hub repository of that name; OSError where there is neither."""
-    folder = local_folder(path)
-    if folder is not None:
-        return folder
-    try:
-        return Path(snapshot_download(path, allow_patterns=FILES))
-    except Exception as error:  # the hub has a dozen kinds, not all of them OSErrors
-        raise OSError(f"{path}: no such folder, and not to be had from the hub ({type(error).__name__})") from None
+def _tokenizer(folder: Path, config: LlavaConfig, rows: int) -> PreTrainedTokenizerBase:
+    """The checkpoint's, whose ids are below `rows`."""
+    tokenizer = load_tokenizer(folder, config)
+    check_vocabulary(tokenizer, rows, folder, start=True)
+    return tokenizer
 
 
-def _load_hugging_face(folder: Path, dtype: torch.dtype) -> LlavaForConditionalGeneration:
-    loaded: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-    model, info = loaded  # the annotation of `from_pretrained` does not know the second
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[what]:
-            raise CheckpointError(f"{folder}: {what.replace('_', ' ')}: {', '.join(map(str, sorted(info[what])[:4]))}")
-    return model
+@torch.no_grad()
+def _try_out(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """An empty image and a word: CheckpointError where settings and weights do not go together, or weights are not finite."""
+    config: Any = model.config
+    side = config.vision_config.image_size
+    with reading(folder):
+        pixels = torch.zeros(1, 3, side, side, dtype=model.dtype, device=model.device)
+        (features,) = model.model.get_image_features(pixel_values=pixels).pooler_output
+        ids = torch.tensor([tokenizer.encode("?", add_special_tokens=False)[:4]], device=model.device)
+        logits = model(input_ids=ids).logits
+        rows, image = logits.shape[-1], config.image_token_id
+    if not (type(image) is int and 0 <= image < rows):
+        raise CheckpointError(f"{folder / MODEL}: image_token_index is {str(image)[:20]}: expected an id below {rows}")
+    if len(features) != config.image_seq_length:
+        length = config.image_seq_length
+        raise CheckpointError(f"{folder / MODEL}: image_seq_length is {length}; its vision tower makes {len(features)} tokens")
+    if not (features.isfinite().all() and logits.isfinite().all()):
+        raise CheckpointError(f"{folder}: computes what is not finite: are its weights?")
 
 
-def load_llava_med(folder: Path, *, vision_tower: str, dtype: torch.dtype) -> LlavaForConditionalGeneration:
-    """The original layout, one file of weights after the other; a file's tensors are released before the next is read."""
-    original = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config = llava_config(original)
-    with init_empty_weights(include_buffers=False):
+def load_llava_med(
+    folder: Path, config: LlavaConfig, original: dict[str, Any], *, vision_tower: str, dtype: torch.dtype
+) -> LlavaForConditionalGeneration:
+    """The original layout, one file of weights after the other; a file's tensors are released before the next is read.
+
+    `original` is its config.json, `config` what `llava_config` makes of that.
+    """
+    with reading(folder / MODEL), init_empty_weights(include_buffers=False):
         model = LlavaForConditionalGeneration(config).to(dtype)  # type: ignore[arg-type]  # transformers hides the type of `to`
     expected = model.state_dict()
     found: dict[str, Tensor] = {}  # what was read, without its memory
@@ -128,38 +143,40 @@ def load_llava_med(folder: Path, *, vision_tower: str, dtype: torch.dtype) -> Ll
     return model.eval()
 
 
-def llava_config(original: dict[str, Any]) -> LlavaConfig:
-    """The original config.json as a LlavaConfig, its vocabulary with room for the image token."""
+def llava_config(original: dict[str, Any], folder: Path) -> LlavaConfig:
+    """The original config.json, of `folder`, as a LlavaConfig, its vocabulary with room for the image token."""
     wrong = {
         name: original[name]
         for name, value in {"mm_projector_type": "mlp2x_gelu", "mm_use_im_start_end": False, "mm_use_im_patch_token": False}.items()
         if original.get(name, value) != value
     }
     if wrong:
-        raise CheckpointError(f"config.json: {wrong} is not LLaVA-Med v1.5's architecture")
-    tower = original["mm_vision_tower"]
-    vision: Any = CLIPVisionConfig(**CLIP_L_336_CONFIG) if tower == CLIP_L_336 else CLIPVisionConfig.from_pretrained(tower)
+        raise CheckpointError(f"{folder / MODEL}: {str(wrong)[:160]} is not LLaVA-Med v1.5's architecture")
     names = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads max_position_embeddings"
-    text = {name: original[name] for name in names.split()}
+    text = required(original, names, folder / MODEL)
+    image_token, tower = required(original, "vocab_size mm_vision_tower", folder / MODEL).values()
+    if not isinstance(tower, str):
+        raise CheckpointError(f"{folder / MODEL}: mm_vision_tower is {str(tower)[:40]!r}: expected a folder or a hub name")
+    vision = load_config(CLIPVisionConfig, CLIP_L_336_CONFIG, folder) if tower == CLIP_L_336 else _clip_config(tower)
     text |= {name: original.get(name, default) for name, default in [("bos_token_id", 1), ("eos_token_id", 2), ("pad_token_id", 0)]}
-    image_token = original["vocab_size"]
-    return LlavaConfig(
-        vision_config=vision,
-        text_config=MistralConfig(
-            **text,
-            vocab_size=(image_token // 64 + 1) * 64,
-            rms_norm_eps=original.get("rms_norm_eps", 1e-5),
-            rope_parameters={"rope_type": "default", "rope_theta": original.get("rope_theta", 1e6)},
-            sliding_window=original.get("sliding_window"),
+    with reading(folder / MODEL):
+        return LlavaConfig(
+            vision_config=vision,
+            text_config=MistralConfig(
+                **text,
+                vocab_size=(image_token // 64 + 1) * 64,
+                rms_norm_eps=original.get("rms_norm_eps", 1e-5),
+                rope_parameters={"rope_type": "default", "rope_theta": original.get("rope_theta", 1e6)},
+                sliding_window=original.get("sliding_window"),
+                tie_word_embeddings=False,
+            ),
+            image_token_index=image_token,
+            image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+            vision_feature_layer=original.get("mm_vision_select_layer", -2),
+            vision_feature_select_strategy="default",
+            projector_hidden_act="gelu",
             tie_word_embeddings=False,
-        ),
-        image_token_index=image_token,
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
-        vision_feature_layer=original.get("mm_vision_select_layer", -2),
-        vision_feature_select_strategy="default",
-        projector_hidden_act="gelu",
-        tie_word_embeddings=False,
-    )
+        )
 
 
 def translate(state: dict[str, Tensor], source: Path) -> Iterator[tuple[str, Tensor]]:
@@ -179,24 +196,27 @@ def module_key(key: str, source: Path) -> str:
 
 
 def _padded(key: str, tensor: Tensor, config: LlavaConfig) -> Tensor:
-    missing = config.get_text_config().vocab_size - tensor.shape[0]
-    if key not in VOCABULARY or not 0 < missing <= 64:
+    missing = config.get_text_config().vocab_size - len(tensor) if key in VOCABULARY and tensor.ndim else 0
+    if not 0 < missing <= 64:
         return tensor
     mean = tensor.float().mean(0, keepdim=True).to(tensor.dtype)
     return torch.cat([tensor, mean.expand(missing, -1)])
 
 
 def _clip(name: str, dtype: torch.dtype) -> CLIPVisionModel:
+    """The vision tower alone, of a folder or hub repository that may hold the whole CLIP."""
+    return load_model(CLIPVisionModel, _clip_folder(name), _clip_config(name), dtype=dtype, only_part=True)
+
+
+def _clip_config(name: str) -> Any:
+    folder = _clip_folder(name)
+    settings = read_config(folder)
+    own = settings.get("vision_config") if settings.get("model_type") == "clip" else settings
+    return load_config(CLIPVisionConfig, own or {}, folder)
+
+
+def _clip_folder(name: str) -> Path:
     try:
-        return CLIPVisionModel.from_pretrained(name, dtype=dtype)
-    except Exception as error:
-        raise OSError(f"{name}: the CLIP vision tower cannot be read ({type(error).__name__})") from None
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint folder."""
-    if (folder / "tokenizer.json").is_file():
-        return AutoTokenizer.from_pretrained(folder)
-    if importlib.util.find_spec("sentencepiece") is None:
-        raise CheckpointError(f"{folder}/tokenizer.model: reading it needs sentencepiece (pip install sentencepiece protobuf)")
-    return LlamaTokenizer.from_pretrained(folder)
+        return find_folder(name)
+    except OSError as error:
+        raise OSError(f"the CLIP vision tower cannot be read: {error}") from None

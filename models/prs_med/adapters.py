@@ -6,14 +6,14 @@ untrained adapters stay. Here every key must fit, also the keys of adapters save
 
 from pathlib import Path
 
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel
 from torch import Tensor, nn
 
-from models.checkpoint import CheckpointError, check_keys, read_state_dict
+from models import lora
+from models.checkpoint import read_state_dict
 from models.llava.llava_med import module_key
 from models.lora import ATTENTION, add_lora, beneath_adapters, in_language_model
 
-PREFIX = "base_model.model."
 ORIGINAL = ("model.layers.", "model.vision_tower.vision_tower.")  # how keys of the original layout begin
 
 
@@ -27,29 +27,18 @@ def add_adapters(vlm: nn.Module, *, r: int, alpha: int, dropout: float, compat: 
 
 
 def read_adapters(vlm: nn.Module, folder: Path) -> PeftModel:
-    """The bare `vlm` with the adapters of `folder`, for inference."""
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: no adapters ({str(error).splitlines()[0]})") from None
-    config.inference_mode = True
-    model = get_peft_model(vlm, config)
-    load_adapters(model, folder)
-    return model
+    """The bare `vlm` with the adapters of `folder`, for inference; CheckpointError where they are not there, or do not fit."""
+    return lora.read_adapters(vlm, folder, rename=_present_name)
 
 
 def load_adapters(model: PeftModel, folder: Path) -> None:
     """The weights of `folder` into the adapters that `model` has; CheckpointError where a key is missing or unexpected."""
-    files = [folder / name for name in ("adapter_model.safetensors", "adapter_model.bin")]
-    file = next((file for file in files if file.is_file()), files[0])
-    state = {_module_key(key, file): tensor for key, tensor in read_state_dict(file).items()}
-    check_keys(get_peft_model_state_dict(model, save_embedding_layers=False), state, f"{file}: not adapters of this model")
-    set_peft_model_state_dict(model, state)
+    file = lora.adapter_weights(folder)
+    lora.put_weights(model, lora.renamed(read_state_dict(file), _present_name, file), file)
 
 
-def _module_key(key: str, file: Path) -> str:
-    name = key.removeprefix(PREFIX)
-    return PREFIX + module_key(name, file) if name.startswith(ORIGINAL) else key
+def _present_name(key: str, file: Path) -> str:
+    return module_key(key, file) if key.startswith(ORIGINAL) else key
 
 
 def without_adapters(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -23,9 +23,9 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoTokenizer, DynamicCache, LlavaForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import DynamicCache, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
-from models.checkpoint import CheckpointError, check_keys, read_state_dict
+from models.checkpoint import CheckpointError, check_keys, read_json, read_state_dict, reading
 from models.llava.decoding import LlavaDecoding, greedy_ids
 from models.llava.llava_med import load_llava
 from models.lora import beneath_adapters
@@ -36,6 +36,10 @@ from models.sam.loading import load_sam
 from models.sam.sam import tiny_sam
 from models.sam.tiny_vit import ConvBN
 from models.starter.encoder import StarterEncoder
+from models.tokenizer import check_vocabulary, load_tokenizer
+
+ADAPTERS, TOKENIZER, OWN_VLM, SETTINGS = "lora_adapter", "tokenizer", "vlm", "prs_med.json"
+PARTS = ("image_encoder", "mask_decoder", "cls")
 
 
 class EncoderKind(NamedTuple):
@@ -178,22 +182,24 @@ class PRSMed(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(self.vlm, PeftModel):
-            self.vlm.save_pretrained(str(folder / "lora_adapter"), save_embedding_layers=False)
-        self.processor.tokenizer.save_pretrained(folder / "tokenizer")
-        for name in ("image_encoder", "mask_decoder", "cls"):
+            adapters: Any = self.vlm.peft_config["default"]
+            adapters.base_model_name_or_path = self.config.vlm or f"../{OWN_VLM}"
+            self.vlm.save_pretrained(str(folder / ADAPTERS), save_embedding_layers=False)
+        self.processor.tokenizer.save_pretrained(folder / TOKENIZER)
+        for name in PARTS:
             prefix = "image_encoder." if name == "image_encoder" else ""
             state = {prefix + key: tensor for key, tensor in getattr(self, name).state_dict().items()}
             torch.save(state, folder / f"{name}.pth")
         if self.config.vlm is None:
-            self.base.save_pretrained(folder / "vlm", state_dict=without_adapters(self.base.state_dict()))
-            self.processor.tokenizer.save_pretrained(folder / "vlm")
-        (folder / "prs_med.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n", encoding="utf-8")
+            self.base.save_pretrained(folder / OWN_VLM, state_dict=without_adapters(self.base.state_dict()))
+            self.processor.tokenizer.save_pretrained(folder / OWN_VLM)
+        (folder / SETTINGS).write_text(json.dumps(asdict(self.config), indent=2) + "\n", encoding="utf-8")
 
     def load_trained(self, folder: str | Path) -> None:
         """Read back, into these very networks, what training changes: adapters, image encoder, mask decoder and class head."""
         folder = Path(folder)
         if isinstance(self.vlm, PeftModel):
-            load_adapters(self.vlm, folder / "lora_adapter")
+            load_adapters(self.vlm, folder / ADAPTERS)
         for name, state in read_parts(folder).items():
             module = getattr(self, name)
             check_keys(module.state_dict(), state, f"{folder / name}.pth")
@@ -202,10 +208,35 @@ class PRSMed(nn.Module):
 
 def read_parts(folder: Path) -> dict[str, dict[str, Tensor]]:
     """The three .pth files. The published image_encoder.pth holds the encoder twice, also as a part of a whole Sam (`sam.*`)."""
-    parts = {name: read_state_dict(folder / f"{name}.pth") for name in ("image_encoder", "mask_decoder", "cls")}
+    parts = {name: read_state_dict(folder / f"{name}.pth") for name in PARTS}
     encoder = {key: tensor for key, tensor in parts["image_encoder"].items() if not key.startswith("sam.")}
     parts["image_encoder"] = {key.removeprefix("image_encoder."): tensor for key, tensor in encoder.items()}
+    for name, state in parts.items():
+        broken = [key for key, tensor in state.items() if not tensor.isfinite().all()]
+        if broken:
+            raise CheckpointError(f"{folder / name}.pth: {broken[0]} is not finite")
     return parts
+
+
+def read_settings(file: Path) -> PRSMedConfig:
+    """What prs_med.json says; CheckpointError for a setting that is unknown, or whose value is."""
+    settings = read_json(file)
+    known = {
+        "vlm": None,
+        "vision_tower": ["checkpoint", "openai"],
+        "image_encoder": list(ENCODERS),
+        "decoder": list(DECODERS),
+        "compat": ["default", "reference"],
+    }
+    for name, value in settings.items():
+        if name not in known:
+            raise CheckpointError(f"{file}: unknown setting {name[:40]!r}; there are {', '.join(known)}")
+        expected = known[name]
+        if expected is not None and value not in expected:
+            raise CheckpointError(f"{file}: {name} is {str(value)[:40]!r}: expected {' or '.join(expected)}")
+    if not (settings.get("vlm") is None or (isinstance(settings["vlm"], str) and settings["vlm"])):
+        raise CheckpointError(f"{file}: vlm is {str(settings['vlm'])[:40]!r}: expected a folder, a hub name or null")
+    return PRSMedConfig(**settings)
 
 
 def build_prs_med(vlm_path: str, sam_ckpt: str | None, config: PRSMedConfig, dtype: torch.dtype = torch.float32) -> PRSMed:
@@ -231,9 +262,8 @@ def load_prs_med(
     Raises CheckpointError or OSError, in one line, for a checkpoint that cannot be used.
     """
     folder = Path(path)
-    settings = folder / "prs_med.json"
-    if settings.is_file():
-        config = PRSMedConfig(**json.loads(settings.read_text(encoding="utf-8")))
+    if (folder / SETTINGS).exists():
+        config = read_settings(folder / SETTINGS)
     elif (folder / "mask_decoder.pth").is_file():
         version = "v5" if "image_norm.weight" in read_state_dict(folder / "mask_decoder.pth") else "v6"
         config = PRSMedConfig(vlm=vlm, vision_tower="openai", decoder=version)
@@ -241,9 +271,19 @@ def load_prs_med(
             raise CheckpointError(f"{path}: a published checkpoint; name the VLM it was trained on as well")
     else:
         raise OSError(f"{path}: no PRS-Med checkpoint there (expected prs_med.json or mask_decoder.pth)")
-    bare, _ = load_llava(vlm or config.vlm or str(folder / "vlm"), vision_tower=config.vision_tower, dtype=dtype)
-    adapters, config.compat = folder / "lora_adapter", compat
-    adapted = read_adapters(bare, adapters) if adapters.is_dir() and compat == "default" else bare
-    model = PRSMed(adapted, AutoTokenizer.from_pretrained(folder / "tokenizer"), config)
+    own = folder / OWN_VLM
+    for part in [ADAPTERS, TOKENIZER, *(f"{name}.pth" for name in PARTS), *([OWN_VLM] if (vlm or config.vlm) is None else [])]:
+        if not (folder / part).exists():
+            raise CheckpointError(f"{folder}: not a whole PRS-Med checkpoint: {part} is missing")
+    try:
+        bare, _ = load_llava(vlm or config.vlm or str(own), vision_tower=config.vision_tower, dtype=dtype)
+    except OSError as error:
+        raise OSError(f"{error}; it is the VLM of {folder}: name it with --vlm_path") from None
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    check_vocabulary(tokenizer, bare.config.get_text_config().vocab_size, folder / TOKENIZER, start=True)
+    config.compat = compat
+    adapted = read_adapters(bare, folder / ADAPTERS) if compat == "default" else bare
+    with reading(folder):
+        model = PRSMed(adapted, tokenizer, config)
     model.load_trained(folder)
     return model.eval()

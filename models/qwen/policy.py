@@ -10,24 +10,38 @@ Letters: B prompts, G answers a prompt, N = B*G, P padded prompt tokens, T answe
 import copy
 import functools
 import types
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
 
-from models.lora import beneath_adapters
+from models.checkpoint import CheckpointError, find_folder, reading
+from models.lora import beneath_adapters, has_effect
+from models.pretrained import four_bits, load_config, load_model, read_config
 from models.qwen.decoding import Decoding, QwenVL
 from models.qwen.feature_cache import FeatureCache
 from models.qwen.kv_cache import RolloutCache
-from models.qwen.processor import PROCESSOR_CLASS, QwenProcessor
+from models.qwen.processor import IMAGE_TOKEN, QwenProcessor
 from models.qwen.prompts import EncodedPrompt, PromptBatch
 from models.qwen.shared_prefix import ATTENTION_NAME, prefix_layout
+from models.tokenizer import check_vocabulary
 
+MODEL_CLASSES: dict[Any, tuple[Any, Any]] = {
+    "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
+    "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
+}
 FEATURE_CACHE_BYTES = 1 << 30  # about 1300 images of 196 tokens for a 3B model in bf16
 
 
@@ -133,9 +147,10 @@ class QwenVLPolicy:
         return {"prompt": batch, "answer_ids": answer_ids, "image_embeds": features}
 
     def reference(self) -> "QwenVLPolicy":
-        """The frozen starting point for the KL term: a copy, or for PEFT the same weights without their adapters."""
+        """The frozen starting point for the KL term: a copy; for PEFT the base, and where adapters are trained further, as in TRL,
+        these as they are."""
         if isinstance(self.model, PeftModel):
-            return _WithoutAdapters(self, self.model)
+            return (_AdaptersAsTheyWere if has_effect(self.model) else _WithoutAdapters)(self, self.model)
         frozen = copy.deepcopy(self.base).requires_grad_(False).eval()
         return QwenVLPolicy(frozen, self.processor)
 
@@ -150,9 +165,35 @@ class _WithoutAdapters(QwenVLPolicy):
     def __init__(self, policy: QwenVLPolicy, model: PeftModel):
         vars(self).update(vars(policy))
         self._adapted = model
+        if any(".visual." in name and ".lora_" in name for name, _ in model.named_parameters()):
+            self.features = FeatureCache(FEATURE_CACHE_BYTES)  # images look otherwise to it
 
     def as_reference(self) -> AbstractContextManager[None]:
         return self._adapted.disable_adapter()
+
+
+class _AdaptersAsTheyWere(_WithoutAdapters):
+    """A PEFT policy with the trained parameters that it had when this was made: they take their places in `as_reference`."""
+
+    def __init__(self, policy: QwenVLPolicy, model: PeftModel):
+        super().__init__(policy, model)
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._first = [parameter.detach().clone() for parameter in self._trained]
+
+    @contextmanager
+    def as_reference(self) -> Iterator[None]:
+        self._first = [first.to(own) for first, own in zip(self._first, self._trained, strict=True)]  # moved once, with the model
+        present = [parameter.data for parameter in self._trained]
+        self._put(self._first)
+        try:
+            yield
+        finally:
+            self._put(present)
+
+    def _put(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self._trained, values, strict=True):
+            parameter.data = value
+        torch.clear_autocast_cache()  # it knows parameters, not what they hold
 
 
 def _add_answer_forward(model: QwenVL) -> None:
@@ -224,26 +265,66 @@ def _embed_prompt(model: QwenVL, input_ids: Tensor, image_embeds: Tensor | None)
 
 
 def load_qwen_vl(
-    path: str,
+    path: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
     attn_implementation: str = "sdpa",
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     revision: str = "main",
+    load_in_4bit: bool = False,
+    processor: str | Path | None = None,
 ) -> QwenVLPolicy:
     """Load a checkpoint folder or hub name. Pixel limits are areas; `attn_implementation` is that of the vision tower.
 
-    Raises ValueError where the checkpoint is no Qwen2-VL or Qwen2.5-VL, OSError where it cannot be read.
+    With `load_in_4bit` the language model's linear layers are quantized as in QLoRA. `processor`: the folder of tokenizer and image
+    processor, if it is another one.
+    Raises CheckpointError where the checkpoint is no whole Qwen2-VL or Qwen2.5-VL, OSError where there is none.
     """
-    config = AutoConfig.from_pretrained(path, revision=revision)
-    if config.model_type not in PROCESSOR_CLASS:
-        kind = "a text-only checkpoint" if not hasattr(config, "vision_config") else "another kind of vision-language model"
-        raise ValueError(f"{path}: {kind} (model_type '{config.model_type}'); a Qwen2-VL or Qwen2.5-VL checkpoint is needed")
+    folder = find_folder(path, revision)
+    settings = read_config(folder)
+    kind = settings.get("model_type")
+    if kind not in MODEL_CLASSES:
+        what = "another kind of vision-language model" if "vision_config" in settings else "a text-only checkpoint"
+        raise CheckpointError(f"{path}: {what} (model_type {str(kind)[:40]!r}); a Qwen2-VL or Qwen2.5-VL checkpoint is needed")
+    config_class, model_class = MODEL_CLASSES[kind]
+    config = load_config(config_class, settings, folder)
     if "sliding_attention" in (config.text_config.layer_types or []):
-        raise ValueError(f"{path}: sliding-window attention (use_sliding_window) is not supported")
-    processor = QwenProcessor.from_pretrained(path, config.model_type, min_pixels=min_pixels, max_pixels=max_pixels)
-    model = AutoModelForImageTextToText.from_pretrained(
-        path, dtype=dtype, attn_implementation=attn_implementation, revision=revision
-    )
-    return QwenVLPolicy(model, processor)
+        raise CheckpointError(f"{path}: sliding-window attention (use_sliding_window) is not supported")
+    quantized: dict[str, Any] = {"quantization_config": four_bits(["lm_head", "model.visual"])} if load_in_4bit else {}
+    source = Path(processor or folder)
+    own = QwenProcessor.from_pretrained(source, config, min_pixels=min_pixels, max_pixels=max_pixels)
+    special = {IMAGE_TOKEN: config.image_token_id, "<|vision_start|>": config.vision_start_token_id}
+    check_vocabulary(own.tokenizer, config.text_config.vocab_size, source, special=special)
+    model = load_model(model_class, folder, config, dtype=dtype, attn_implementation=attn_implementation, **quantized)
+    policy = QwenVLPolicy(model, own)
+    _try_out(policy, path)
+    return policy
+
+
+@torch.no_grad()
+def _try_out(policy: QwenVLPolicy, path: str | Path) -> None:
+    """One token after one small image: CheckpointError where settings and weights do not go together, or weights are not finite."""
+    prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
+    tower = policy.base.model.visual.config
+    attention = tower._attn_implementation
+    with reading(path):
+        _check_generation(policy)
+        try:
+            tower._attn_implementation = "sdpa"  # flash attention needs a GPU, where the weights are not yet
+            batch = policy.batch([policy.processor.encode(prompt, [Image.new("RGB", (56, 56), "gray")])])
+            decoding, logits = policy.prefill(batch, 1, 1)
+            logits = logits + decoding.step(logits.argmax(-1))
+        finally:
+            tower._attn_implementation = attention
+    if not logits.isfinite().all():
+        raise CheckpointError(f"{path}: computes logits that are not finite: are its weights?")
+
+
+def _check_generation(policy: QwenVLPolicy) -> None:
+    """Raise CheckpointError where generation_config.json has what neither ends nor weighs tokens."""
+    ends, penalty = policy.eos_token_ids, policy.base.generation_config.repetition_penalty
+    if not all(type(end) is int and 0 <= end < policy.base.lm_head.weight.shape[0] for end in ends):
+        raise CheckpointError(f"generation_config.json: eos_token_id makes {str(ends)[:60]} the end tokens: expected ids of tokens")
+    if not (penalty is None or (isinstance(penalty, (int, float)) and penalty > 0)):
+        raise CheckpointError(f"generation_config.json: repetition_penalty is {str(penalty)[:20]!r}: expected a number above 0")

@@ -11,11 +11,15 @@ from typing import Any, Self
 
 import torch
 from PIL import Image
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
+from transformers import PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 
+from models.checkpoint import CheckpointError, read_json, reading
 from models.qwen.prompts import EncodedPrompt
+from models.tokenizer import load_tokenizer
 
 IMAGE_TOKEN = "<|image_pad|>"
+TEMPLATE_FILE = "chat_template.json"
+PIXEL_FILES = ("preprocessor_config.json", "processor_config.json")  # Qwen's, and that of transformers 5
 PROCESSOR_CLASS = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
 
 Message = dict[str, Any]  # of a chat: role, and content as text or as a list of texts and image places
@@ -28,20 +32,31 @@ class QwenProcessor:
         self.tokenizer, self.image_processor, self.model_type = tokenizer, image_processor, model_type
 
     @classmethod
-    def from_pretrained(cls, path: str, model_type: str, *, min_pixels: int | None = None, max_pixels: int | None = None) -> Self:
-        """Pixel limits are areas in pixels; None keeps the checkpoint's. Raises OSError where files are missing."""
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-        image_processor = Qwen2VLImageProcessorPil.from_pretrained(path)
-        size = dict(image_processor.size)
-        size["shortest_edge"] = min_pixels or size["shortest_edge"]
-        size["longest_edge"] = max_pixels or size["longest_edge"]
-        image_processor.size = type(image_processor.size)(**size)
-        template_file = Path(path) / "chat_template.json"
-        if template_file.is_file():
-            tokenizer.chat_template = json.loads(template_file.read_text(encoding="utf-8"))["chat_template"]
-        if not tokenizer.chat_template:
-            raise ValueError(f"{path}: the tokenizer has no chat template; an instruction-tuned checkpoint is needed")
-        return cls(tokenizer, image_processor, model_type)
+    def from_pretrained(
+        cls, path: str | Path, config: Any, *, min_pixels: int | None = None, max_pixels: int | None = None
+    ) -> Self:
+        """Pixel limits are areas in pixels; None keeps the checkpoint's. `config`: of the model that it is for.
+
+        Raises CheckpointError, which names the file, for one that is missing, damaged, or of another model.
+        """
+        folder = Path(path)
+        tokenizer = load_tokenizer(folder, config, padding_side="left")
+        file = next((folder / name for name in PIXEL_FILES if (folder / name).exists()), folder / PIXEL_FILES[0])
+        read_json(file)
+        with reading(file):
+            image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
+            size = dict(image_processor.size)
+            size["shortest_edge"] = min_pixels or size["shortest_edge"]
+            size["longest_edge"] = max_pixels or size["longest_edge"]
+            image_processor.size = type(image_processor.size)(**size)
+            if size["shortest_edge"] > size["longest_edge"]:
+                raise CheckpointError(f"min_pixels {size['shortest_edge']} is more than max_pixels {size['longest_edge']}")
+            _check_pixels(image_processor, config.vision_config, file)
+        if (folder / TEMPLATE_FILE).exists():
+            tokenizer.chat_template = read_json(folder / TEMPLATE_FILE).get("chat_template")
+        if not isinstance(tokenizer.chat_template, str):
+            raise CheckpointError(f"{path}: the tokenizer has no chat template; an instruction-tuned checkpoint is needed")
+        return cls(tokenizer, image_processor, config.model_type)
 
     def encode(self, prompt: list[Message], images: Sequence[Image.Image], image_key: str | None = None) -> EncodedPrompt:
         """Chat messages and their images -> what `QwenVLPolicy.batch` takes. `image_key` identifies the images across steps.
@@ -94,7 +109,7 @@ class QwenProcessor:
         config = json.loads(config_file.read_text(encoding="utf-8"))
         config |= {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": PROCESSOR_CLASS[self.model_type]}
         config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (folder / "chat_template.json").write_text(
+        (folder / TEMPLATE_FILE).write_text(
             json.dumps({"chat_template": self.tokenizer.chat_template}, indent=2) + "\n", encoding="utf-8"
         )
 
@@ -108,3 +123,16 @@ class QwenProcessor:
         vision = self.image_processor(images=list(images), return_tensors="pt")
         grids = vision["image_grid_thw"]
         return list(vision["pixel_values"].split(grids.prod(-1).tolist())), list(grids)
+
+
+def _check_pixels(image_processor: Any, vision: Any, file: Path) -> None:
+    """Raise CheckpointError where patches are not those of the vision tower, or normalised to what is not finite."""
+    for name, own in [("patch_size", "patch_size"), ("temporal_patch_size",) * 2, ("merge_size", "spatial_merge_size")]:
+        value, expected = getattr(image_processor, name), getattr(vision, own)
+        if value != expected:
+            raise CheckpointError(f"{file}: {name} is {str(value)[:20]}, and {expected} in config.json")
+    mean, std = (
+        torch.tensor(channels, dtype=torch.float32) for channels in (image_processor.image_mean, image_processor.image_std)
+    )
+    if not (mean.shape == std.shape == (3,) and mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+        raise CheckpointError(f"{file}: image_mean and image_std: expected three numbers each, and deviations above 0")

@@ -173,7 +173,7 @@ def test_backward_scales_and_runs_once():
     loss, _, _ = linear_grpo_loss(hidden, weight, *rest, PLAIN, **given)
     (loss * 4).backward(retain_graph=True)
     assert torch.equal(hidden.grad.double(), 4 * once[1]) and torch.equal(weight.grad.double(), 4 * once[2])
-    with pytest.raises(RuntimeError, match="inplace operation"):
+    with pytest.raises(RuntimeError, match="linear_grpo_loss has one backward: .* call it again"):
         loss.backward()
 
 
@@ -184,7 +184,7 @@ def test_logits_of_one_chunk_at_a_time(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, size, **k: sizes.append(size) or empty(x, size, **k))
     run(linear_grpo_loss, tensors, given | {"chunk_rows": 16}, torch.float32)
     largest = max(torch.Size(size).numel() for size in sizes if isinstance(size, tuple))
-    assert (16, 1000) in sizes and largest <= 2 * 16 * 1000
+    assert (16, 1024) in sizes and largest <= 2 * 16 * 1024  # rows are padded
 
 
 def test_entropy_mask_from_a_first_pass_equals_autograd():

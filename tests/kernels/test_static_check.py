@@ -1,11 +1,14 @@
 """The static check finds every launch, passes what is launched, and fails what spills or loads narrowly."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
 from bench import static_check
 from bench.offline_compile import compile_for
+from kernels import linear_logprob
 from kernels.linear_grpo import launch_configs
 
 pytestmark = pytest.mark.usefixtures("triton")
@@ -42,3 +45,39 @@ def test_a_program_too_large_for_the_device_fails_the_gate():
     config = next(launch_configs())
     assert 89 not in config.archs
     assert "does not fit sm_89: 131072 bytes shared" in static_check.failures([compile_for(config, 89)])[-1]
+
+
+def gradient_configs(ending):
+    """Launches of the kernel that writes over a row of logits."""
+    configs = [config for config in linear_logprob.launch_configs() if config.name.startswith("logit gradient")]
+    return [config for config in configs if ending in config.name]
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_every_warp_reads_the_chosen_logit_before_any_writes_over_it(odd):
+    for config in gradient_configs("odd vocabulary" if odd else ""):
+        assert static_check.failures([compile_for(config, 90)]) == []
+
+
+def test_a_sweep_without_its_barrier_fails_the_gate(tmp_path):
+    """The kernels as they are, line by line, but for the barrier: an odd vocabulary then has none."""
+    text = Path(linear_logprob.__file__).read_text(encoding="utf-8").split("class SoftmaxStats")[0]
+    racing = text.replace("    tl.debug_barrier()\n    columns", "    pass\n    columns")
+    assert racing != text
+    path = tmp_path / "linear_logprob.py"
+    path.write_text(racing, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("racing", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    [config] = [config for config in gradient_configs("odd") if "fp32" not in config.name]
+    compiled = compile_for(config._replace(kernel=module._gradient_kernel), 90)
+    assert compiled.chosen_read_first is False
+    assert "may write over its chosen logit" in static_check.failures([compiled])[-1]
+
+
+def test_two_products_in_one_accumulator_by_tcgen05_fail_the_gate():
+    [config] = [config for config in static_check.launches() if config.name == "token to image, backward"]
+    launched = compile_for(config, 100)
+    assert launched.mma and not launched.tcgen05 and static_check.failures([launched]) == []
+    larger = compile_for(config._replace(constants=config.constants | {"TOKENS": 64}), 100)
+    assert larger.tcgen05 and any("two products" in line for line in static_check.failures([larger]))

@@ -65,4 +65,9 @@ def test_weights_are_in_the_files_that_the_index_names_or_in_the_only_one(tmp_pa
     assert weight_files(tmp_path) == [tmp_path / "model.safetensors"]
     index = {"weight_map": {"a": "model-2.safetensors", "b": "model-1.safetensors", "c": "model-2.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in ("model-1.safetensors", "model-2.safetensors"):
+        save_file({"a": torch.zeros(1)}, tmp_path / name)
+    with pytest.raises(CheckpointError, match="holds model.safetensors and an index of other files"):
+        weight_files(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
     assert weight_files(tmp_path) == [tmp_path / "model-1.safetensors", tmp_path / "model-2.safetensors"]

@@ -1,9 +1,11 @@
 """`recipes.prs_med_train`: what a short starter run leaves, resuming, reloading to the same bits, and mistakes."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from engine.data.masked_questions import load_masked_questions
 from engine.data.starter.masked_questions import build_lesions
@@ -82,6 +84,15 @@ def test_a_stopped_run_resumes_to_the_same_bits(run, tmp_path):
     ):
         assert torch.equal(x, y)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_resumed_run_goes_on_with_the_language_model_that_its_adapters_were_trained_on(run, tmp_path):
+    """Whatever the flags would build: it is read from the checkpoint."""
+    folder, headline = run
+    shutil.copytree(folder / "checkpoint-2", tmp_path / "checkpoint-2")
+    main([*SHORT, "--output_dir", str(tmp_path), "--warm_up_steps", "0", "--resume_from_checkpoint", "true"])
+    weights = [load_file(path / "checkpoint-4" / "vlm" / "model.safetensors") for path in (folder, tmp_path)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
 """The mask trainer: its losses, resuming to the bit, gradient accumulation, and the published schedule."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,12 +14,13 @@ from engine.training.config.masks import MaskConfig
 from engine.training.mask_losses import (
     MASK_LOSSES,
     bce_dice_loss,
-    counted_cross_entropy,
     dice_loss,
     published_structure_loss,
     structure_loss,
+    summed_cross_entropy,
 )
 from engine.training.masks import MaskTrainer
+from tests.conftest import ROOT
 from tests.models.prs_med.test_model import build, rows
 
 
@@ -59,9 +64,9 @@ def test_losses_of_perfect_masks_vanish_and_nothing_to_count_is_zero():
     assert structure_loss(perfect, masks) < 1e-5 and dice_loss(perfect, masks) < 1e-5
     assert bce_dice_loss(perfect, masks) < 1e-5
     logits = torch.randn(2, 6, requires_grad=True)
-    counted_cross_entropy(logits, torch.tensor([-100, -100])).backward()
+    summed_cross_entropy(logits, torch.tensor([-100, -100])).backward()
     assert torch.equal(logits.grad, torch.zeros(2, 6))
-    some = counted_cross_entropy(logits, torch.tensor([-100, 2]))
+    some = summed_cross_entropy(logits, torch.tensor([-100, 2]))
     assert torch.allclose(some, F.cross_entropy(logits[1:], torch.tensor([2])))
 
 
@@ -78,6 +83,55 @@ def test_everything_that_should_learn_learns_and_nothing_else(tmp_path):
     assert len(logged) == 3 and all(entry[f"loss/{part}"] > 0 for entry in logged for part in ("mask", "class", "text"))
     whole = logged[0]["loss/mask"] + 0.5 * logged[0]["loss/class"] + logged[0]["loss/text"]
     assert logged[0]["loss"] == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize("mask_loss", list(MASK_LOSSES))
+def test_accumulation_is_the_bigger_batch(tmp_path, mask_loss):
+    """Answers of different lengths, one row without a data set: what one step changes does not depend on how it is divided."""
+    data = rows(["Top left.", "The dark lesion lies in the center of this image, far from the top and near the bottom right."])
+    settings = {"mask_loss": mask_loss, "max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0}
+    settings |= {"weight_decay": 0.0, "lr_scheduler_type": "constant"}
+    steps, losses = [], []
+    for batch, passes in ((2, 1), (1, 2)):
+        settings |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": passes}
+        trainer = make_trainer(tmp_path, data=data, **settings)
+        trainer.model.frozen_norms = True
+        for module in trainer.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+        trainer.train()
+        steps.append({name: (parameter.detach() - before[name]) for name, parameter in trainer.model.named_parameters()})
+        losses.append({key: value for key, value in trainer.state.log_history[0].items() if key.startswith("loss")})
+    for part in ("lora_", "cls.", "mask_decoder.", "image_encoder."):
+        whole, divided = (torch.cat([step[name].flatten() for name in step if part in name]) for step in steps)
+        assert whole.norm() > 0 and (whole - divided).norm() < 1e-4 * whole.norm(), part
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_processes_end_with_the_same_statistics_of_batch_norm(tmp_path):
+    """They have seen different images; what is evaluated on either is what the first one saves."""
+    script = """
+import torch
+from engine.processes import close, join, rank
+from tests.engine.training.test_masks import make_trainer
+from tests.models.prs_med.test_model import image, rows
+join()
+data = [row | {"image": image(i)} for i, row in enumerate(rows() * 4)]
+trainer = make_trainer("run", data=data, max_steps=2)
+trainer.train()
+assert any("running_var" in name for name, _ in trainer.model.named_buffers())
+torch.save(trainer.model.state_dict(), f"rank{rank()}.pt")
+close()
+"""
+    (tmp_path / "script.py").write_text(script)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "script.py"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(launch, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
 
 
 def test_resume_is_bit_exact(tmp_path):

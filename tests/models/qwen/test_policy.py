@@ -173,12 +173,14 @@ def test_lora_trains_and_its_reference_is_the_base(tmp_path):
     answers = torch.randint(10, 300, (2, 2, 5), generator=torch.Generator().manual_seed(3))
     base = shared_logprobs(plain, batch, answers).detach()
     targets = r".*language_model.*\.(q_proj|v_proj)"
-    lora = QwenVLPolicy(
-        get_peft_model(plain.model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False)), plain.processor
-    )
+    lora = QwenVLPolicy(get_peft_model(plain.model, LoraConfig(r=4, target_modules=targets)), plain.processor)
+    reference = lora.reference()
+    with torch.no_grad():
+        for name, parameter in lora.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(4))
     adapted = shared_logprobs(lora, batch, answers)
     assert not torch.allclose(adapted, base)
-    reference = lora.reference()
     with torch.no_grad(), reference.as_reference():
         torch.testing.assert_close(shared_logprobs(reference, batch, answers), base)
     adapted.sum().backward()
