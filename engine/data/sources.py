@@ -16,7 +16,7 @@ from PIL import Image
 from engine.data.formats.columns import our_name
 from engine.data.formats.folders import ENDINGS, TABLES, ending, files_of_split
 from engine.data.formats.json_rows import read_json_rows
-from engine.data.formats.text import refuse_lfs_pointer
+from engine.data.formats.text import read_text, refuse_lfs_pointer
 from engine.data.images import decode_image, image_error, open_image
 from engine.data.split_names import name_of_split
 from engine.data.tables import open_table
@@ -143,8 +143,9 @@ def saved_splits(path: Path) -> list[str]:
     index = path / "dataset_dict.json"
     if not index.is_file():
         return []
+    text = read_text(index, EXPECTED)
     with _damage(index):
-        return [str(split) for split in json.loads(index.read_text(encoding="utf-8"))["splits"]]
+        return [str(split) for split in json.loads(text)["splits"]]
 
 
 def read_table_rows(path: Path) -> tuple[list[int], list]:
@@ -155,8 +156,11 @@ def read_table_rows(path: Path) -> tuple[list[int], list]:
         if not ours & needed:
             columns = f"expected {TABLE_COLUMNS}; its header has {', '.join(header)[:200] or 'nothing'}"
             raise InputError(f"{path}: no column {' or '.join(sorted(needed))} ({columns})")
-    table = list(rows)
-    return [row.line for row in table], [row.cells for row in table]
+    lines, table = [], []
+    for _, line, cells in rows:
+        lines.append(line)
+        table.append({name: cell.strip() for name, cell in cells.items()} if isinstance(cells, dict) else cells)
+    return lines, table
 
 
 def _read_saved(path: Path, split: str, image_root: str | Path | None) -> Source:

@@ -30,7 +30,8 @@ def load_splits(data: DataArguments, starter_modalities: Collection[str] | None 
 
     `starter_modalities`: the modalities to take where the starter data are used (no `--dataset_name`); None: all of them.
     """
-    sources = data.dataset_name or [str(build_starter_data())]
+    named = [data.dataset_name] if isinstance(data.dataset_name, str) else data.dataset_name  # a text where no flags were parsed
+    sources = named or [str(build_starter_data())]
     modalities = None if data.dataset_name else starter_modalities
     load = partial(load_questions, image_root=data.image_root, on_bad_row=data.on_bad_row)
     train = load(sources, split=data.dataset_train_split, modalities=modalities)

@@ -178,3 +178,24 @@ def test_real_images_are_prepared(mini_data):
     write_split("modality", "train", "Dermoscopy", rows)
     headline = main(["--splits", "Splits", "--images", str(mini_data), "--output", "out", "--names", "dermoscopy"])
     assert headline["train_rows"] == 20 and load_questions("out")[0]["images"][0].size == (384, 384)
+
+
+def test_split_files_may_be_tables_and_what_macos_leaves_beside_them_is_none(published):
+    whole = prepare("--names", "CT")
+    for split in ("train", "test"):
+        path = Path("Splits/modality", split, f"CT(Computed Tomography)_{split}.json")
+        rows = json.loads(path.read_text())
+        lines = ["image;problem;solution", *(f'{row["image"]};"{row["problem"]}";{row["solution"]}' for row in rows)]
+        path.with_suffix(".csv").write_text("\n".join(lines))
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+        path.unlink()
+    assert prepare("--names", "CT", output="tables") == {**whole, "output": str(published / "tables")}
+    assert Path("tables/train.json").read_text() == Path("out/train.json").read_text()
+
+
+def test_half_a_character_is_a_bad_row_and_not_the_end_of_the_preparation(published):
+    rows = [row("Chest CT Scan/test & more/d.jpg", problem=f"{text}? A)CT, B)MRI") for text in ("\ud83d", "What")]
+    write_split("modality", "train", "CT(Computed Tomography)", rows)
+    with pytest.raises(InputError, match="row 0: problem has half a character"):
+        prepare("--names", "CT")
+    assert prepare("--names", "CT", "--on_bad_row", "skip")["bad_rows"] == 1

@@ -164,3 +164,14 @@ def test_nothing_is_replaced():
     Path("root/annotations/mine.csv").unlink()
     with pytest.raises(InputError, match="root/mine: exists already"):
         prepare()
+
+
+def test_what_systems_leave_beside_images_is_no_image():
+    for folder in ("images/deep", "masks/deep", "images/__MACOSX/deep", "images/.ipynb_checkpoints"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name in ("._00_0.png", "._00_0_mask.png", ".DS_Store", "Thumbs.db"):
+            Path(folder, name).write_bytes(b"\0\5\x16\7")
+    Image.new("RGB", (48, 40)).save("images/.ipynb_checkpoints/00_0-checkpoint.png")
+    assert prepare()["left_out"] == 0
+    Path("root/annotations/._mine.csv").write_bytes(b"\0\5\x16\7")
+    assert len(load_masked_questions("root", split=None)) == COUNT

@@ -261,3 +261,14 @@ def test_real_images_are_prepared(mini_data):
         assert (
             inside.sum() > 0.9 * mask.sum() and inside[0].any() and inside[-1].any() and inside[:, 0].any() and inside[:, -1].any()
         )
+
+
+@pytest.mark.parametrize("separator, name", [("\t", "metadata.tab"), (";", "metadata.csv"), ("\t", "metadata.tsv")])
+def test_the_metadata_may_be_separated_otherwise(rows, separator, name):
+    expected = prepare()
+    table = Path("HAM/metadata.csv").read_text().replace(",", separator)
+    Path("HAM/metadata.csv").unlink()
+    Path("HAM", name).write_text(table.replace("image_id", "Image_ID"))
+    made = main(["--metadata", f"HAM/{name}", "--output", "other"])
+    assert {**made, "output": ""} == {**expected, "output": ""} and made["bad_rows"] == 0
+    assert Path("other/train.json").read_bytes() == Path("out/train.json").read_bytes()

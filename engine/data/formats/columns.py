@@ -95,6 +95,10 @@ def as_question(row: Any) -> dict:
     given = "answer" if "answer" in named and _is_blank(named.get("solution", "")) else "solution"
     answer = _as_text(named.get(given))
     asked = named.get("problem", named.get("question"))
+    if "problem" not in named:
+        for key in ("question", given):
+            if _is_blank(named.get(key)):
+                raise BadRow(f"empty {key}", f"{key} to be text")
     if options is None and isinstance(asked, str) and isinstance(answer, str) and not re.search(r"(^|[\s,;])A\)", asked):
         plain = answer.strip().rstrip(".").casefold()
         if plain in CLOSED:

@@ -24,10 +24,11 @@ from typing import Any
 
 from PIL import Image
 
+from engine.data.formats.text import MAX_BYTES
 from engine.data.questions import QuestionSet
 from engine.data.rows import SkippedRow
 from engine.errors import InputError
-from engine.files import write_json
+from engine.files import read_bounded, write_json
 from engine.progress import progress
 
 CHUNK = 256  # images in flight: bounds the memory of those encoded but not yet written
@@ -203,7 +204,7 @@ def _refuse_to_lose(output: Path, overwrite: bool, source: str) -> None:
     if not overwrite:
         raise InputError(f"{output}: exists already (--overwrite replaces it)")
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        if json.loads((output / "report.json").read_text(encoding="utf-8"))["options"][source]:
+        if json.loads(read_bounded(output / "report.json", MAX_BYTES))["options"][source]:
             return
     raise InputError(f"{output}: was not made by this command and is not replaced (expected a new folder)")
 

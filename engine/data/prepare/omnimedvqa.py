@@ -95,7 +95,9 @@ def _labels_of_other_kind(splits: Path, kind: str) -> dict[tuple[Any, ...], dict
     """(image paths..., problem) -> the label that the other kind's split files, which hold the same rows, give it."""
     (other,) = set(KINDS) - {kind}
     labels: dict[tuple[Any, ...], dict[str, str]] = {}
-    for path in visible_files(splits / other, "*/*.json"):
+    for path in visible_files(splits / other, "*/*"):
+        if ending(path) not in ENDINGS:
+            continue
         with contextlib.suppress(InputError):  # nobody asked for these files
             for row in read_source(path, "train").rows:
                 if isinstance(row, dict) and isinstance(row.get("image"), str):

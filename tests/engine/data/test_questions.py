@@ -345,3 +345,29 @@ def test_an_image_lost_after_the_check_is_an_error_of_its_own():
     os.remove("images/a.png")
     with pytest.raises(ImageError, match="images/a.png: no such image file"):
         questions[0]
+
+
+def write_parquet(name: str, images: list, kind) -> str:
+    from datasets import Dataset, Features, Value
+
+    rows = {"images": images, "question": ["Is it?"] * len(images), "answer": ["yes"] * len(images)}
+    features = Features({"images": kind, "question": Value("string"), "answer": Value("string")})
+    Dataset.from_dict(rows, features=features).to_parquet(name)
+    return name
+
+
+def test_images_without_hugging_faces_word_for_them_are_read_and_lists_of_them(folder):
+    from datasets import List, Value
+
+    data, name = Path("images/a.png").read_bytes(), "b (1) & c.png"
+    other = Path("images", name).read_bytes()
+    cell = {"bytes": Value("binary"), "path": Value("string")}
+    cells = [{"bytes": data, "path": "a.png"}, {"bytes": other, "path": name}]
+    stored = load_questions(write_parquet("a.parquet", cells, cell))
+    assert [row["images"][0].getpixel((0, 0))[0] for row in stored] == [0, 40]
+    assert load_questions(write_parquet("b.parquet", [data, other], Value("binary")))[1]["images"][0].getpixel((0, 0)) == (40, 0, 0)
+    lists = load_questions(write_parquet("c.parquet", [cells, cells[1:], []], List(cell)), on_bad_row="skip")
+    assert [len(lists[row]["images"]) for row in range(2)] == [2, 1] and lists[0]["images"][1].getpixel((0, 0)) == (40, 0, 0)
+    assert lists.skipped == ["c.parquet: row 2: no image is stored here (expected at least one; rows count from 0)"]
+    assert len({record["image_id"] for record in lists.records}) == 2
+    assert load_questions(write_parquet("d.parquet", ["images/a.png"], Value("string")))[0]["images"][0].size == (8, 6)
