@@ -27,6 +27,7 @@ from models.qwen.kv_cache import RolloutCache
 from models.qwen.processor import PROCESSOR_CLASS, QwenProcessor
 from models.qwen.prompts import EncodedPrompt, PromptBatch
 from models.qwen.shared_prefix import ATTENTION_NAME, prefix_layout
+from models.qwen.vision_windows import WINDOWS_NAME
 
 FEATURE_CACHE_BYTES = 1 << 30  # about 1300 images of 196 tokens for a 3B model in bf16
 
@@ -38,6 +39,8 @@ class QwenVLPolicy:
         self.model, self.processor = model, processor
         self.base: QwenVL = beneath_adapters(model)
         self.base.model.language_model.config._attn_implementation = ATTENTION_NAME
+        if self.base.model.visual.config._attn_implementation == "sdpa":
+            self.base.model.visual.config._attn_implementation = WINDOWS_NAME
         _add_answer_forward(self.base)
         self.features = FeatureCache(FEATURE_CACHE_BYTES)
 
