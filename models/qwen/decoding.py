@@ -1,8 +1,8 @@
 """The state of N answers while they are decoded, one token a step, over the cache of their prompts.
 
 On CUDA the step runs on static shapes and is captured once in a CUDA graph and replayed; on CPU the same step runs as it is. The
-graph reads the weights where they lie. Under autocast that is where autocast keeps its casts of trained weights until its end, which
-a rollout does not outlive. Frozen float32 weights it casts anew at every use, so that a step with such weights is not captured.
+graph reads the weights where they lie. Under autocast that is where autocast keeps its casts of trained weights until its end,
+which a rollout does not outlive. Frozen float32 weights it casts anew at every use, so a step with such weights is not captured.
 
 Letters: B prompts, G answers a prompt, N = B*G rows (fewer once finished rows are dropped), P prompt tokens, V vocabulary.
 """
