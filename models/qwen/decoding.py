@@ -1,6 +1,8 @@
 """The state of N answers while they are decoded, one token a step, over the cache of their prompts.
 
-On CUDA the step runs on static shapes and is captured once in a CUDA graph and replayed; on CPU the same step runs as it is.
+On CUDA the step runs on static shapes and is captured once in a CUDA graph and replayed; on CPU the same step runs as it is. The
+graph reads the weights where they lie. Under autocast that is where autocast keeps its casts of trained weights until its end,
+which a rollout does not outlive. Frozen float32 weights it casts anew at every use, so a step with such weights is not captured.
 
 Letters: B prompts, G answers a prompt, N = B*G rows (fewer once finished rows are dropped), P prompt tokens, V vocabulary.
 """
@@ -14,6 +16,15 @@ from models.qwen.kv_cache import RolloutCache
 QwenVL = Qwen2VLForConditionalGeneration | Qwen2_5_VLForConditionalGeneration
 
 WARM_UP_STEPS = 2  # eager steps before capture: libraries allocate their workspaces in them
+
+
+def casts_weights(model: QwenVL, device_type: str) -> bool:
+    """Whether each decode step casts weights: under autocast those in float32 that it does not keep its casts of."""
+    if not torch.is_autocast_enabled(device_type):
+        return False
+    weights = [*model.model.language_model.parameters(), model.lm_head.weight]
+    kept = torch.is_autocast_cache_enabled()
+    return any(weight.dtype == torch.float32 and not (kept and weight.requires_grad) for weight in weights)
 
 
 class Decoding:
@@ -32,8 +43,7 @@ class Decoding:
         self.model, self.cache = model, cache
         on_cuda = model.lm_head.weight.is_cuda
         self.static = on_cuda if static is None else static
-        # Under autocast every replay would cast every weight again, so only weights that are computed with as they are get a graph.
-        self.capturable = on_cuda and self.static and not torch.is_autocast_enabled("cuda")
+        self.capturable = on_cuda and self.static and not casts_weights(model, "cuda")
         cache.expand(num_answers, max_new_tokens, static=self.static)
         self.position = next_position.repeat_interleave(num_answers)
         self.key_mask: Tensor | None = None  # (N, 1, 1, keys), True where a key is real; None where all are

@@ -28,7 +28,12 @@ class RolloutLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append the keys and values of new tokens -> those that the tokens attend to."""
+        """Append the keys and values of new tokens -> those that the tokens attend to.
+
+        Under autocast rotated keys come in float32 and values do not: attention would round the keys at every token, so they are
+        kept as it takes them.
+        """
+        key_states = key_states.to(value_states.dtype)
         if self.keys is None or self.values is None:  # prefill
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states, value_states

@@ -37,6 +37,7 @@ from models.qwen.processor import IMAGE_TOKEN, QwenProcessor
 from models.qwen.prompts import EncodedPrompt, PromptBatch
 from models.qwen.shared_prefix import ATTENTION_NAME, prefix_layout
 from models.tokenizer import check_vocabulary
+from models.qwen.vision_windows import WINDOWS_NAME
 
 MODEL_CLASSES: dict[Any, tuple[Any, Any]] = {
     "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
@@ -52,6 +53,8 @@ class QwenVLPolicy:
         self.model, self.processor = model, processor
         self.base: QwenVL = beneath_adapters(model)
         self.base.model.language_model.config._attn_implementation = ATTENTION_NAME
+        if self.base.model.visual.config._attn_implementation == "sdpa":
+            self.base.model.visual.config._attn_implementation = WINDOWS_NAME
         _add_answer_forward(self.base)
         self.features = FeatureCache(FEATURE_CACHE_BYTES)
 

@@ -2,7 +2,8 @@
 
 Every answer attends to the prompt and to itself, never to another answer, so the hidden states and gradients equal those of
 G separate rows `[prompt | answer_g]` while the prompt is computed once (the layout of PrefixGrouper and tree packing).
-It plugs into Hugging Face models as the attention implementation `"shared_prefix"`; without a layout it is plain SDPA.
+It plugs into Hugging Face models as the attention implementation `"shared_prefix"`; without a layout it is plain SDPA, which reads
+the keys as they are cached: the query heads of a key head are taken as so many query rows.
 
 Letters: B prompts, G answers a prompt, P padded prompt tokens, T padded answer tokens, h query heads, k key heads, d head size.
 """
@@ -63,6 +64,8 @@ def shared_prefix_attention(
 
     Follows the signature of Hugging Face attention functions; `layout: PrefixLayout` arrives through the model's keyword arguments.
     """
+    if layout is None and query.shape[2] == 1:
+        return _decode(query, key, value, attention_mask, scaling, dropout), None
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     B, _, rows, d = query.shape
@@ -94,6 +97,17 @@ def shared_prefix_attention(
     )
     answers = answers.unflatten(0, (B, G)).permute(0, 1, 3, 2, 4).flatten(1, 2)  # (B, G*T, h, d)
     return torch.cat([prompt.transpose(1, 2), answers], dim=1), None
+
+
+def _decode(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, dropout: float) -> Tensor:
+    """One token's query (N, h, 1, d) over the cache (N, k, keys, d), `mask` (N or 1, 1, 1, keys) -> (N, 1, h, d).
+
+    The heads that share a key head are rows of one product with it. As heads of their own they would need it h / k times over:
+    a copy of the whole cache, a layer and token.
+    """
+    rows = query.unflatten(1, (key.shape[1], query.shape[1] // key.shape[1])).squeeze(3)
+    out = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    return out.flatten(1, 2)[:, None]
 
 
 AttentionInterface.register(ATTENTION_NAME, shared_prefix_attention)
