@@ -2,9 +2,11 @@
 
 The shapes are those of Qwen2.5-VL 3B with random weights: 36 layers, 16 query and 2 key heads of d = 128; 8 prompts of 700 tokens
 with 8 answers each and room for 256 tokens. `ours` takes the query heads of a key head as rows and the windows of one length as a
-batch; `eager` is transformers' SDPA: the cache expanded to every query head, a call a window. What a step must move is the cache and
-the weights once, what it computes two FLOPs a weight and row and four an element of the keys and query head.
+batch; `eager` is transformers' SDPA: the cache expanded to every query head, a call a window. What a step must move is the cache
+and the weights once, what it computes two FLOPs a weight and row and four an element of the keys and query head.
 """
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -152,14 +154,16 @@ def timings(device: torch.device, tiny: bool):
     yield Timing("decode attention of a layer", functions, flops, moved, graphed=True)
     step = DecodeStep(device, tiny)
     ways = {"ours": ATTENTION_NAME, "eager": "sdpa"}
-    providers = {name: (lambda way=way: step.run(way)) for name, way in ways.items()}
+    run = step.run
+    providers = {name: partial(run, way) for name, way in ways.items()}
     yield Timing(step.name, providers, step.flops, step.bytes, graphed=True)
-    del providers, step
+    del providers, run, step
     tower, ways = Tower(device, tiny, _grids(tiny)), {"ours": WINDOWS_NAME, "eager": "sdpa"}
     runs = {name: (lambda way=way: without_grad(tower.run, way, tower.pixels)) for name, way in ways.items()}
     yield Timing("vision tower fwd", runs, tower.flops, tower.bytes)
     seed = torch.ones_like(without_grad(tower.run, WINDOWS_NAME, tower.pixels))
     runs = {
-        name: training(lambda pixels, way=way: tower.run(way, pixels), [tower.pixels], grad_output=seed) for name, way in ways.items()
+        name: training(lambda pixels, way=way: tower.run(way, pixels), [tower.pixels], grad_output=seed)
+        for name, way in ways.items()
     }
     yield Timing("vision tower fwd and gradient of pixels", runs, 2 * tower.flops, 2 * tower.bytes)

@@ -36,8 +36,8 @@ from models.qwen.kv_cache import RolloutCache
 from models.qwen.processor import IMAGE_TOKEN, QwenProcessor
 from models.qwen.prompts import EncodedPrompt, PromptBatch
 from models.qwen.shared_prefix import ATTENTION_NAME, prefix_layout
-from models.tokenizer import check_vocabulary
 from models.qwen.vision_windows import WINDOWS_NAME
+from models.tokenizer import check_vocabulary
 
 MODEL_CLASSES: dict[Any, tuple[Any, Any]] = {
     "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
