@@ -6,10 +6,13 @@ import errno
 import json
 import math
 import os
+import secrets
 import stat
 from enum import Enum
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from engine.errors import InputError
 
 KINDS = {  # what stands where a file was expected
     stat.S_IFDIR: "a folder",
@@ -19,15 +22,21 @@ KINDS = {  # what stands where a file was expected
     stat.S_IFSOCK: "a socket",
 }
 
+NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+
 
 def write_whole(path: str | Path, content: str | bytes) -> Path:
     """Write text (UTF-8) or bytes to `path` in one step; the folder is made where it is missing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.part")  # a name that nobody can have put there before
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        with os.fdopen(os.open(temporary, NEW_FILE, 0o666), "wb") as file:
+            file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # what the caller knows
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     return path
@@ -79,7 +88,12 @@ def visible_files(folder: Path, pattern: str) -> list[Path]:
 
 def write_json(path: str | Path, data: Any) -> Path:
     """`write_whole` of `data` as indented JSON."""
-    return write_whole(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    return write_whole(path, as_json(data))
+
+
+def as_json(data: Any) -> str:
+    """`data` as indented JSON, its letters as they are."""
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
 def plain(value: Any, digits: int | None = None) -> Any:
@@ -101,5 +115,17 @@ def plain(value: Any, digits: int | None = None) -> Any:
 
 
 def cache_folder() -> Path:
-    """Where derived data may be kept: `VESALIUS_CACHE`, by default `~/.cache/vesalius`."""
-    return Path(os.environ.get("VESALIUS_CACHE") or Path.home() / ".cache" / "vesalius")
+    """Where derived data may be kept: `VESALIUS_CACHE`, by default `~/.cache/vesalius`; made where it is missing.
+
+    InputError where there can be no such folder, or nothing can be written to it.
+    """
+    try:
+        folder = Path(os.environ.get("VESALIUS_CACHE") or Path.home() / ".cache" / "vesalius")
+        folder.mkdir(parents=True, exist_ok=True)
+    except RuntimeError:
+        raise InputError("no home folder is known: expected VESALIUS_CACHE to name a folder for derived data") from None
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be the cache folder ({error.strerror}); VESALIUS_CACHE names another") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{folder}: cannot be the cache folder (not writable); VESALIUS_CACHE names another")
+    return folder

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
@@ -10,17 +11,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from torch import Tensor
 
+from engine.errors import InputError
+
 Result = TypeVar("Result")
 
 
 def rank() -> int:
     """This process's place among those `torchrun` started; 0 when alone."""
-    return int(os.environ.get("RANK", "0"))
+    return _number_from_environment("RANK", 0)
 
 
 def join() -> None:
     """Start the process group where several processes were started and none is up yet."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if _number_from_environment("WORLD_SIZE", 1) > 1:
         import torch.distributed as dist  # here: it takes two seconds, and most commands run alone
 
         if not dist.is_initialized():
@@ -65,6 +68,13 @@ def gather(results: dict) -> dict:
     parts: list[dict] = [{}] * dist.get_world_size()
     dist.all_gather_object(parts, results)
     return {key: value for part in parts for key, value in part.items()}
+
+
+def _number_from_environment(name: str, default: int) -> int:
+    text = os.environ.get(name) or str(default)
+    if not re.fullmatch(r"\d{1,9}", text):
+        raise InputError(f"the environment's {name}={text}: expected a whole number, as torchrun sets it")
+    return int(text)
 
 
 def _group() -> ModuleType | None:

@@ -1,7 +1,10 @@
 """List the recipes: `python -m recipes`. Their docstrings are read, not their imports, so that it answers at once."""
 
 import ast
+import sys
 from pathlib import Path
+
+from engine.command.streams import write_output
 
 # Systems by the first part of a recipe's name, in the order they are listed.
 SYSTEMS = {
@@ -28,11 +31,13 @@ def list_recipes() -> dict[str, dict[str, str]]:
 
 
 def main() -> None:
+    lines = []
     for title, recipes in list_recipes().items():
-        print(f"\n{title}")
-        for module, line in recipes.items():
-            print(f"  python -m {module:<26} {line}")
-    print("\n--help after a recipe's name lists its flags.")
+        lines += ["", title, *(f"  python -m {module:<26} {line}" for module, line in recipes.items())]
+    error = write_output("\n".join([*lines, "", "--help after a recipe's name lists its flags."]))
+    if error is not None:
+        print(f"error: standard output cannot be written ({error.strerror})", file=sys.stderr)
+        raise SystemExit(2)
 
 
 if __name__ == "__main__":

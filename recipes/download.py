@@ -42,7 +42,7 @@ def main(argv: list[str]) -> dict:
     output = Path(args.output) if args.output else cache_folder() / args.dataset
     files = bucket.files(args.include)
     if not files:
-        raise InputError(f"{bucket.url}: no file begins with {bucket.prefix + args.include!r}")
+        raise InputError(f"{bucket.shown}: no file begins with {bucket.prefix + args.include!r}")
     log = logging.getLogger(__name__)
     log.info("%s: %d files, %.2f GB, into %s", args.dataset, len(files), sum(file.size for file in files) / 1e9, output)
     try:

@@ -50,7 +50,7 @@ class EvaluationArguments(QuestionArguments):
         "starter policy train_complex.",
         choices=list(TEMPLATES),
     )
-    max_new_tokens: int = setting(512, "Longest answer in tokens.")
+    max_new_tokens: int = setting(512, "Longest answer in tokens.", at_least=1)
 
     def __post_init__(self):
         super().__post_init__()

@@ -49,8 +49,8 @@ class EvaluationArguments(EvaluationSettings):
         "Infer well, or as the published code: no adapters, its prompt, stretched masks.",
         choices=["default", "reference"],
     )
-    batch_size: int = setting(8, "Rows answered at once.")
-    max_new_tokens: int = setting(64, "Longest answer in tokens.")
+    batch_size: int = setting(8, "Rows answered at once.", at_least=1)
+    max_new_tokens: int = setting(64, "Longest answer in tokens.", at_least=1)
     judge_url: str | None = setting(None, "OpenAI-compatible server of the judge, e.g. http://localhost:8000/v1. None: no judge.")
     judge_model: str | None = setting(None, "The judge's name there.")
     save_masks: bool = setting(False, "Write the predicted masks.")

@@ -47,11 +47,7 @@ class InferenceArguments:
     out: str | None = setting(None, "The mask to write. None: mask.png in a new run folder.", metavar="FILE")
     mask: str | None = setting(None, "The true mask, to compute Dice and to draw.", metavar="FILE")
     compat: str = setting("default", "Infer well, or as the published code does.", choices=["default", "reference"])
-    max_new_tokens: int = setting(64, "Longest answer in tokens.")
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 0:
-            raise InputError("--max_new_tokens must be at least 0")
+    max_new_tokens: int = setting(64, "Longest answer in tokens.", at_least=0)
 
 
 def main(argv: list[str]) -> dict:

@@ -49,11 +49,11 @@ logger = logging.getLogger(__name__)
 class WarmUpArguments:
     """How long each lesson is."""
 
-    lookup_steps: int = setting(320, "Steps of the text-only lesson.")
-    form_steps: int = setting(120, "Steps with images and every option named equally often.")
-    sight_steps: int = setting(320, "Steps with the careless annotator's answers.")
-    batch_size: int = setting(16, "Questions a step; the first two lessons have four answers to each.")
-    seed: int = setting(0, "Decides weights, questions and their order.")
+    lookup_steps: int = setting(320, "Steps of the text-only lesson.", at_least=0)
+    form_steps: int = setting(120, "Steps with images and every option named equally often.", at_least=0)
+    sight_steps: int = setting(320, "Steps with the careless annotator's answers.", at_least=0)
+    batch_size: int = setting(16, "Questions a step; the first two lessons have four answers to each.", at_least=1)
+    seed: int = setting(0, "Decides weights, questions and their order.", at_least=0)
     output_dir: str | None = setting(None, "Run folder. None: runs/starter_policy/<time>.")
     checkpoint_dir: str | None = setting(None, "Where the policy is written. None: checkpoint/ in the run folder.")
 

@@ -1,22 +1,39 @@
 """Flags and YAML files become dataclasses, by `trl.TrlParser`; what cannot be used is one line that says what was expected."""
 
 import argparse
+import dataclasses
 import difflib
 import importlib.util
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
-import yaml
 from trl import TrlParser
 
+from engine.command.config_file import read_config
+from engine.command.settings import LIMITS, check_ranges
 from engine.errors import InputError
 
 
 class _Parser(TrlParser):
-    """Complains in one line, not in one below two hundred flags of usage."""
+    """Complains in one line, not in one below two hundred flags of usage, and before the dataclasses are made."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (--help lists the flags)")
+
+    @staticmethod
+    def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
+        declared = field.metadata
+        field.metadata = {key: value for key, value in declared.items() if key not in LIMITS}  # type: ignore[assignment]
+        try:  # what is left are arguments of argparse's
+            TrlParser._parse_dataclass_field(parser, field)
+        finally:
+            field.metadata = declared
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, left_over = super().parse_known_args(args, namespace)
+        for kind in self.dataclass_types:
+            check_ranges(kind, vars(found))
+        return found, left_over
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -70,42 +87,53 @@ def parse_arguments(
 ) -> tuple[Any, ...]:
     """One instance of each dataclass, filled from `argv`; `--config FILE.yaml` gives defaults, flags go on top.
 
+    Every number is held to the range that its field names (`engine.command.settings.check_ranges`) before anything is made.
+
     `defaults`: the recipe's, where they differ from the dataclasses'. `starter`: those of the run on starter data; they come before
     `defaults`, and are used only where `argv` has no `--config` and sets none of `starter_unless`, the settings that bring a user's
     own model or data.
     Raises InputError for an unknown flag or setting (naming the nearest one), for a value that does not parse or is missing, and
     with the first line of any ValueError that a dataclass raises about its values.
     """
-    argv = [part for flag in argv for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
-    if "--config" in argv and argv.index("--config") == len(argv) - 1:
-        raise InputError("--config: expected the name of a YAML file after it")
+    argv, config = _without_config(argv)
     parser = _build_parser(dataclass_types, recipe, description, everything="--help_all" in argv)
     parser.set_defaults_with_config(**(defaults or {}))
-    if starter and "--config" not in argv and not _named(parser, argv) & {*starter_unless, "help", "help_all"}:
+    asked = {"-h", "--help", "--help_all"} & set(argv)
+    if starter and config is None and not asked and not _named(parser, argv) & set(starter_unless):
         parser.set_defaults_with_config(**starter)
     flags = [option for action in parser._actions for option in action.option_strings]
     for part in argv:  # before the dataclasses are made, which for the Trainer's takes seconds
-        if part.startswith("--") and part.split("=")[0] not in (*flags, "--config"):
+        if part.startswith("--") and part.split("=")[0] not in flags:
             raise InputError(f"unknown flag {part}{_nearest(part, flags)} (--help lists the flags)")
+    if config is not None and not asked:
+        found = read_config(config, parser)
+        for kind in parser.dataclass_types:
+            check_ranges(kind, found, f"{config}: ")
+        parser.set_defaults_with_config(**found)
     try:
-        *parsed, from_file, left_over = parser.parse_args_and_config(
-            argv, return_remaining_strings=True, separate_remaining_strings=True
-        )
-    except OSError as error:
-        raise InputError(f"--config {error.filename}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"--config {argv[argv.index('--config') + 1]}: not YAML ({' '.join(str(error).split())})") from None
-    except ValueError as error:
+        *parsed, left_over = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+    except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         raise InputError(str(error).strip().splitlines()[0]) from None
     for word in left_over[:1]:
         raise InputError(f"unknown flag {word} (--help lists the flags)")
-    for unknown in from_file[:1]:
-        setting = unknown.removeprefix("--")
-        raise InputError(f"{argv[argv.index('--config') + 1]}: unknown setting '{setting}'{_nearest(unknown, flags)}")
     for tracker in {tracker for args in parsed for tracker in getattr(args, "report_to", [])} & set(TRACKERS):
         if importlib.util.find_spec(tracker) is None:
             raise InputError(f"--report_to {tracker}: {tracker} is not installed (pip install 'vesalius[tracking]')")
     return tuple(parsed)
+
+
+def _without_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """The flags without `--config FILE`, and FILE."""
+    flags = [part for flag in argv for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
+    if "--config" not in flags:
+        return flags, None
+    at = flags.index("--config")
+    if at == len(flags) - 1:
+        raise InputError("--config: expected the name of a YAML file after it")
+    rest = flags[:at] + flags[at + 2 :]
+    if "--config" in rest:
+        raise InputError("--config: expected one file, not several")
+    return rest, flags[at + 1]
 
 
 def _build_parser(dataclass_types: Any, recipe: str, description: str | None, *, everything: bool) -> _Parser:

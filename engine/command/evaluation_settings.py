@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from engine.command.settings import refuse, setting
+from engine.command.settings import check_ranges, refuse, setting
 from engine.errors import input_errors
 
 ATTACKS = ("fgsm", "pgd")
@@ -14,16 +14,14 @@ ATTACKS = ("fgsm", "pgd")
 class EvaluationSettings:
     """How rows are asked about."""
 
-    batch_size: int = setting(32, "Rows answered at once.")
-    max_new_tokens: int = setting(256, "Longest answer in tokens.")
-    limit: int | None = setting(None, "Ask about at most so many rows, evenly spread.")
+    batch_size: int = setting(32, "Rows answered at once.", at_least=1)
+    max_new_tokens: int = setting(256, "Longest answer in tokens.", at_least=1)
+    limit: int | None = setting(None, "Ask about at most so many rows, evenly spread.", at_least=1)
     on_bad_row: str = setting("error", "A bad row ends the run, or is skipped, counted and listed.", choices=["error", "skip"])
     output_dir: str | None = setting(None, "Run folder. None: runs/<recipe>/<time>.")
 
     def __post_init__(self):
-        for name in ("batch_size", "max_new_tokens", "limit"):
-            value = getattr(self, name)
-            refuse([(value is None or value >= 1, f"--{name} must be at least 1")])
+        check_ranges(type(self), vars(self))
 
 
 @dataclass
@@ -37,7 +35,9 @@ class QuestionArguments(EvaluationSettings):
     image_root: str | None = setting(None, "Folder that relative image paths start from. None: that of the file.")
     split: str = setting("test", "Split of a folder that holds several.")
     compat: str = setting("default", "Read answers well, or as the published scripts do.", choices=["default", "reference"])
-    max_pixels: int | None = setting(None, "Largest image area in pixels (as in training: 401408). None: the checkpoint's.")
+    max_pixels: int | None = setting(
+        None, "Largest image area in pixels (as in training: 401408). None: the checkpoint's.", at_least=1
+    )
 
     def load(self, load_policy: Callable[..., Any]) -> Any:
         """The policy `load_policy(path or None, **options)` on this process's device, frozen and in eval mode."""
@@ -73,16 +73,16 @@ class AttackArguments(QuestionArguments):
     attacks: list[str] | None = setting(
         None, "fgsm, pgd, or both; clean images are always asked about. None: both.", aliases=["--attack_type"]
     )
-    epsilon: float = setting(0.03, "Largest change of a pixel, of a range of 0 to 1 (0.03 is 7 levels of 255).")
-    pgd_alpha: float = setting(0.01, "Change of a step of PGD.")
-    pgd_iters: int = setting(10, "Steps of PGD.")
-    save_sample_images: int = setting(0, "Keep so many attacked images of each attack as PNG.")
-    batch_size: int = setting(8, "Questions attacked and answered at once.")
+    epsilon: float = setting(
+        0.03, "Largest change of a pixel, of a range of 0 to 1 (0.03 is 7 levels of 255).", more_than=0, at_most=1
+    )
+    pgd_alpha: float = setting(0.01, "Change of a step of PGD.", more_than=0)
+    pgd_iters: int = setting(10, "Steps of PGD.", at_least=1)
+    save_sample_images: int = setting(0, "Keep so many attacked images of each attack as PNG.", at_least=0)
+    batch_size: int = setting(8, "Questions attacked and answered at once.", at_least=1)
 
     def __post_init__(self):
         super().__post_init__()
         self.attacks = [name for name in self.attacks or ATTACKS if name != "clean"]
         expected = f"--attacks {' '.join(self.attacks)}: expected {' or '.join(ATTACKS)}"
         refuse([(set(self.attacks) <= set(ATTACKS), expected)])
-        refuse([(getattr(self, name) > 0, f"--{name} must be more than 0") for name in ("epsilon", "pgd_alpha", "pgd_iters")])
-        refuse([(self.epsilon <= 1, "--epsilon is of a range of 0 to 1: 8 levels of 255 are 0.0314")])

@@ -6,41 +6,101 @@ exit code          0 done, 2 bad input (one line, no traceback), 130 interrupted
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import NoReturn
 
 from engine import processes
+from engine.command.streams import Terminal, occupy_streams, write_output
 from engine.errors import InputError, Interrupted
 from engine.files import plain
+from engine.shown_text import printable, without_secrets
+
+LONGEST_LINE = 2000  # characters of the error that a command ends with
+# What the machine refuses: a user can mend it.
+REFUSALS = {
+    getattr(errno, name)
+    for name in "ENOSPC EDQUOT EFBIG EACCES EPERM EROFS ENOTDIR EISDIR EEXIST ENAMETOOLONG ELOOP EIO".split()
+    if hasattr(errno, name)
+}
 
 
 def run_command(main: Callable[[list[str]], dict | None], argv: list[str] | None = None) -> None:
     """Run a recipe's `main(argv)` under the conventions above; raises SystemExit where the exit code is not 0.
 
-    While it runs, standard output goes to standard error; the dict that it returns is printed by the first process at the end.
+    While it runs, standard output goes to standard error; the dict that it returns is printed by the first process at the end, when
+    all else is written. Where it cannot be printed it stands in the error's line.
     """
     argv = sys.argv[1:] if argv is None else argv
+    occupy_streams()
+    if not isinstance(sys.stderr, Terminal):
+        sys.stderr = Terminal(sys.stderr)  # type: ignore[assignment]
+    interrupts = _Interrupts()
+    try:
+        _run(main, argv)
+    except InputError as error:
+        _end(f"error: {_message(error)}", 2)
+    except (KeyboardInterrupt, Interrupted) as error:
+        _end(_message(error) or "interrupted", 130)
+    except Exception as error:
+        if interrupts.received:  # a library made another exception of it
+            _end("interrupted", 130)
+        if isinstance(error, OSError) and error.errno in REFUSALS:
+            _end(f"error: {error.filename or 'a file'}: {error.strerror}", 2)
+        raise
+
+
+def _run(main: Callable[[list[str]], dict | None], argv: list[str]) -> None:
     _set_up_logging()
     asks_for_help = {"-h", "--help", "--help_all"} & set(argv)
     try:
         with contextlib.nullcontext() if asks_for_help else _stdout_to_stderr():
             result = main(argv)
-    except InputError as error:
-        _end(f"error: {_last_line(error)}", 2)
-    except (KeyboardInterrupt, Interrupted) as error:
-        _end(_last_line(error) or "interrupted", 130)
+    except SystemExit:  # after help
+        _check_output(write_output())
+        raise
     processes.close()
     if result is not None and processes.rank() == 0:
-        print(json.dumps(plain(result, digits=6)), flush=True)
+        headline = json.dumps(plain(result, digits=6)).replace("\x7f", "\\u007f")
+        _check_output(write_output(headline), f"; the results: {headline}")
+
+
+def _check_output(error: OSError | None, rest: str = "") -> None:
+    if error is not None:
+        _end(f"error: standard output cannot be written ({error.strerror}){rest}", 2)
+
+
+class _Interrupts:
+    """Ctrl-C is a KeyboardInterrupt; remembered, since some libraries turn that into another exception."""
+
+    def __init__(self) -> None:
+        self.received = False
+        with contextlib.suppress(ValueError):  # in a thread
+            signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+        raise KeyboardInterrupt
+
+
+class _OneForm(logging.Formatter):
+    """The message alone, without what a terminal would obey or what should stay secret."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(printable(super().format(record), lines=True))
 
 
 def _set_up_logging() -> None:
     """Our log goes to standard error; libraries say less, and show no bar for each file that they load, save or fetch."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneForm("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
     for chatty in ("httpx2", "matplotlib", "PIL", "fsspec", "torch.distributed"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno > logging.WARNING)  # it sets its own level when imported
@@ -56,14 +116,15 @@ def _set_up_logging() -> None:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    print(message, file=sys.stderr, flush=True)
+    print(without_secrets(printable(message)), file=sys.stderr, flush=True)
     raise SystemExit(code) from None
 
 
-def _last_line(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     """The message itself, also where a data loader's worker wrapped it into the text of a traceback."""
-    lines = str(error).strip().splitlines()
-    return lines[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ") if lines else ""
+    text = str(error).strip()
+    text = text.rpartition(f"\n{type(error).__module__}.{type(error).__name__}: ")[2]
+    return text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}..."
 
 
 @contextlib.contextmanager

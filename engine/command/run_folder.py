@@ -11,7 +11,8 @@ from typing import Any
 
 from engine import processes
 from engine.errors import InputError
-from engine.files import plain, write_json, write_whole
+from engine.files import as_json, plain, write_whole
+from engine.shown_text import without_secrets
 
 
 class RunFolder:
@@ -22,9 +23,12 @@ class RunFolder:
         self.writes = processes.rank() == 0
 
     def write_json(self, name: str, data: Any) -> None:
-        """Write `data` whole as `name`; what JSON has no word for becomes its `str`, and non-finite numbers null."""
+        """Write `data` whole as `name`; what JSON has no word for becomes its `str`, and non-finite numbers null.
+
+        Addresses lose user, password and keys.
+        """
         if self.writes:
-            write_json(self.path / name, plain(data))
+            write_whole(self.path / name, without_secrets(as_json(plain(data))))
 
     def append_metrics(self, row: dict) -> None:
         """Add one line to metrics.jsonl; it is on its way to the disk when this returns."""

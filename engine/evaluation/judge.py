@@ -3,12 +3,15 @@
 Three prompts are asked, each answered yes or no. accuracy of a prompt = yes / all, of the judge = mean over the prompts (the paper
 reports the mean of two judges, Qwen 3 and Llama 3.1). The judge is any server that speaks OpenAI's protocol (vLLM, SGLang, Ollama,
 llama.cpp, OpenAI): `POST URL/chat/completions`. It is asked greedily; a reply counts as yes if yes is its first word that is yes or
-no, thoughts between <think> tags left out. A reply with neither counts as no and is counted in `unclear`.
+no, thoughts between <think> tags left out. A reply with neither counts as no and is counted in `unclear`; where there is no reply,
+or it is no text, the question counts as not judged.
 """
 
 import json
+import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
@@ -16,8 +19,11 @@ from multiprocessing.pool import ThreadPool
 import numpy as np
 
 from engine.errors import InputError
-from engine.http_session import HTTPSession, is_web_address
+from engine.http_session import HTTPSession, is_web_address, shown_address
 from engine.progress import progress
+
+Verdict = bool | str | None  # yes or no; None: a reply with neither; a text: why there is none
+logger = logging.getLogger(__name__)
 
 INSTRUCTION = "Instruction: Answer the question related to the position content, return only yes or no.\n"
 PROMPTS = (  # the appendix's, as a public re-implementation transcribes them
@@ -35,9 +41,16 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 LONGEST_REPLY = 2**20  # bytes
 
 
+class NoText(InputError):
+    """One reply that cannot be read; the next may be better."""
+
+
 @dataclass
 class Judge:
-    """A model behind `url` (.../v1). `timeout` is in seconds, for each of at most `tries` attempts at a question."""
+    """A model behind `url` (.../v1). `timeout` is in seconds, for each of at most `tries` attempts at a question.
+
+    A user and password or a key in the address are sent to that server, and shown nowhere; the API key goes to no other server.
+    """
 
     url: str
     model: str
@@ -50,36 +63,56 @@ class Judge:
 
     def __post_init__(self):
         if not is_web_address(self.url):
-            raise InputError(f"--judge_url {self.url}: expected http://HOST[:PORT]/v1 or https://...")
+            raise InputError(f"--judge_url {shown_address(self.url)}: expected http://HOST[:PORT]/v1 or https://...")
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
             raise InputError(f"{KEY_VARIABLE}: expected printable ASCII characters")
-        self.url = self.url.rstrip("/").removesuffix("/chat/completions")
+        address, mark, query = self.url.partition("?")
+        address = address.rstrip("/").removesuffix("/chat/completions")
         headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        self.session = HTTPSession(self.url, timeout=self.timeout, tries=self.tries, pause=self.pause, headers=headers)
+        self.session = HTTPSession(
+            address + mark + query, timeout=self.timeout, tries=self.tries, pause=self.pause, headers=headers
+        )
+        self.url = self.session.url
 
     def reply(self, prompt: str) -> str:
-        """The model's text. InputError, naming the server and the reason, where it gives none."""
+        """The model's text. InputError, naming server and reason, where it gives none; NoText where it gives something else."""
         messages = [{"role": "user", "content": prompt}]
         question = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": self.max_tokens}
         try:
             return _text_of(self.session.read("POST", "/chat/completions", LONGEST_REPLY, json=question))
         except OSError as error:
-            reason = str(error)
+            kind, reason = InputError, str(error)
         except ValueError as error:
-            reason = f"not a chat completion: {error}"
-        raise InputError(f"--judge_url {self.url}: no answer from {self.model!r} ({reason})")
+            kind, reason = NoText, f"not a chat completion: {self.session.hide(str(error))[:200]}"
+        raise kind(f"--judge_url {self.url}: no answer from {self.model!r} ({reason})")
 
-    def judge(self, cases: Sequence[dict]) -> list[list[bool | None]]:
-        """For each case {question, truth, answer}, whether each of PROMPTS was answered yes; None where unclear.
+    def judge(self, cases: Sequence[dict]) -> list[list[Verdict]]:
+        """For each case {question, truth, answer}, whether each of PROMPTS was answered yes.
 
-        The first question that gets no answer ends it all with an InputError; no further ones are sent.
+        Once the server gives no answer, no further question is sent: those left have that reason for a verdict. So has one whose
+        reply is no text. InputError where no reply at all could be read.
         """
         prompts = [fill(prompt, **case) for case in cases for prompt in PROMPTS]
+        verdicts: list[Verdict] = []
         with ThreadPool(self.workers) as pool, self.session:  # a pool that is left without waiting for its threads
-            replies = pool.imap(self.reply, prompts)
-            shown = progress(replies, desc="judging", total=len(prompts), unit="reply")
-            verdicts = [read_verdict(text) for text in shown]
+            replies = pool.imap(self._verdict, prompts)
+            try:
+                for verdict in progress(replies, desc="judging", total=len(prompts), unit="reply"):
+                    verdicts.append(verdict)
+            except InputError as error:
+                verdicts += [str(error)] * (len(prompts) - len(verdicts))
+        reasons = Counter(verdict for verdict in verdicts if isinstance(verdict, str))
+        if reasons and sum(reasons.values()) == len(verdicts):
+            raise InputError(next(iter(reasons)))
+        for reason, count in reasons.items():
+            logger.warning("%d of %d questions were not judged: %s", count, len(verdicts), reason)
         return [verdicts[i : i + len(PROMPTS)] for i in range(0, len(verdicts), len(PROMPTS))]
+
+    def _verdict(self, prompt: str) -> Verdict:
+        try:
+            return read_verdict(self.reply(prompt))
+        except NoText as error:
+            return str(error)
 
 
 def fill(prompt: str, *, question: str, truth: str, answer: str) -> str:
@@ -95,16 +128,35 @@ def read_verdict(text: str) -> bool | None:
     return None if found is None else found[1].lower() == "yes"
 
 
-def judge_scores(verdicts: Sequence[Sequence[bool | None]]) -> dict[str, float]:
-    """accuracy (mean over the prompts), std (over the prompts) and unclear (fraction of replies); fractions."""
-    yes = np.array([[verdict is True for verdict in of_case] for of_case in verdicts], dtype=float).mean(axis=0)
-    unclear = np.mean([[verdict is None for verdict in of_case] for of_case in verdicts])
-    return {"accuracy": float(yes.mean()), "std": float(yes.std()), "unclear": float(unclear)}
+def judge_scores(verdicts: Sequence[Sequence[Verdict]]) -> dict[str, float | None]:
+    """accuracy (mean over the prompts), std (over the prompts) and unclear (fraction of replies); fractions of what was judged.
+
+    Where something was not judged, also its fraction, `unjudged`; where nothing was judged, the others are None.
+    """
+    of_prompts = [[v for v in of_prompt if not isinstance(v, str)] for of_prompt in zip(*verdicts, strict=True)]
+    judged, asked = sum(map(len, of_prompts)), sum(map(len, verdicts))
+    unjudged: dict[str, float | None] = {"unjudged": 1 - judged / asked} if judged < asked else {}
+    if not judged:
+        return {"accuracy": None, "std": None, "unclear": None} | unjudged
+    yes = np.array([np.mean([v is True for v in of_prompt]) for of_prompt in of_prompts if of_prompt])
+    unclear = sum(v is None for of_prompt in of_prompts for v in of_prompt) / judged
+    return {"accuracy": float(yes.mean()), "std": float(yes.std()), "unclear": unclear} | unjudged
 
 
 def _text_of(data: bytes) -> str:
-    """The text of a chat completion; ValueError if it is something else."""
+    """The text of a chat completion, also where it comes in parts; ValueError, saying what it is, if it is something else."""
     try:
-        return json.loads(data)["choices"][0]["message"]["content"] or ""
+        reply = json.loads(data)
+        if isinstance(reply, dict) and "choices" not in reply and "error" in reply:
+            error = reply["error"]
+            raise ValueError(error["message"] if isinstance(error, dict) and "message" in error else error)
+        content = reply["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"{type(error).__name__} {error}") from None
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
+    parts = content if isinstance(content, list) else [content or ""]
+    texts = [part.get("text", "") if isinstance(part, dict) else part for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"the message's content is no text: {content!r:.80}")
+    return "".join(texts)

@@ -12,6 +12,7 @@ from engine.data.questions import QuestionSet, load_questions
 from engine.data.rows import Rows
 from engine.data.starter.questions import build_starter_data
 from engine.device import describe_device
+from engine.errors import InputError
 from engine.files import write_whole
 from engine.processes import gather, my_share
 from engine.progress import progress as bar
@@ -122,14 +123,18 @@ def run_evaluation(
 ) -> dict[str, Any]:
     """Ask about every row, write the run folder and return the headline numbers. `of`: the model, in words.
 
-    `revise(evaluation)` may add to it, in the first process, once it is written (a judge, whose server may fail).
+    `revise(evaluation)` may add to it, in the first process, once it is written (a judge, whose server may fail: its InputError is
+    raised when all else is done).
     """
-    evaluation = evaluate(answers, task, rows, batch_size=args.batch_size, progress=run.writes)
+    evaluation, failure = evaluate(answers, task, rows, batch_size=args.batch_size, progress=run.writes), None
     if run.writes:
         write_evaluation(run.path, task, evaluation)
         if revise is not None:
-            evaluation = revise(evaluation)
-            write_evaluation(run.path, task, evaluation)
+            try:
+                evaluation = revise(evaluation)
+                write_evaluation(run.path, task, evaluation)
+            except InputError as error:
+                failure = error
     log_measures(of, evaluation)
     headline = evaluation.headline | {"output": str(run.path)}
     if run.writes:
@@ -146,4 +151,6 @@ def run_evaluation(
             legend=task.legend,
             skipped=rows.skipped,
         )
+    if failure is not None:
+        raise failure
     return headline | evaluation.details

@@ -14,7 +14,7 @@ from engine.command.run_folder import RunFolder, open_run
 from engine.data.rows import Rows
 from engine.data.splits import Splits, limit_prompts
 from engine.device import describe_device
-from engine.errors import Interrupted
+from engine.errors import InputError, Interrupted
 from engine.report.content import value_of
 from engine.report.report import write_curves, write_report
 from engine.runs.evaluate import evaluate, log_measures, write_evaluation
@@ -46,6 +46,7 @@ def train(
     Raises Interrupted after saving, where a signal asked to stop.
     """
     started = time.perf_counter()
+    _check_weights(task, args)
     run = open_run(recipe, args.output_dir)
     args.output_dir = str(run.path)
     resume = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
@@ -96,6 +97,15 @@ def train(
         for name, lines in evaluation.details.items()
     }
     return headline | details
+
+
+def _check_weights(task: Task, args: TrainingConfig) -> None:
+    """InputError where `--reward_weights` has not one number for each of the task's rewards."""
+    weights, names = getattr(args, "reward_weights", None), [reward.__name__ for reward in task.rewards]
+    if weights is not None and len(weights) != len(names):
+        raise InputError(
+            f"--reward_weights {' '.join(map(str, weights))}: expected {len(names)} numbers, one for each of {', '.join(names)}"
+        )
 
 
 def train_to_end(trainer: Trainer, run: RunFolder, resume: Path | None) -> Path | None:

@@ -27,6 +27,7 @@ from engine.report.content import Sample, ShownAnswer
 from engine.report.overlay import draw_overlay
 from engine.rollout.answers import Answer, Answers
 from engine.rollout.policy import Message
+from engine.shown_text import spreadsheet_cell
 from engine.tasks.evaluation import Evaluation
 from engine.tasks.task import Reward
 
@@ -85,7 +86,16 @@ class MaskTask:
         names = list(dict.fromkeys(result["dataset"] for result in results))
         table = {name: _line([result for result in results if result["dataset"] == name]) for name in names}
         table[ALL] = line = _line(results)
-        measures = ("num_samples", *NAMES, "place_accuracy", "majority_accuracy", "unread", "judge_accuracy", "judge_std")
+        measures = (
+            "num_samples",
+            *NAMES,
+            "place_accuracy",
+            "majority_accuracy",
+            "unread",
+            "judge_accuracy",
+            "judge_std",
+            "judge_unjudged",
+        )
         columns = ("num_samples", *NAMES, "place_accuracy", "majority_accuracy", "judge_accuracy")
         share = Score.of([result["correct"] for result in results]).as_dict()
         return Evaluation(
@@ -102,8 +112,9 @@ class MaskTask:
         table = evaluation.summary["table"]
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["dataset", *table[ALL]])
-        writer.writerows([name, *line.values()] for name, line in table.items())
+        columns = list(dict.fromkeys(column for line in table.values() for column in line))
+        writer.writerow(["dataset", *columns])
+        writer.writerows(map(spreadsheet_cell, [name, *map(line.get, columns)]) for name, line in table.items())
         return {"table{}.csv": text.getvalue()}
 
     def shown(self, row: dict) -> tuple[str, str]:
@@ -152,6 +163,7 @@ def format_table(evaluation: Evaluation) -> str:
     indent = max(map(len, table)) + 2
     lines = [" " * (indent + 3) + "n" + "".join(f"  {column:>{width}}" for column, width in zip(columns, widths, strict=True))]
     for name, line in table.items():
-        cells = "".join(f"  {100 * line[column]:>{width}.1f}" for column, width in zip(columns, widths, strict=True))
+        percents = ["-" if line.get(column) is None else f"{100 * line[column]:.1f}" for column in columns]
+        cells = "".join(f"  {percent:>{width}}" for percent, width in zip(percents, widths, strict=True))
         lines.append(f"{name:<{indent}}{line['num_samples']:>4}{cells}")
     return "\n".join(lines)

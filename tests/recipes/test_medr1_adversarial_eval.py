@@ -82,9 +82,9 @@ def test_the_published_variant_attacks_every_question_and_reads_as_its_scripts_d
     ("flags", "message"),
     [
         (["--attacks", "cw"], "--attacks cw: expected fgsm or pgd"),
-        (["--epsilon", "8"], "--epsilon is of a range of 0 to 1: 8 levels of 255 are 0.0314"),
-        (["--epsilon", "0"], "--epsilon must be more than 0"),
-        (["--pgd_iters", "0"], "--pgd_iters must be more than 0"),
+        (["--epsilon", "8"], "--epsilon 8.0: expected a number, more than 0 and at most 1"),
+        (["--epsilon", "0"], "--epsilon 0.0: expected a number, more than 0"),
+        (["--pgd_iters", "0"], "--pgd_iters 0: expected a number, at least 1"),
         (["--data", "nowhere.json"], "nowhere.json: no such file or folder"),
     ],
 )

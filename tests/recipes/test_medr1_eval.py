@@ -77,7 +77,7 @@ def test_a_bad_row_can_be_skipped_and_is_listed(checkpoint, data, tmp_path):
     "flags, message",
     [
         (["--modle", "x"], "error: unknown flag --modle, did you mean --model? (--help lists the flags)"),
-        (["--batch_size", "0"], "error: --batch_size must be at least 1"),
+        (["--batch_size", "0"], "error: --batch_size 0: expected a number, at least 1"),
         (["--template", "thinking"], "invalid choice: 'thinking' (choose from 'think', 'nothink', 'zeroshot', 't"),
         (["--data", "gone.json"], "error: gone.json"),
         (["--model", "TEXT_ONLY", "--data", "DATA"], "a text-only checkpoint (model_type 'llama'); a Qwen2-VL or Qwen2.5-VL"),

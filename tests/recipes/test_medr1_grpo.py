@@ -113,7 +113,7 @@ def test_lora_and_nothink(model, tmp_path):
     [
         (["--learning_rat", "1e-5"], "unknown flag --learning_rat, did you mean --learning_rate?"),
         (["--dataset_name", "nowhere.json"], "nowhere.json: no such file or folder"),
-        (["--num_generations", "1"], "--num_generations must be at least 2"),
+        (["--num_generations", "1"], "--num_generations 1: expected a number, at least 2"),
         (["--report_to", "wandb"], "--report_to wandb: wandb is not installed"),
         (["--model_name_or_path", "./nowhere"], "--model_name_or_path: ./nowhere: no checkpoint there"),
         (["--max_prompt_length", "20", "--use_cpu", "true"], "row 0: a prompt of"),

@@ -150,7 +150,7 @@ def test_the_images_folder_itself_will_do():
         ),
         (["--images", "Nowhere"], "Nowhere: no such folder (expected the one that holds OmniMedVQA's Images)"),
         (["--names", "PET"], "Splits/modality: no split files for 'PET' (expected one of CT(Computed Tomography), OCT (Optical"),
-        (["--size", "3"], "--size 3: expected 28 to 4096 pixels"),
+        (["--size", "3"], "--size 3: expected a number, at least 28 and at most 4096"),
     ],
 )
 def test_bad_arguments_are_one_line(flags, line):

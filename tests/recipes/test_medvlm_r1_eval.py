@@ -81,7 +81,7 @@ def test_without_data_the_three_modalities_of_the_starter_questions_are_asked(ch
         (["--modality", "Fundus"], "invalid choice: 'Fundus' (choose from 'MRI', 'CT', 'Xray')"),
         (["--prompt_type", "think"], "invalid choice: 'think' (choose from 'complex', 'simple', 'train_complex')"),
         (["--do_sample", "true"], "unknown flag --do_sample"),
-        (["--max_new_tokens", "0"], "--max_new_tokens must be at least 1"),
+        (["--max_new_tokens", "0"], "--max_new_tokens 0: expected a number, at least 1"),
         (["--data", "CT.json", "--modality", "MRI"], "CT.json: no row about MRI (expected such a `modality` or `subset`)"),
     ],
 )

@@ -175,7 +175,7 @@ def test_a_folder_of_another_command_is_not_replaced():
             "--images is missing: the folder that holds images/, unpacked from the images.zip of Nowhere/Data",
         ),
         (["--data", "Nowhere/Data", "--images", "."], "Nowhere/Data: no such file or folder, and not to be had from the hub: "),
-        (["--rows", "0"], "--rows must be at least 1"),
+        (["--rows", "0"], "--rows 0: expected a number, at least 1"),
         (
             ["--dataset_selection", "XRAY", "--data", "ct.json"],
             "ct.json: no row about X-Ray (expected such a `modality` or `subset`)",

@@ -154,7 +154,7 @@ def test_the_newest_training_run_is_taken(checkpoint, root):
         (evaluate, ["--model", "gone", "--data_root", "ROOT"], "error: --model: gone: no PRS-Med checkpoint there"),
         (evaluate, ["--data_root", "gone"], "error: gone: no such folder"),
         (evaluate, ["--data_root", "ROOT", "--split", "val"], "no rows of the split 'val' (the files have 10 of test)"),
-        (evaluate, ["--batch_size", "0"], "error: --batch_size must be at least 1"),
+        (evaluate, ["--batch_size", "0"], "error: --batch_size 0: expected a number, at least 1"),
         (evaluate, ["--judge_url", "http://x/v1"], "error: --judge_url and --judge_model belong together"),
         (evaluate, ["--judge_url", "x", "--judge_model", "m"], "error: --judge_url x: expected http://HOST"),
         (infer, ["--question", "Where?"], "error: --image is missing"),

@@ -203,7 +203,7 @@ def test_bad_rows_stop_the_command_or_are_listed(rows, what, line):
         ),
         (
             ["--metadata", "HAM/metadata.csv", "--output", "out", "--test_fraction", "1"],
-            "--test_fraction 1.0: expected a number between",
+            "--test_fraction 1.0: expected a number, more than",
         ),
         (["--metadata", "HAM/metadata.csv", "--output", "out", "--test_fraction", "0.01"], "HAM/metadata.csv: no lesion for test"),
         (["--metadata", "HAM/metadata.csv", "--output", "HAM"], "HAM: exists already (--overwrite replaces it)"),

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.command.settings import setting
+from engine.command.settings import check_ranges, setting
 from engine.data.images import ImageError
 from engine.data.lesion_boxes import LesionBox, find_lesion, name_region
 from engine.data.lesions import COLUMNS, MASK_SUFFIX, RECORD_KEYS, check_age, check_diagnosis, find_files
@@ -59,14 +59,13 @@ class SkinPreparation:
     )
     masks: list[str] = setting([], f"Folders of masks, <image_id>{MASK_SUFFIX}.png. None: those of the images.", metavar="DIR")
     output: str | None = setting(None, "The folder to make.", metavar="DIR")
-    test_fraction: float = setting(0.2, "Part of the images to test on, give or take a lesion.")
-    seed: int = setting(42, "Seed of the split.")
+    test_fraction: float = setting(0.2, "Part of the images to test on, give or take a lesion.", more_than=0, less_than=1)
+    seed: int = setting(42, "Seed of the split.", at_least=0, at_most=2**32 - 1)
     on_bad_row: str = setting("error", "Stop at a bad row, or list and skip it.", choices=["error", "skip"])
     overwrite: bool = setting(False, "Replace a folder that this command made.")
 
     def __post_init__(self) -> None:
-        if not 0 < self.test_fraction < 1:
-            raise InputError(f"--test_fraction {self.test_fraction}: expected a number between 0 and 1")
+        check_ranges(type(self), vars(self))
 
     @property
     def table(self) -> Path:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engine.command.settings import REQUIRED, setting
+from engine.command.settings import REQUIRED, check_ranges, setting
 from engine.data.formats.folders import ENDINGS, bare_name, ending
 from engine.data.prepare.folder import finish, prepare_folder, relative_name, write_images
 from engine.data.questions import load_questions
@@ -33,17 +33,18 @@ class Preparation:
     names: list[str] | None = setting(
         None, "E.g. CT MRI 'Lesion Grading', short or as published. None: all files there.", metavar="NAME"
     )
-    size: int = setting(384, "Side of the training images in pixels.")
+    size: int = setting(384, "Side of the training images in pixels.", at_least=28, at_most=4096)
     resize_test: bool = setting(False, "Resize test images too.")
     drop_leaked: bool = setting(False, "Take images that also occur in test out of train.")
     on_bad_row: str = setting("error", "Stop at a bad row, or list and skip it.", choices=["error", "skip"])
     overwrite: bool = setting(False, "Replace a folder that this command made.")
 
+    def __post_init__(self) -> None:
+        check_ranges(type(self), vars(self))
+
 
 def prepare(options: Preparation) -> dict:
     """Make the folder at `options.output` and return the headline numbers; see `prepare_folder`."""
-    if not 28 <= options.size <= 4096:
-        raise InputError(f"--size {options.size}: expected 28 to 4096 pixels")
     return prepare_folder(options, "splits", partial(_build, options))
 
 

@@ -47,7 +47,7 @@ class SetPreparation:
     rule: str = setting("prs-med", "How masks become positions.", choices=list(RULES))
     fractions: str = setting("0.7,0.1,0.2", "Of train, val and test.", metavar="T,V,T")
     group: str | None = setting(None, "Images whose names match it alike stay in one split, e.g. '^(\\d+)_'.", metavar="REGEX")
-    seed: int = setting(42, "Seed of the splits and of the questions.")
+    seed: int = setting(42, "Seed of the splits and of the questions.", at_least=0)
     on_bad_row: str = setting("error", "Stop at an unusable image, or list and skip it.", choices=["error", "skip"])
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ def read_fractions(text: str) -> tuple[float, float, float]:
         train, val, test = (float(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"--fractions {text}: expected three numbers, of train, val and test") from None
-    if min(train, val, test) < 0 or abs(train + val + test - 1) > 1e-6:
+    if not (min(train, val, test) >= 0 and abs(train + val + test - 1) <= 1e-6):  # NaN is neither
         raise InputError(f"--fractions {text}: expected three fractions whose sum is 1")
     return train, val, test
 

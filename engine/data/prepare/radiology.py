@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.command.settings import REQUIRED, setting
+from engine.command.settings import REQUIRED, check_ranges, setting
 from engine.data.prepare.folder import finish, prepare_folder, write_images
 from engine.data.questions import QuestionSet, load_questions
 from engine.data.sources import ImageFile, Source, StoredImage, dataset_source
@@ -36,14 +36,13 @@ class RadiologyPreparation:
     images: str | None = setting(None, "Folder that holds images/, unpacked from the collection's images.zip. None: that of data.")
     test: str | None = setting(None, "The published test rows, MRI_CT_XRAY_300each_dataset.json. None: no test part.")
     dataset_selection: str = setting("MR", "Which modalities.", choices=list(SELECTIONS))
-    rows: int = setting(500, "Take the first so many rows of each modality (the paper says 600).")
+    rows: int = setting(500, "Take the first so many rows of each modality (the paper says 600).", at_least=1)
     drop_leaked: bool = setting(False, "Take images that also occur in test out of train.")
     on_bad_row: str = setting("error", "Stop at a bad row, or list and skip it.", choices=["error", "skip"])
     overwrite: bool = setting(False, "Replace a folder that this command made.")
 
     def __post_init__(self) -> None:
-        if self.rows < 1:
-            raise InputError("--rows must be at least 1")
+        check_ranges(type(self), vars(self))
 
 
 def prepare_radiology(options: RadiologyPreparation) -> dict:

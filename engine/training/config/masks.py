@@ -27,11 +27,13 @@ class MaskConfig(TrainingConfig):
         "PraNet's structure loss, the same as PRS-Med's code computes it, or its paper's cross entropy and Dice.",
         choices=list(MASK_LOSSES),
     )
-    class_weight: float = setting(0.5, "Weight of naming the data set from the image.")
-    class_epochs: float = setting(5, "Epochs in which it counts.")
-    text_weight: float = setting(1.0, "Weight of the answer's tokens (0.5 in the paper, 1 in its code).")
+    class_weight: float = setting(0.5, "Weight of naming the data set from the image.", at_least=0)
+    class_epochs: float = setting(5, "Epochs in which it counts.", at_least=0)
+    text_weight: float = setting(1.0, "Weight of the answer's tokens (0.5 in the paper, 1 in its code).", at_least=0)
     cosine_epochs: int | None = setting(
-        None, "Epochs in which the cosine falls, a whole epoch at a time (PRS-Med's code: 20). None: the run, step by step."
+        None,
+        "Epochs in which the cosine falls, a whole epoch at a time (PRS-Med's code: 20). None: the run, step by step.",
+        at_least=1,
     )
 
     def __post_init__(self):

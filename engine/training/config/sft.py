@@ -18,4 +18,6 @@ class SFTConfig(PolicyConfig):
     gradient_accumulation_steps: int = setting(16, "Forward passes per optimizer step.")
     gradient_checkpointing: bool = setting(True, "Compute activations again in the backward pass instead of keeping them.")
     save_steps: float = setting(100, "Save a checkpoint every so many optimizer steps.")
-    max_completion_length: int = setting(256, "Longest answer in tokens when the model is evaluated; what it learns may be longer.")
+    max_completion_length: int = setting(
+        256, "Longest answer in tokens when the model is evaluated; what it learns may be longer.", at_least=1
+    )

@@ -2,16 +2,52 @@
 
 import importlib.util
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 
-from engine.command.settings import refuse, setting
+from engine.command.settings import check_ranges, refuse, setting
 from engine.command.training_arguments import TrainingArguments
+
+# What the numbers of `transformers.TrainingArguments` are held to, whichever class of ours declares them anew.
+TRAINER_RANGES: dict[str, dict[str, float]] = {
+    "per_device_train_batch_size": {"at_least": 1},
+    "per_device_eval_batch_size": {"at_least": 1},
+    "gradient_accumulation_steps": {"at_least": 1},
+    "eval_accumulation_steps": {"at_least": 1},
+    "learning_rate": {"more_than": 0},
+    "weight_decay": {"at_least": 0},
+    "adam_beta1": {"at_least": 0, "less_than": 1},
+    "adam_beta2": {"at_least": 0, "less_than": 1},
+    "adam_epsilon": {"more_than": 0},
+    "max_grad_norm": {"at_least": 0},
+    "num_train_epochs": {"more_than": 0, "at_most": 1_000_000},
+    "max_steps": {"at_least": -1},
+    "warmup_steps": {"at_least": 0},
+    "warmup_ratio": {"at_least": 0, "at_most": 1},
+    "label_smoothing_factor": {"at_least": 0, "less_than": 1},
+    "neftune_noise_alpha": {"at_least": 0},
+    "logging_steps": {"more_than": 0},
+    "save_steps": {"more_than": 0},
+    "save_total_limit": {"at_least": 1},
+    "eval_steps": {"more_than": 0},
+    "eval_delay": {"at_least": 0},
+    "seed": {"at_least": 0, "at_most": 2**32 - 1},
+    "data_seed": {"at_least": 0, "at_most": 2**32 - 1},
+    "dataloader_num_workers": {"at_least": 0, "at_most": 1024},
+    "dataloader_prefetch_factor": {"at_least": 1},
+    "torch_empty_cache_steps": {"at_least": 1},
+    "ddp_bucket_cap_mb": {"at_least": 1},
+    "ddp_timeout": {"at_least": 1},
+    "local_rank": {"at_least": -1},
+}
 
 
 @dataclass
 class TrainingConfig(TrainingArguments):
     """The training loop: `transformers.TrainingArguments` without what our trainers do not have."""
+
+    RANGES: ClassVar[dict[str, Any]] = TRAINER_RANGES
 
     output_dir: str = setting("", "Run folder; left out: runs/<recipe>/<time>.")
     bf16: bool | None = setting(None, "Mixed precision. None: where there is a GPU.")  # type: ignore[assignment]
@@ -20,6 +56,7 @@ class TrainingConfig(TrainingArguments):
     remove_unused_columns: bool = setting(False, "Must stay false: every column is read.")
 
     def __post_init__(self):
+        check_ranges(type(self), vars(self))
         self.use_cpu = self.use_cpu or not torch.cuda.is_available()
         self.bf16 = not self.use_cpu if self.bf16 is None else self.bf16
         if self.use_liger_kernel:  # its fused cross entropy replaces the model's forward, which is where the engine's head comes in
@@ -28,6 +65,11 @@ class TrainingConfig(TrainingArguments):
         has_liger = importlib.util.find_spec("liger_kernel") is not None
         refuse(
             [
+                (self.max_steps != 0, "--max_steps 0: expected at least 1, or -1 for --num_train_epochs"),
+                (
+                    not 1 <= self.max_steps < self.warmup_steps,
+                    f"--warmup_steps {self.warmup_steps:g}: expected at most --max_steps, {self.max_steps}",
+                ),
                 (
                     self.eval_strategy == "no",
                     "--eval_strategy is not supported: evaluate a checkpoint with an _eval recipe",
@@ -56,10 +98,6 @@ class PolicyConfig(TrainingConfig):
     """Prompts and answers: how long they may be."""
 
     max_prompt_length: int | None = setting(
-        None, "Longest prompt in tokens, image tokens included; a longer one is a bad row. None: no limit."
+        None, "Longest prompt in tokens, image tokens included; a longer one is a bad row. None: no limit.", at_least=1
     )
-    max_completion_length: int = setting(256, "Longest answer in tokens.")
-
-    def __post_init__(self):
-        super().__post_init__()
-        refuse([(self.max_completion_length >= 1, "--max_completion_length must be at least 1")])
+    max_completion_length: int = setting(256, "Longest answer in tokens.", at_least=1)

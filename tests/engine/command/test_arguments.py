@@ -117,7 +117,7 @@ def test_a_flag_that_cannot_be_used_is_one_line(argv, message):
     [
         ("stepz: 3", "config.yaml: unknown setting 'stepz', did you mean --steps?"),
         ("steps: [3", "config.yaml: not YAML"),
-        ("- 3", "config.yaml must contain a YAML mapping."),
+        ("- 3", "config.yaml: a list (expected settings, one a line, as `seed: 1`)"),
     ],
 )
 def test_a_config_file_that_cannot_be_used_is_one_line(tmp_path, text, message):

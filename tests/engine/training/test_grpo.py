@@ -192,8 +192,8 @@ def test_order_follows_from_seed_and_epoch():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_generations": 1}, "--num_generations must be at least 2"),
-        ({"temperature": 0.0}, "--temperature must be above 0"),
+        ({"num_generations": 1}, "--num_generations 1: expected a number, at least 2"),
+        ({"temperature": 0.0}, "--temperature 0.0: expected a number, more than 0"),
         ({"loss_type": "sapo"}, "--loss_type sapo: expected one of grpo, bnpo"),
         ({"eval_strategy": "steps", "eval_steps": 5}, "--eval_strategy is not supported"),
         ({"fsdp": "full_shard"}, "--fsdp is not supported"),
