@@ -7,13 +7,16 @@ import torch
 
 
 def describe_device() -> str:
-    """What this process computes on, e.g. `cpu (2 threads)` or `cuda:0 NVIDIA H200 (139 GiB)`."""
+    """What this process computes on, e.g. `cpu (2 threads)` or `cuda:0 NVIDIA H200 (139 GiB)`, and how to use GPUs left idle."""
     if not torch.cuda.is_available():
         threads = torch.get_num_threads()
         return f"cpu ({threads} thread{'s' if threads > 1 else ''})"
     index = torch.cuda.current_device()
     device = torch.cuda.get_device_properties(index)
-    return f"cuda:{index} {device.name} ({device.total_memory / 2**30:.0f} GiB)"
+    described, count = f"cuda:{index} {device.name} ({device.total_memory / 2**30:.0f} GiB)", torch.cuda.device_count()
+    if count == 1 or "WORLD_SIZE" in os.environ:
+        return described
+    return f"{described}, one of {count} (torchrun --nproc_per_node={count} -m in place of python -m uses all)"
 
 
 def local_device() -> torch.device:

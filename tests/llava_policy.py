@@ -131,6 +131,10 @@ class LlavaPolicy:
     def pad_token_id(self) -> int:
         return self.processor.ids["<unk>"]
 
+    @property
+    def repetition_penalty(self) -> float:
+        return 1.0
+
     def batch(self, encoded: list[EncodedPrompt]) -> LlavaPrompts:
         ids = pad_sequence([one.input_ids for one in encoded], True, self.pad_token_id, "left")
         mask = pad_sequence([torch.ones_like(one.input_ids) for one in encoded], True, 0, "left")

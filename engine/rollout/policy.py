@@ -24,6 +24,10 @@ class PromptBatch(Protocol):
     def input_ids(self) -> Tensor:
         """(B, P)."""
 
+    @property
+    def attention_mask(self) -> Tensor:
+        """(B, P), 0 where there is padding."""
+
     def __len__(self) -> int: ...
 
     def select(self, rows: list[int]) -> Self:
@@ -89,6 +93,10 @@ class Policy(Protocol[Batch]):
 
     @property
     def pad_token_id(self) -> int: ...
+
+    @property
+    def repetition_penalty(self) -> float:
+        """What its answers are decoded with unless something else is asked for; 1: none."""
 
     def batch(self, encoded: list[Any]) -> Batch:
         """What `processor.encode` made of B prompts, on the model's device."""

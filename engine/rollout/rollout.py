@@ -3,7 +3,7 @@
 Letters: B prompts, G answers a prompt, N = B*G, T tokens of the longest answer, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.functional import pad
@@ -62,6 +62,8 @@ def rollout(
     seeds: list[int] | None = None,
 ) -> Rollout:
     """Sample `num_generations` answers to each of B prompts. `seeds` (one a prompt, default 0..B-1) decide the randomness."""
+    if sampling.repetition_penalty is None:
+        sampling = replace(sampling, repetition_penalty=policy.repetition_penalty)
     noise = uniform_noise(seeds or list(range(len(batch))), num_generations, max_new_tokens).to(policy.device)
     rows = noise.shape[0]
     ends = torch.tensor(policy.eos_token_ids, device=policy.device)
@@ -109,5 +111,7 @@ def _rows_to_keep(rows: int, num_open: int, *, static: bool) -> int:
 
 
 def _seen_tokens(batch: PromptBatch, num_generations: int, logits: torch.Tensor) -> torch.Tensor:
-    seen = torch.zeros(len(batch), logits.shape[-1], dtype=torch.bool, device=logits.device)
-    return seen.scatter_(1, batch.input_ids, True).repeat_interleave(num_generations, 0)
+    """The tokens of each answer's prompt (N, V); padding is none of them, though its id may be a token's."""
+    counts = torch.zeros(len(batch), logits.shape[-1], dtype=torch.long, device=logits.device)
+    counts.scatter_add_(1, batch.input_ids, (batch.attention_mask != 0).long())
+    return (counts > 0).repeat_interleave(num_generations, 0)

@@ -13,13 +13,16 @@ import torch
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """Temperature 0 is greedy. `top_p` 1, `top_k` 0, `min_p` None and `repetition_penalty` 1 leave the distribution whole."""
+    """Temperature 0 is greedy. `top_p` 1, `top_k` 0, `min_p` None and `repetition_penalty` 1 leave the distribution whole.
+
+    `repetition_penalty` None: the policy's own.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float | None = None
-    repetition_penalty: float = 1.0
+    repetition_penalty: float | None = None
 
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -53,7 +56,7 @@ def choose(
 
     Greedy log-probs are those of temperature 1.
     """
-    if params.repetition_penalty != 1 and seen is not None:
+    if params.repetition_penalty is not None and seen is not None:
         logits = penalise_repetition(logits, seen, params.repetition_penalty)
     if params.temperature == 0:
         best, token_ids = logits.max(-1)

@@ -21,6 +21,7 @@ from engine.report.content import Sample, ShownAnswer
 from engine.rollout.answers import Answer, Answers
 from engine.rollout.policy import Message
 from engine.tasks.evaluation import Columns, Evaluation, instructive
+from engine.tasks.rewards import text_of
 from engine.tasks.task import Reward
 from engine.tasks.templates import build_prompt
 
@@ -200,7 +201,11 @@ def is_answer(text: str) -> bool:
 
 
 def named(name: str, reward: Reward) -> Reward:
-    """The same function under the name that its metrics carry."""
-    function = partial(reward)
+    """A function of texts as a reward under the name that its metrics carry."""
+    function = partial(_of_texts, reward)
     function.__name__, function.__doc__ = name, reward.__doc__  # type: ignore[attr-defined]
     return function
+
+
+def _of_texts(reward: Reward, prompts: Any, completions: Sequence[Any], **columns: Any) -> Sequence[float | None]:
+    return reward(prompts=prompts, completions=[text_of(completion) for completion in completions], **columns)

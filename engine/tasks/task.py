@@ -12,8 +12,8 @@ from engine.rollout.answers import Answer, Answers
 from engine.rollout.policy import Message
 from engine.tasks.evaluation import Evaluation
 
-# TRL's form: f(prompts, completions, **columns) -> a number for each completion, None where it does not apply. `columns` are the
-# rows' own, repeated for each completion. Its __name__ is that of its metric.
+# TRL's form: f(prompts, completions, **columns) -> a number for each completion, None where it does not apply: see
+# engine/tasks/rewards.py. Its __name__ is that of its metric.
 Reward = Callable[..., Sequence[float | None]]
 
 

@@ -6,17 +6,18 @@ Letters: G answers a prompt, N answers in all, F reward functions, T tokens.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from engine.errors import InputError
 from engine.rollout.policy import Processor
 from engine.rollout.sampler import Sampler
 from engine.seeds import derive_seed
+from engine.tasks.rewards import RewardFunctions
 from engine.tasks.task import Task
 from engine.training.config.grpo import GRPOConfig
 from kernels.group_advantage import group_advantages
-
-NOT_COLUMNS = ("images", "index", "prompt", "encoded")  # of a row: what its rewards do not get
 
 
 @dataclass
@@ -24,7 +25,7 @@ class Group:
     """Answers to one row of `EncodedRows`.
 
     completion_ids, completion_mask (G, T) as sampled; truncated (G,); rewards (G, F), NaN where a function gave None;
-    advantages (G,).
+    advantages (G,); extra: what reward functions logged about each answer, a list (G) a column.
     """
 
     row: dict
@@ -34,17 +35,19 @@ class Group:
     texts: list[str]
     rewards: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     advantages: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    extra: dict[str, list] = field(default_factory=dict)
 
 
 class GroupSampler:
-    """Samples answers to rows and scores them."""
+    """Samples answers to rows and scores them. `state()` is the trainer's state, for reward functions."""
 
-    def __init__(self, sampler: Sampler, processor: Processor, task: Task, args: GRPOConfig):
-        self.sampler, self.processor, self.task, self.args = sampler, processor, task, args
-        self.names = [f.__name__ for f in task.rewards]
+    def __init__(self, sampler: Sampler, processor: Processor, task: Task, args: GRPOConfig, state: Callable[[], Any]):
+        self.sampler, self.processor, self.args, self.state = sampler, processor, args, state
+        self.rewards = RewardFunctions(task.rewards)
+        self.names = self.rewards.names
         weights = args.reward_weights or task.reward_weights or [1.0] * len(self.names)
-        if len(weights) != len(self.names):
-            raise ValueError(f"reward_weights has {len(weights)} weights for {len(self.names)} reward functions")
+        if not self.names or len(weights) != len(self.names):
+            raise InputError(f"--reward_weights: {len(weights)} weights for {len(self.names)} reward functions (at least one)")
         self.weights = torch.tensor(weights)
         self.seconds = {"rollout": 0.0, "reward": 0.0}
 
@@ -66,26 +69,26 @@ class GroupSampler:
             ids, mask, cut = sampled.completion_ids[own], sampled.completion_mask[own], sampled.truncated[own]
             groups.append(Group(row, ids, mask, cut, texts[own]))
         sampled_at = time.perf_counter()
-        self._score(groups)
+        self._score(groups, step)
         self.seconds["rollout"] += sampled_at - start
         self.seconds["reward"] += time.perf_counter() - sampled_at
         return groups
 
-    def _score(self, groups: list[Group]) -> None:
-        """Call every reward function once on all answers, with each column of the rows repeated G times, as TRL does."""
+    def _score(self, groups: list[Group], step: int) -> None:
+        """Call every reward function once on all answers."""
         G = self.args.num_generations
-        rows = [group.row for group in groups for _ in range(G)]
-        columns = {key: [row[key] for row in rows] for key in rows[0] if key not in NOT_COLUMNS}
-        prompts = [row["prompt"] for row in rows]
-        texts = [text for group in groups for text in group.texts]
-        scores = []
-        for function in self.task.rewards:
-            values = function(prompts=prompts, completions=texts, **columns)
-            if len(values) != len(texts):
-                raise ValueError(f"reward function {function.__name__} gave {len(values)} rewards for {len(texts)} answers")
-            scores.append(torch.tensor([float("nan") if value is None else float(value) for value in values]))
-        for group, rewards in zip(groups, torch.stack(scores, 1).split(G), strict=True):
-            group.rewards = rewards
+        lengths = [group.completion_mask.sum(1).tolist() for group in groups]
+        ids = [group.completion_ids.tolist() for group in groups]
+        rewards = self.rewards(
+            [group.row for group in groups for _ in range(G)],
+            [text for group in groups for text in group.texts],
+            [row[:length] for rows, own in zip(ids, lengths, strict=True) for row, length in zip(rows, own, strict=True)],
+            step=step + 1,
+            state=self.state(),
+        )
+        for i, (group, own) in enumerate(zip(groups, rewards.split(G), strict=True)):
+            group.rewards = own
+            group.extra = {column: values[i * G : (i + 1) * G] for column, values in self.rewards.extra.items()}
 
     def total(self, groups: list[Group]) -> torch.Tensor:
         """Weighted reward of each answer, (N,); NaN where no function scored it."""

@@ -69,9 +69,13 @@ class GRPOTrainer(Trainer):
         own_model = self.reference is not None and self.reference.model is not policy.model
         if self.reference is not None and own_model:
             self.reference.model.to(args.device)
+            if args.bf16 and self.is_deepspeed_enabled:  # which rounds the policy's weights, but no buffers, and casts nothing else
+                for parameter in self.reference.model.parameters():
+                    parameter.data = parameter.data.bfloat16()
         if args.sync_ref_model and not own_model:
             raise InputError("--sync_ref_model cannot move a reference that is the base model of an adapter; leave out --use_peft")
-        self.sampler = GroupSampler(sampler or LocalSampler(policy, args.rollout_batch_size), policy.processor, task, args)
+        sampler = sampler or LocalSampler(policy, args.rollout_batch_size)
+        self.sampler = GroupSampler(sampler, policy.processor, task, args, lambda: self.state)
         self.step_log = StepLog(args, task, self.sampler.names)
         # dapo and cispo divide by the tokens of the whole step; the Trainer averages the others over its micro-batches.
         self.loss_is_scaled_for_ga = args.loss_type in ("dapo", "cispo")
@@ -108,7 +112,8 @@ class GRPOTrainer(Trainer):
         elif not self.micro_batches:  # resumed between two steps on the same answers
             self.micro_batches = self._restore_step()
         tokens = torch.stack([micro.completion_mask.sum() for micro in self.micro_batches]).sum()
-        return self.micro_batches, self.accelerator.reduce(tokens.float(), "mean")
+        # At least one token a step, as in TRL: where every answer is masked, the loss is 0 and not 0 / 0.
+        return self.micro_batches, self.accelerator.reduce(tokens.float(), "sum").clamp(min=1) / self.args.world_size
 
     def _sample_step(self, batches: list[list[dict]]) -> list[MicroBatch]:
         step = self.state.global_step
@@ -160,16 +165,16 @@ class GRPOTrainer(Trainer):
         args, micro = self.args, cast(MicroBatch, inputs)
         if micro.ref_logprobs is None and self.reference is not None:
             micro.ref_logprobs = self._score(self.reference, micro)[0]
-        if micro.policy_mask is None and args.top_entropy_quantile < 1:
+        if args.top_entropy_quantile < 1:  # of the weights as they are, in each pass over the same answers
             micro.policy_mask = self._high_entropy_tokens(micro)
         live = self._rows_with_gradient(micro)
         num_rows = micro.completion_mask.shape[0]
         if not live and args.world_size == 1:
             return sum(p.flatten()[0] * 0.0 for p in model.parameters() if p.requires_grad)
-        live = live or [0]  # the other processes wait for this one's gradients, which are zero
-        part = _answers_of(live, micro)
+        computed = live or [0]  # the other processes wait for this one's gradients, which are zero
+        part = _answers_of(computed, micro)
         # bnpo divides by the tokens of the micro-batch, skipped rows included; dapo and cispo by those of the whole step
-        num_items = micro.completion_mask.sum() if args.loss_type == "bnpo" else num_items_in_batch
+        num_items = micro.completion_mask.sum().clamp(min=1) if args.loss_type == "bnpo" else num_items_in_batch
 
         def head(hidden, weight):
             return linear_grpo_loss(
@@ -187,11 +192,14 @@ class GRPOTrainer(Trainer):
                 num_rows=num_rows,
             )
 
-        loss, logprobs, metrics = model(**self.policy.answer_inputs(part.prompts, part.completion_ids), head=head)
+        with self.accelerator.autocast():
+            inputs = self.policy.answer_inputs(part.prompts, part.completion_ids)
+        loss, logprobs, metrics = model(**inputs, head=head)
         if args.num_iterations > 1 and micro.old_logprobs is None:
             micro.old_logprobs = torch.zeros_like(micro.completion_mask, dtype=logprobs.dtype)
-            micro.old_logprobs.unflatten(0, (len(micro), -1))[live] = logprobs.detach().unflatten(0, (len(live), -1))
-        self.step_log.add_tensors(metrics)
+            micro.old_logprobs.unflatten(0, (len(micro), -1))[computed] = logprobs.detach().unflatten(0, (len(computed), -1))
+        if live:
+            self.step_log.add_tensors(metrics)
         return loss
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -204,10 +212,11 @@ class GRPOTrainer(Trainer):
         return inputs
 
     def _rows_with_gradient(self, micro: MicroBatch) -> list[int]:
-        """Prompts whose gradient is not exactly zero: without a KL term, those with an advantage other than 0."""
-        if self.args.beta > 0:
+        """Prompts whose gradient is not exactly zero: they have a token that counts and, without a KL term, an advantage not 0."""
+        if self.args.beta > 0 and not self.args.mask_truncated_completions:
             return list(range(len(micro)))
-        return micro.advantages.view(len(micro), -1).any(1).nonzero().flatten().tolist()
+        moving = micro.completion_mask.any(1) & ((micro.advantages != 0) | (self.args.beta > 0))
+        return moving.view(len(micro), -1).any(1).nonzero().flatten().tolist()
 
     @torch.no_grad()
     def _score(self, policy: Policy, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -218,7 +227,8 @@ class GRPOTrainer(Trainer):
             rows = hidden.flatten(0, 1)
             return linear_logprob(rows, weight.to(rows.dtype), targets.flatten(), temperature=self.args.temperature)
 
-        with policy.as_reference():
+        # as the policy computes: a reference that equals it has a KL of exactly 0
+        with policy.as_reference(), self.accelerator.autocast():
             logprobs, entropy = policy.model(**policy.answer_inputs(micro.prompts, micro.completion_ids), head=head)
         return logprobs.view(targets.shape), entropy.view(targets.shape)
 
@@ -227,13 +237,15 @@ class GRPOTrainer(Trainer):
         entropy = self._score(self.policy, micro)[1]
         own = entropy.masked_fill(micro.completion_mask == 0, float("nan")).flatten()
         everyone = self.accelerator.gather(self.accelerator.pad_across_processes(own, pad_index=float("nan")))
-        threshold = everyone[~everyone.isnan()].float().quantile(1 - self.args.top_entropy_quantile)
-        return (entropy >= threshold) & micro.completion_mask.bool()
+        everyone = everyone[~everyone.isnan()].float()
+        if not everyone.numel():  # every answer is masked
+            return torch.zeros_like(entropy, dtype=torch.bool)
+        return (entropy >= everyone.quantile(1 - self.args.top_entropy_quantile)) & micro.completion_mask.bool()
 
     # ---- logging, reference, recovery -------------------------------------------------------------------------------
 
     def step_metrics(self) -> dict[str, float]:
-        return self.step_log.collect(self.accelerator, self.sampler.seconds, self.state.global_step)
+        return self.step_log.collect(self.accelerator, self.sampler.seconds, self.sampler.rewards.metrics, self.state.global_step)
 
     @torch.no_grad()
     def sync_reference(self) -> None:

@@ -66,7 +66,9 @@ class SFTTrainer(Trainer):
         def head(hidden: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return answer_likelihood(hidden.flatten(0, 1), weight, targets.flatten())
 
-        logprob, counts = model(**self.policy.answer_inputs(prompts, answer_ids[:, None]), head=head)
+        with self.accelerator.autocast():
+            inputs = self.policy.answer_inputs(prompts, answer_ids[:, None])
+        logprob, counts = model(**inputs, head=head)
         self.counts.append(counts)
         return -logprob / (num_items_in_batch if num_items_in_batch is not None else counts[0])
 

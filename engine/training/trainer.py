@@ -4,20 +4,24 @@ A checkpoint is whole or absent: `checkpoint-N` is written in a staging folder a
 while it saves leaves its earlier checkpoints, and a staging folder that the next save clears.
 """
 
+import math
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import transformers
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.trainer_utils import rotate_checkpoints
 
 from engine.device import peak_memory_gb
 from engine.errors import InputError
+from engine.finite import FiniteWatch, first_not_finite
 from engine.processes import share_first
 from engine.report.content import Sample
 from engine.rollout.answers import Answer
+from engine.training.checkpoints import newest_checkpoint
 from engine.training.config.training import TrainingConfig
 
 STAGING = ".saving"
@@ -41,6 +45,9 @@ class Trainer(transformers.Trainer):
             raise InputError("--deepspeed: ZeRO-3 is not supported: whole weights are needed on every device; use ZeRO-2")
         self.model_accepts_loss_kwargs = False
         self._staging: str | None = None
+        self.watch = FiniteWatch()
+        if broken := first_not_finite(self.model.named_parameters()):
+            raise InputError(f"the model's weights are not finite: {broken}")
 
     def answer(self, rows: list[dict]) -> list[Answer]:
         """The model's answers to opened rows of the data set."""
@@ -62,9 +69,35 @@ class Trainer(transformers.Trainer):
         return {}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self.check_finite()
         if "loss" in logs:
             logs = logs | self.step_metrics() | {"peak_memory_gb": peak_memory_gb(self.args.device)}
+        for name, value in logs.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"step {self.state.global_step}: {name} is {value}; {self._advice()}")
         super().log(logs, start_time)
+
+    # ---- what is not finite -----------------------------------------------------------------------------------------
+    # Looked at where the device is waited for anyway, when a step is logged, and before a checkpoint is written.
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.watch.note(self.state.global_step + 1, "loss", loss)
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.watch.note(self.state.global_step + 1, "gradient's norm", grad_norm)
+        return grad_norm
+
+    def check_finite(self) -> None:
+        """InputError for the first loss or gradient that is not finite."""
+        self.watch.check(self._advice())
+
+    def _advice(self) -> str:
+        kept = newest_checkpoint(self.args.output_dir)
+        last = f"the last good checkpoint is {kept}" if kept else "no checkpoint was saved"
+        return f"{last}; a lower --learning_rate or --max_grad_norm may help"
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: Hugging Face's estimate asks for tensors that our batches do not have."""
@@ -76,6 +109,9 @@ class Trainer(transformers.Trainer):
         return self._staging or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model, trial) -> None:
+        self.check_finite()
+        if broken := first_not_finite((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad):
+            raise InputError(f"step {self.state.global_step}: the weights are not finite: {broken}; {self._advice()}")
         output, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
         staging = output / STAGING
         if self.args.should_save:

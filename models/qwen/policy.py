@@ -76,6 +76,11 @@ class QwenVLPolicy:
         pad = self.processor.tokenizer.pad_token_id
         return pad if pad is not None else self.processor.tokenizer.eos_token_id
 
+    @property
+    def repetition_penalty(self) -> float:
+        """The generation config's, which `generate` applies too; 1: none."""
+        return self.base.generation_config.repetition_penalty or 1.0
+
     def batch(self, encoded: list[EncodedPrompt]) -> PromptBatch:
         """What `processor.encode` made of B prompts, on the model's device."""
         ids = pad_sequence([one.input_ids for one in encoded], True, self.pad_token_id, "left")

@@ -92,6 +92,11 @@ class TrainingConfig(TrainingArguments):
             ]
         )
 
+    @property
+    def n_gpu(self) -> int:
+        """GPUs of this process, at most one: with more the Trainer would split prompts as if they were tensors (DataParallel)."""
+        return min(1, super().n_gpu)
+
 
 @dataclass
 class PolicyConfig(TrainingConfig):

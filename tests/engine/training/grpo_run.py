@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.tasks.evaluation import Evaluation
+from engine.tasks.rewards import text_of
 from engine.tasks.task import Reward
 from engine.training.checkpoints import StopOnSignal, find_checkpoint
 from engine.training.config.grpo import GRPOConfig
@@ -28,11 +29,17 @@ def questions(num: int = 12) -> list[dict]:
 
 
 def variety(prompts, completions, **columns):
-    return [len(set(text)) / 20 for text in completions]
+    return [len(set(text_of(answer))) / 20 for answer in completions]
 
 
 def letters(prompts, completions, **columns):
-    return [float(text.count("a")) for text in completions]
+    return [float(text_of(answer).count("a")) for answer in completions]
+
+
+def sometimes(prompts, completions, problem, log_metric, **columns):
+    """Length, of the answers to half of the questions."""
+    log_metric("logged/both", 1.0)
+    return [float(len(text_of(answer))) if "CT" in asked else None for answer, asked in zip(completions, problem, strict=True)]
 
 
 @dataclass
@@ -95,8 +102,10 @@ if __name__ == "__main__":
     settings = json.loads(sys.argv[1])
     resume = settings.pop("resume", None)
     stop = StopOnSignal()
-    trainer = make_trainer(**settings, callbacks=[stop])
+    rewards = (variety, letters, sometimes) if settings.pop("sometimes", False) else (variety, letters)
+    trainer = make_trainer(**settings, reward_funcs=rewards, callbacks=[stop])
     checkpoint = find_checkpoint(trainer.args.output_dir, resume)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.is_world_process_zero():
-        print(json.dumps({"checksum": checksum(trainer.model), "step": trainer.state.global_step, "stopped": stop.received}))
+        end = {"checksum": checksum(trainer.model), "step": trainer.state.global_step, "stopped": stop.received}
+        print(json.dumps(end | {"logs": trainer.state.log_history}))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from engine.errors import InputError
+from engine.tasks.rewards import text_of
 from engine.training.config.grpo import LOSS_TYPES, GRPOConfig
 from engine.training.step_sampler import StepSampler
 from models.loading import load_policy
@@ -104,7 +105,7 @@ def test_dynamic_sampling_replaces_flat_groups(model, tmp_path):
     """Every other question gives equal rewards; with dynamic sampling the batch fills with the others, within the bound."""
 
     def uneven(prompts, completions, solution, **columns):
-        return [len(text) * float(s == "b") for text, s in zip(completions, solution, strict=True)]
+        return [len(text_of(answer)) * float(s == "b") for answer, s in zip(completions, solution, strict=True)]
 
     rows = [row | {"solution": "ab"[i % 2]} for i, row in enumerate(questions(24))]
     fractions = {}
@@ -171,7 +172,7 @@ def test_lora_trains_adapters_only_and_keeps_the_base_as_reference(model, tmp_pa
 
 def test_rewards_of_none_leave_an_answer_out(model, tmp_path):
     def sometimes(prompts, completions, **columns):
-        return [None if i % 2 else float(len(text)) for i, text in enumerate(completions)]
+        return [None if i % 2 else float(len(text_of(answer))) for i, answer in enumerate(completions)]
 
     trainer = make_trainer(model, tmp_path, reward_funcs=[sometimes], max_steps=1)
     trainer.train()
@@ -203,3 +204,91 @@ def test_order_follows_from_seed_and_epoch():
 def test_settings_that_cannot_work_are_refused(tmp_path, settings, message):
     with pytest.raises(InputError, match=message):
         GRPOConfig(output_dir=str(tmp_path), **settings)
+
+
+@pytest.mark.parametrize("settings", [{"beta": 0.0}, {"beta": 0.04}, {"beta": 0.04, "importance_sampling_level": "sequence"}])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_a_step_of_masked_answers_has_a_loss_of_zero(model, tmp_path, loss_type, settings):
+    """As TRL, which divides by at least one token; so has a micro-batch whose answers are all masked."""
+    high = 5.0 if loss_type == "cispo" else None
+    trainer = make_trainer(
+        model, tmp_path, loss_type=loss_type, mask_truncated_completions=True, epsilon_high=high, max_steps=3, **settings
+    )
+    sample = trainer.sampler.sample
+
+    def cut(rows, step, round=0):
+        groups = sample(rows, step, round)
+        for i, group in enumerate(groups):  # all answers of the first step, those of a micro-batch of the second, none of the third
+            group.truncated = torch.full_like(group.truncated, step == 0 or step == 1 and i < 2)
+        return groups
+
+    trainer.sampler.sample = cut
+    before = checksum(trainer.model)
+    trainer.train()
+    logs = trainer.state.log_history
+    assert logs[0]["loss"] == logs[0]["grad_norm"] == 0 < logs[1]["grad_norm"] and logs[2]["grad_norm"] > 0
+    assert "entropy" not in logs[0] and logs[1]["entropy"] > 1 and "train_loss" in logs[3]
+    assert checksum(trainer.model) != before
+
+
+def test_an_entropy_quantile_of_masked_answers_is_of_nothing(model, tmp_path):
+    settings = {"mask_truncated_completions": True, "top_entropy_quantile": 0.2, "max_completion_length": 2, "max_steps": 1}
+    trainer = make_trainer(model, tmp_path, **settings)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == 0
+
+
+def test_the_entropy_mask_is_made_anew_in_each_pass(model, tmp_path):
+    """As in TRL: the tokens of high entropy are those of the weights as they are."""
+    trainer = make_trainer(model, tmp_path, top_entropy_quantile=0.3, num_iterations=2)
+    micro = first_micro_batch(trainer)
+    masks = []
+    for _ in range(2):
+        trainer.compute_loss(trainer.model, micro, num_items_in_batch=torch.tensor(50.0))
+        masks.append(micro.policy_mask.clone())
+        with torch.no_grad():
+            for parameter in trainer.model.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    assert masks[0].sum() == masks[1].sum() and not torch.equal(*masks)
+
+
+@pytest.mark.parametrize("policy", ["whole", "frozen tower", "adapters"])
+def test_a_reference_computes_as_the_policy_does(model, tmp_path, policy):
+    """In mixed precision too the first step's KL is exactly 0."""
+    options = {"frozen tower": {"freeze_vision": True}, "adapters": {"lora": {"r": 4, "alpha": 8, "dropout": 0.0}}}
+    loaded = load_policy(model, **options.get(policy, {}))
+    trainer = make_trainer(model, tmp_path, policy=loaded, bf16=True, max_steps=1)
+    seen = set()
+    hook = trainer.reference.base.model.visual.blocks[0].attn.qkv.register_forward_hook(lambda *call: seen.add(call[2].dtype))
+    trainer.train()
+    hook.remove()
+    assert trainer.state.log_history[0]["kl"] == 0 and seen == {torch.bfloat16}
+
+
+def test_rewards_of_none_have_a_deviation(model, tmp_path):
+    def sometimes(completions, **columns):
+        return [None if i % 4 == 0 else float(i % 4) for i in range(len(completions))]
+
+    trainer = make_trainer(model, tmp_path, reward_funcs=[sometimes], max_steps=1)
+    trainer.train()
+    assert trainer.state.log_history[0]["reward_std"] == 1 and trainer.state.log_history[0]["reward"] == 2
+
+
+def test_a_run_without_any_reward_goes_on_and_moves_nothing(model, tmp_path):
+    trainer = make_trainer(model, tmp_path, reward_funcs=[lambda completions, **columns: [None] * len(completions)], beta=0.0)
+    before = checksum(trainer.model)
+    trainer.train()
+    assert checksum(trainer.model) == before and "reward" not in trainer.state.log_history[0]
+
+
+def test_one_process_uses_one_gpu(tmp_path):
+    """A machine with several makes nn.DataParallel of a Trainer's model, which would halve answers and not their prompts."""
+    args = GRPOConfig(output_dir=str(tmp_path), per_device_train_batch_size=3)
+    args._n_gpu = 2  # what transformers finds on such a machine
+    assert args.n_gpu == 1 and args.train_batch_size == 3
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 2.0, 3.0]])
+def test_each_reward_needs_its_weight(model, tmp_path, weights):
+    with pytest.raises(InputError, match=rf"--reward_weights: {len(weights)} weights for 2 reward functions"):
+        make_trainer(model, tmp_path, reward_weights=weights)
