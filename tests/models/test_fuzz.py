@@ -98,7 +98,7 @@ def tiny(tmp_path_factory):
 QWEN = ["config.json", "generation_config.json", "tokenizer_config.json", "preprocessor_config.json", "chat_template.json"]
 
 
-@bounded(250)
+@bounded(60)
 @given(change=changes(QWEN))
 @torch.no_grad()
 def test_a_policy_with_changed_settings_is_refused_or_works(tiny, change):
@@ -107,7 +107,7 @@ def test_a_policy_with_changed_settings_is_refused_or_works(tiny, change):
     assert policy is None or works(policy)
 
 
-@bounded(150)
+@bounded(40)
 @given(change=changes(["adapter_config.json"]))
 @torch.no_grad()
 def test_an_adapter_with_changed_settings_is_refused_or_works(tiny, change):
@@ -122,7 +122,7 @@ def llava_med(tmp_path_factory):
     return save_original(folder, *original_parts(folder / "clip"))
 
 
-@bounded(200)
+@bounded(50)
 @given(change=changes(["config.json", "model.safetensors.index.json", "tokenizer_config.json", "clip/config.json"]))
 @torch.no_grad()
 def test_a_llava_med_with_changed_settings_is_refused_or_works(llava_med, change):
@@ -145,7 +145,7 @@ def prs_med(tmp_path_factory):
 PRS_MED = ["prs_med.json", "lora_adapter/adapter_config.json", "tokenizer/tokenizer_config.json", "vlm/config.json"]
 
 
-@bounded(150)
+@bounded(40)
 @given(change=changes([*PRS_MED, "vlm/generation_config.json", "vlm/tokenizer_config.json"]))
 def test_a_prs_med_with_changed_settings_is_refused_or_works(prs_med, change):
     """150 inputs: one takes 0.15 s."""
