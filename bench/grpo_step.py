@@ -41,6 +41,7 @@ SETTINGS = {
     "gradient_checkpointing": False,
     "seed": 0,
 }
+VOCABULARY = 4096  # tokens of the model, and of its tokenizer, which pads its own with names that no text has
 QUESTION = "What imaging technique is employed for obtaining this image? A)MRI, B)Ultrasound, C)CT, D)X-Ray"
 
 
@@ -80,6 +81,7 @@ def save_model(folder: str) -> None:
     from models.starter.qwen_vl import train_tokenizer
 
     tokenizer = train_tokenizer([QUESTION, *TEMPLATES.values()])
+    tokenizer.add_tokens([f"<{number}>" for number in range(len(tokenizer), VOCABULARY)])
     ids = tokenizer.convert_tokens_to_ids
     config = Qwen2_5_VLConfig(
         text_config={
@@ -88,7 +90,7 @@ def save_model(folder: str) -> None:
             "num_hidden_layers": 4,
             "num_attention_heads": 8,
             "num_key_value_heads": 2,
-            "vocab_size": 4096,
+            "vocab_size": VOCABULARY,
             "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e6},
             "bos_token_id": tokenizer.pad_token_id,
             "eos_token_id": tokenizer.eos_token_id,
