@@ -57,4 +57,4 @@ def test_other_data_keep_all_their_modalities_and_a_longer_prompt_than_published
     assert set(main([*common, *FAST])["by_modality_after"]) == {"MRI", "Dermoscopy"}
     (tmp_path / "train.json").write_text(json.dumps([row, {**row, "problem": f"{'Look. ' * 400}{problem}"}]))
     with pytest.raises(InputError, match=r"train.json: row 1: a prompt of \d+ tokens \(expected at most --max_prompt_length 512;"):
-        main([*common, *FAST])
+        main([*common, *FAST, "--output_dir", str(tmp_path / "another")])

@@ -67,7 +67,7 @@ def test_without_flags_the_starter_image_is_segmented(real_weights, tmp_path, mo
         (["--box", "nan,0,6,9"], "expected 0 <= x1 < x2 <= 60"),
         ([], "--box is missing: x1,y1,x2,y2 in pixels of"),
         (["--box", "0,0,9,9", "--model", "tiny_sam"], "--checkpoint is missing: the published weights of tiny_sam"),
-        (["--box", "0,0,9,9", "--checkpoint", "absent.pth"], "absent.pth: cannot be read"),
+        (["--box", "0,0,9,9", "--checkpoint", "absent.pth"], "absent.pth: no such file"),
         (["--box", "0,0,9,9", "--mask", "absent.png"], "absent.png"),
     ],
 )
