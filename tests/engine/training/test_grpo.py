@@ -117,7 +117,7 @@ def test_dynamic_sampling_replaces_flat_groups(model, tmp_path):
             rows=rows,
             beta=0.0,
             dynamic_sampling=rounds > 0,
-            dynamic_sampling_max_rounds=rounds,
+            dynamic_sampling_max_rounds=max(rounds, 1),
         )
         trainer.train()
         fractions[rounds] = [row["frac_reward_zero_std"] for row in trainer.state.log_history if "reward" in row]
