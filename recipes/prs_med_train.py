@@ -102,6 +102,7 @@ def main(argv: list[str]) -> dict:
 def load_splits(task: PRSMedArguments):
     """Training rows, and at most eval_limit of the held-out ones."""
     from engine.data.masked_questions import load_masked_questions
+    from engine.data.rows import evenly_spread
     from engine.data.splits import Splits
     from engine.data.starter.masked_questions import build_lesions
 
@@ -110,8 +111,7 @@ def load_splits(task: PRSMedArguments):
     if task.eval_limit == 0:
         return Splits(train, None)
     test = load_masked_questions(root, task.ann_paths, split=task.eval_split, on_bad_row=task.on_bad_row)
-    count = min(task.eval_limit, len(test))
-    return Splits(train, test.select(i * len(test) // count for i in range(count)))
+    return Splits(train, test.select(evenly_spread(len(test), task.eval_limit)))
 
 
 def load_model(task: PRSMedArguments, args: MaskConfig, rows):

@@ -48,20 +48,21 @@ class Attack:
         shown together is the same number, and no other image enters it."""
         scale = 1.0 if self.scale is None else self.scale.to(images[0])
         epsilon, alpha = self.epsilon * scale, self.alpha * scale
-        changed, reached = images, []
-        for _ in range(self.steps):
+        changed, reached = images, []  # reached: losses and images of the steps
+        for step in range(self.steps):
             leaves = [x.detach().requires_grad_() for x in changed]
             with torch.enable_grad():
                 losses = loss_of(leaves)
                 gradients = torch.autograd.grad(losses.sum(), leaves)
-            reached.append((losses.detach(), changed))
+            if step and self.best:
+                reached.append((losses.detach(), changed))
             steps = [x + alpha * gradient.sign() for x, gradient in zip(changed, gradients, strict=True)]
             changed = [clip(x, y, epsilon) for x, y in zip(images, steps, strict=True)]
         if self.best and self.steps > 1:
             with torch.no_grad():
                 reached.append((loss_of(changed), changed))
-            highest = torch.stack([losses for losses, _ in reached[1:]]).argmax(0).tolist()
-            changed = [reached[1 + step][1][i] for i, step in enumerate(highest)]
+            highest = torch.stack([losses for losses, _ in reached]).argmax(0).tolist()
+            changed = [reached[step][1][i] for i, step in enumerate(highest)]
         return [to_levels(x, y) for x, y in zip(images, changed, strict=True)]
 
 

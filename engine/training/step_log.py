@@ -71,9 +71,8 @@ class StepLog:
         self.loss_names += ["cispo_clip_ratio"] if args.loss.is_cispo else [f"clip_ratio/{name}" for name in clips]
         self.of_steps: list[torch.Tensor] = []  # a number for each of `step_names`
         self.of_losses: list[torch.Tensor] = []  # a number for each of `loss_names`, on the device
-        self.rewards: list[
-            torch.Tensor
-        ] = []  # a step's Spreads: of weighted rewards, each function's, groups' deviations; (3, F + 2)
+        # (3, F + 2) a step, its Spreads: of weighted rewards, of each function's, of groups' deviations
+        self.rewards: list[torch.Tensor] = []
         self.seconds = {"train": 0.0}
         self.tokens = 0.0
         self.started: float | None = None
