@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.processes import close
 from engine.tasks.evaluation import Evaluation
 from engine.tasks.rewards import text_of
 from engine.tasks.task import Reward
@@ -97,9 +98,8 @@ def checksum(module) -> float:
     return sum(float((p.detach().double() * torch.arange(1, p.numel() + 1).view(p.shape).cos()).sum()) for p in module.parameters())
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    settings = json.loads(sys.argv[1])
+def run(settings: dict) -> None:
+    """Train, and print how it ended; the trainer is gone when this returns."""
     resume = settings.pop("resume", None)
     stop = StopOnSignal()
     rewards = (variety, letters, sometimes) if settings.pop("sometimes", False) else (variety, letters)
@@ -109,3 +109,9 @@ if __name__ == "__main__":
     if trainer.is_world_process_zero():
         end = {"checksum": checksum(trainer.model), "step": trainer.state.global_step, "stopped": stop.received}
         print(json.dumps(end | {"logs": trainer.state.log_history}))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run(json.loads(sys.argv[1]))
+    close()  # as a command ends: a process group that outlives its trainer now and then aborts the process

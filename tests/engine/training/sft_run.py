@@ -8,6 +8,7 @@ import sys
 
 import torch
 
+from engine.processes import close
 from engine.training.config.sft import SFTConfig
 from engine.training.sft import SFTTrainer
 from models.loading import load_policy
@@ -37,9 +38,15 @@ def make_trainer(model: str, output_dir, *, policy=None, data=None, **settings) 
     return SFTTrainer(policy or load_policy(model), TextTask(), args, data or rows())
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    trainer = make_trainer(**json.loads(sys.argv[1]))
+def run(settings: dict) -> None:
+    """Train, and print how it ended; the trainer is gone when this returns."""
+    trainer = make_trainer(**settings)
     trainer.train()
     if trainer.is_world_process_zero():
         print(json.dumps({"checksum": checksum(trainer.model), "losses": [r["loss"] for r in trainer.state.log_history[:-1]]}))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run(json.loads(sys.argv[1]))
+    close()  # as in grpo_run

@@ -116,12 +116,14 @@ import torch
 from engine.processes import close, join, rank
 from tests.engine.training.test_masks import make_trainer
 from tests.models.prs_med.test_model import image, rows
+def run():
+    data = [row | {"image": image(i)} for i, row in enumerate(rows() * 4)]
+    trainer = make_trainer("run", data=data, max_steps=2)
+    trainer.train()
+    assert any("running_var" in name for name, _ in trainer.model.named_buffers())
+    torch.save(trainer.model.state_dict(), f"rank{rank()}.pt")
 join()
-data = [row | {"image": image(i)} for i, row in enumerate(rows() * 4)]
-trainer = make_trainer("run", data=data, max_steps=2)
-trainer.train()
-assert any("running_var" in name for name, _ in trainer.model.named_buffers())
-torch.save(trainer.model.state_dict(), f"rank{rank()}.pt")
+run()
 close()
 """
     (tmp_path / "script.py").write_text(script)
