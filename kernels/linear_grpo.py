@@ -29,6 +29,7 @@ from kernels.grpo_terms import (
     GRPOLoss,
     TokenInputs,
     check_tokens,
+    in_type,
     item_count,
     loss_gradient,
     needed_reference,
@@ -324,6 +325,7 @@ def linear_grpo_loss(
     if hidden.dtype == torch.float16:
         raise ValueError("hidden must be bfloat16, float32 or float64: the gradient of a logit is too small for float16")
     mask = mask * in_vocabulary(target_ids, weight)
+    advantages, *given = in_type(accumulate_dtype(hidden.dtype), advantages, old_logprobs, ref_logprobs, policy_mask)
     grad = torch.is_grad_enabled()
     value, stats, logprobs, _, _ = linear_grpo_forward(
         hidden,
@@ -331,9 +333,7 @@ def linear_grpo_loss(
         target_ids.long(),
         advantages,
         mask,
-        old_logprobs,
-        ref_logprobs,
-        policy_mask,
+        *given,
         item_count(mask, num_items, loss),
         loss.denominator(num_rows or hidden.shape[0]),
         temperature,
