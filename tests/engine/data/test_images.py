@@ -139,12 +139,12 @@ def test_other_unusable_files_are_errors(tmp_path):
         "empty.png": "the file is empty",
         "text.png": "not an image of a known kind",
         "page.png": "not an image of a known kind",  # PIL would have started Ghostscript
-        ".": "cannot be read: Is a directory",
-        "a\0b.png": "cannot be read: embedded null byte",
+        ".": "cannot be read: a folder, not a file",
+        "a\0b.png": "cannot be read: no file can have this name",
     }.items():
         with pytest.raises(ImageError) as error:
             open_image(f"{tmp_path}/{name}")
-        assert str(error.value) == f"{tmp_path}/{name}: {reason} (expected a whole PNG, JPEG, TIFF, BMP or DICOM file)"
+        assert str(error.value) == f"{tmp_path}/{name}: {reason} (expected a whole PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM file)"
 
 
 def test_decompression_bombs_are_errors(tmp_path, monkeypatch):

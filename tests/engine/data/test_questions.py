@@ -247,7 +247,7 @@ BAD_ROWS = [
     ({"image": {"bytes": "x"}}, "unusable image (expected a path or a list of paths"),
     (
         {"image": "images/gone.png"},
-        "image 'images/gone.png': no such image file (expected a whole PNG, JPEG, TIFF, BMP or DICOM file",
+        "image 'images/gone.png': no such image file (expected a whole PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM file",
     ),
     ({"image": "images/a\0.png"}, "image 'images/a\\x00.png': no such image file (expected a whole PNG"),
     ({"image": "images/cut.png"}, "image 'images/cut.png': truncated or damaged image: "),
