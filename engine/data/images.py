@@ -108,10 +108,15 @@ def write_upright(image: Path, copy: Path) -> None:
 
 
 def _read_upright(data: bytes) -> Image.Image | np.ndarray:
-    if data.startswith(tiff.SIGNATURES) and not _pil_reads_tiff(data):
-        values = tiff.read_tiff(data)
-        return Image.fromarray(values) if values.dtype == np.uint8 else values
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        if data.startswith(tiff.SIGNATURES):
+            return _read_tiff(data)
+        raise
+    with image:
+        if image.format == "TIFF" and not tiff.pil_reads(image.tag_v2):  # type: ignore[attr-defined]
+            return _read_tiff(data)
         image.load()
         if is_deep_png(data):
             return tiff.turn_upright(read_deep_png(data), _orientation(image))
@@ -120,12 +125,9 @@ def _read_upright(data: bytes) -> Image.Image | np.ndarray:
         return np.asarray(image) if image.mode.startswith(("I", "F")) else image.copy()
 
 
-def _pil_reads_tiff(data: bytes) -> bool:
-    try:
-        with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
-            return tiff.pil_reads(image.tag_v2)  # type: ignore[attr-defined]
-    except Image.UnidentifiedImageError:
-        return False
+def _read_tiff(data: bytes) -> Image.Image | np.ndarray:
+    values = tiff.read_tiff(data)
+    return Image.fromarray(values) if values.dtype == np.uint8 else values
 
 
 def _orientation(image: Image.Image) -> int:

@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MIN_IS_WHITE, MIN_IS_BLACK, RGB = 0, 1, 2  # photometric interpretations
 LZW = 5
+DEPTH = 32997  # the tag of volumes
 KEPT = {(8, 1), (12, 1), (16, 1), (16, 2), (32, 2), (32, 3)}  # bits, sample format: 1 unsigned, 2 signed, 3 float
 
 
 def pil_reads(tags: Any) -> bool:
     """Whether PIL keeps all values of the page with these tags (PIL's `tag_v2`)."""
     bits, samples, kind = max(tags.get(258, (1,))), tags.get(277, 1), tags.get(262)
+    if tags.get(DEPTH, 1) != 1:
+        return False
     if kind not in (MIN_IS_WHITE, MIN_IS_BLACK, RGB):
         return True  # palettes and colours that only PIL converts
     if samples == 1:
