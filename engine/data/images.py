@@ -68,7 +68,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     try:
         if is_dicom(data, Path(name).suffix):
             return Image.fromarray(read_dicom(data))
-        return _to_rgb(_read_upright(data))
+        return _to_rgb(_with_pixels(_read_upright(data)))
     except Exception as error:  # decoders raise every kind of exception for damaged or hostile bytes
         raise image_error(name, _reason(error, data)) from None
 
@@ -80,7 +80,8 @@ def decode_stored(data: bytes, name: str) -> Image.Image | np.ndarray:
     (C: 2 grey and alpha, 3 RGB, 4 RGB and alpha).
     """
     try:
-        return read_stored(data) if is_dicom(data, Path(name).suffix) else _read_upright(data)
+        image = read_stored(data) if is_dicom(data, Path(name).suffix) else _read_upright(data)
+        return _with_pixels(image)
     except Exception as error:
         raise image_error(name, _reason(error, data)) from None
 
@@ -123,6 +124,12 @@ def _read_upright(data: bytes) -> Image.Image | np.ndarray:
         turn = TURNS.get(_orientation(image))  # of a TIFF none: PIL has turned it
         image = image if turn is None else image.transpose(turn)
         return np.asarray(image) if image.mode.startswith(("I", "F")) else image.copy()
+
+
+def _with_pixels(image: Image.Image | np.ndarray) -> Image.Image | np.ndarray:
+    if 0 in (image.shape if isinstance(image, np.ndarray) else image.size):
+        raise InputError("an image without pixels")
+    return image
 
 
 def _read_tiff(data: bytes) -> Image.Image | np.ndarray:
