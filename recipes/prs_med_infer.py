@@ -28,7 +28,7 @@ from engine.command.run_folder import newest_output, open_run
 from engine.command.settings import setting
 from engine.data.images import open_image
 from engine.data.masked_questions import load_masked_questions
-from engine.data.masks.chosen import HELP
+from engine.data.masks.chosen import HELP, check_mask_values
 from engine.data.masks.pair import read_mask
 from engine.data.positions import read_positions
 from engine.data.starter.masked_questions import build_lesions
@@ -51,6 +51,9 @@ class InferenceArguments:
     mask_values: str | None = setting(None, HELP, metavar="VALUES")
     compat: str = setting("default", "Infer well, or as the published code does.", choices=["default", "reference"])
     max_new_tokens: int = setting(64, "Longest answer in tokens.", at_least=0)
+
+    def __post_init__(self):
+        check_mask_values(self.mask_values)
 
 
 def main(argv: list[str]) -> dict:

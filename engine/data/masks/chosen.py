@@ -74,6 +74,12 @@ def read_mask_values(text: str) -> MaskValues:
     return MaskValues(ranges=tuple(ranges))
 
 
+def check_mask_values(text: str | None) -> None:
+    """InputError where the flag is given and means nothing."""
+    if text is not None:
+        read_mask_values(text)
+
+
 def _colours_of(image: Image.Image | np.ndarray, values: np.ndarray) -> np.ndarray:
     """[H, W, 3]."""
     if values.ndim == 3:

@@ -30,7 +30,7 @@ from engine.command.settings import check_ranges, setting
 from engine.data.images import ImageError, open_image, write_upright
 from engine.data.lesion_boxes import LesionBox, find_lesion, name_region
 from engine.data.lesions import COLUMNS, MASK_SUFFIX, RECORD_KEYS, check_age, check_diagnosis
-from engine.data.masks.chosen import HELP, read_mask_values
+from engine.data.masks.chosen import HELP, check_mask_values
 from engine.data.masks.lesion_files import LesionFiles, looks_like_mask
 from engine.data.masks.pair import ImageAndMask, is_plain_mask
 from engine.data.prepare.folder import prepare_folder
@@ -68,8 +68,7 @@ class SkinPreparation:
 
     def __post_init__(self) -> None:
         check_ranges(type(self), vars(self))
-        if self.mask_values is not None:
-            read_mask_values(self.mask_values)
+        check_mask_values(self.mask_values)
 
     @property
     def table(self) -> Path:

@@ -28,7 +28,7 @@ from PIL import Image
 from engine.command.settings import setting
 from engine.data.images import ImageError
 from engine.data.masked_questions import COLUMNS, SPLITS
-from engine.data.masks.chosen import HELP, read_mask_values
+from engine.data.masks.chosen import HELP, check_mask_values
 from engine.data.masks.names import KNOWN, SUFFIXES, MaskNames, bare_name
 from engine.data.masks.pair import ImageAndMask
 from engine.data.positions import RULES, Position, ask, label, locate
@@ -56,8 +56,7 @@ class SetPreparation:
 
     def __post_init__(self) -> None:
         self.shares = read_fractions(self.fractions)
-        if self.mask_values is not None:
-            read_mask_values(self.mask_values)
+        check_mask_values(self.mask_values)
 
 
 def read_fractions(text: str) -> tuple[float, float, float]:
