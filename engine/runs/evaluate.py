@@ -10,6 +10,7 @@ from engine.command.evaluation_settings import EvaluationSettings, QuestionArgum
 from engine.command.run_folder import RunFolder, open_run
 from engine.data.questions import QuestionSet, load_questions
 from engine.data.rows import Rows
+from engine.data.splits import readable_prompts
 from engine.data.starter.questions import build_starter_data
 from engine.device import describe_device
 from engine.errors import InputError
@@ -50,6 +51,7 @@ def evaluate_questions(
     """Ask the policy that `args` name multiple-choice questions by `template`; see `run_evaluation`."""
     questions, policy = load_questions_of(args, modalities), args.load(load_policy)
     task = MultipleChoice(template, scoring(template, args.compat))
+    questions = readable_prompts(questions, task.prompt, policy.processor, args.on_bad_row)
     run = start_evaluation(recipe, title, questions, args)
     answers = GreedyAnswers(policy, task.prompt, args.max_new_tokens)
     return run_evaluation(run, title, answers, task, questions, args, of=args.model or "the starter policy")
