@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from engine.command.settings import DataArguments
 from engine.data.formats.folders import files_of_split
@@ -15,6 +15,7 @@ from engine.data.starter.questions import build_starter_data
 from engine.errors import InputError
 
 logger = logging.getLogger(__name__)
+Questions = TypeVar("Questions", bound=Rows)
 
 
 class Splits(NamedTuple):
@@ -70,8 +71,12 @@ class PromptReader(Protocol):
 
 
 def readable_prompts(
-    questions: Rows, prompt_of: Callable[[dict], list[dict]], reader: PromptReader, on_bad_row: str, limit: int | None = None
-) -> Rows:
+    questions: Questions,
+    prompt_of: Callable[[dict], list[dict]],
+    reader: PromptReader,
+    on_bad_row: str,
+    limit: int | None = None,
+) -> Questions:
     """The questions whose prompts hold none of the model's own tokens and have at most `limit` tokens, image tokens included.
 
     Others are bad rows. Images are opened only where a bound on the tokens of any image does not decide.
