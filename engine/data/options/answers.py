@@ -3,8 +3,9 @@ r"""Which option a text names: the one reader of the solutions of rows and of th
 The text is first cleaned (`engine.data.options.texts`): `**C**`, `\boxed{C}`, `"C"`, `Ｃ` and `C.` are all C. What is left must be,
 as a whole, one of
 
-    answer    = [lead] choice [verdict]
+    answer    = [words] [lead] choice [verdict]
     lead      = "answer:", "the correct answer is", "final answer:", "option", "I choose", "it is" ...
+    words     = anything before "the answer is" or "answer:" that names no other option and denies nothing
     verdict   = "is correct", "is the right answer" ...
     choice    = letter                      C    c    (C)    [C]    C)    C.    C:
               | text                        an option's whole text, an article before it or not
@@ -26,10 +27,14 @@ LONGEST = 400
 _LEADS = 3  # "Answer: the answer is option C" has two
 _NOUN = r"(?:answer|ans|option|choice|letter|response)\b"
 _QUALITY = r"(?:final|correct|best|right|single|chosen|selected|most (?:likely|appropriate|probable)) "
+_IS = r"(?:is|would be|must be|should be)\b"
 _LEAD = re.compile(
-    rf"(?:(?:so|thus|therefore|hence)\b,? )?(?:(?:(?:the|my) )?(?:{_QUALITY})*{_NOUN}\.?(?: ?(?:is|would be|must be|should be)\b)?"
+    rf"(?:(?:so|thus|therefore|hence)\b,? )?(?:(?:(?:the|my) )?(?:{_QUALITY})*{_NOUN}[\"']?\.?(?: ?{_IS})?"
     rf" ?(?:[:=]|->|→|[-–—](?= ))? ?|(?:i (?:would )?(?:choose|select|pick|answer|go with)|it is|it's|it’s|this is|that is)\b:? )",
     re.IGNORECASE,
+)
+_LATE_LEAD = re.compile(
+    rf"(?<=[ .,;:])(?:(?:the|my) )?(?:{_QUALITY})*(?:answer|option|choice)\b[\"']?(?: {_IS}:?|:) ?", re.IGNORECASE
 )
 _VERDICT = re.compile(
     r" is (?:(?:the )?(?:correct|right|best)(?: (?:answer|option|choice))?|the (?:answer|choice))$", re.IGNORECASE
@@ -76,11 +81,17 @@ def read_option(answer: str, options: dict[str, str]) -> str | None:
         for form in (text, unwrap(_VERDICT.sub("", text))):
             if (letter := _choice(form, texts)) is not None:
                 return letter
-        lead = _LEAD.match(text)
+        lead = _LEAD.match(text) or _late_lead(text, texts)
         if lead is None:
             return None
         text = unwrap(text[lead.end() :])
     return None
+
+
+def _late_lead(text: str, texts: dict[str, str]) -> re.Match | None:
+    """The last "the answer is" behind words that say nothing of the options."""
+    *_, last = [None, *_LATE_LEAD.finditer(text)]
+    return last if last is not None and not _says_more(text[: last.start()], texts) else None
 
 
 def _choice(text: str, texts: dict[str, str]) -> str | None:
@@ -110,12 +121,15 @@ def _agreed(letter: str | None, words: str, texts: dict[str, str], other_words: 
         return letter if letter in named else None
     if match := _LETTER.fullmatch(words):
         return letter if match[1].upper() == letter else None
-    if not other_words or any(found != letter and found in texts for found in _letters_in(words)):
-        return None
-    folded = f" {words.casefold()} ".replace(texts[letter], " ")
-    if _DENIAL.search(folded) or any(_has_words(folded, text) for other, text in texts.items() if other != letter):
-        return None
-    return letter
+    return letter if other_words and not _says_more(words, texts, letter) else None
+
+
+def _says_more(words: str, texts: dict[str, str], letter: str = "") -> bool:
+    """Whether words name another option than that of the letter, or deny or doubt something."""
+    folded = f" {words.casefold()} ".replace(texts[letter], " ") if letter else words.casefold()
+    if _DENIAL.search(folded) or any(found != letter and found in texts for found in _letters_in(words)):
+        return True
+    return any(_has_words(folded, text) for other, text in texts.items() if other != letter)
 
 
 def _letters_in(words: str) -> list[str]:

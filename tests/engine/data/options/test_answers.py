@@ -21,6 +21,7 @@ LEADS = [
     *"Answer: C¦answer C¦Answer - C¦Ans: C¦ANSWER = C¦The answer is C¦the answer is: **C**.¦The correct answer is (C)".split("¦"),
     *"Final answer: C¦My final answer is C¦So the answer is C¦Therefore, the correct option is C¦Option C¦option (C)".split("¦"),
     *"Choice C¦Letter C¦Correct option: C¦Answer: Option C¦The most likely answer is C¦I choose C¦It is C¦It's C".split("¦"),
+    *"Based on the image, the answer is C.¦It is grey. Answer: C¦I think the correct option is: (C)¦{'answer': 'C'}".split("¦"),
     *"I would go with option C¦C is correct¦Option C is the correct answer¦C is the answer".split("¦"),
 ]
 TEXT = "positron emission\tTomography (PET)"
@@ -39,6 +40,7 @@ UNCLEAR = [
     *"¦ ¦.¦**¦?¦C?¦F¦K¦3¦С¦ı¦CC¦A C¦AC¦-C¦C+¦~C¦()¦Answer:¦The answer is¦Option¦<answer>".split("¦"),
     *"A or C¦A and C¦A, C¦A/C¦A & C¦C | D¦C or D¦C) or D)¦C; D¦C. D¦C vs D¦Between B and C¦A) MRI, B) CT¦either A or C".split("¦"),
     *"ABCD¦all of the above¦none¦CT or MRI¦MRI, not CT¦MRI (B)¦CT (C)¦C) CT¦C. MRI¦(C) No¦C: CT".split("¦"),
+    *"Not A, so the answer is C¦A) is likely. Answer: C¦Is it CT? The answer is C¦The answer is A or the answer is C".split("¦"),
     *"not C¦The answer is not C¦C: not seen¦C) is wrong¦C is incorrect¦C) maybe¦C. Not PET but CT¦C. I think B) too".split("¦"),
     *"C) The answer is B.¦maybe C¦C maybe¦C, a PET scan¦C-arm¦CT scan¦MRI scan¦PET¦I think so".split("¦"),
 ]
@@ -113,6 +115,5 @@ def test_fuzz_what_is_read_is_an_option_and_no_other(text):
     assert letter is None or letter in OPTIONS
     if letter is not None:
         assert read_option(f"**{text}**", OPTIONS) == read_option(f" {text}\n", OPTIONS) == letter
-        others = [other for other in OPTIONS if other != letter]
-        assert all(read_option(f"{text} or {other}", OPTIONS) is None for other in others), text
-        assert all(read_option(f"{other} or {text}", OPTIONS) is None for other in others), text
+        other = next(other for other in OPTIONS if other != letter)
+        assert read_option(f"{text} or {other}", OPTIONS) is read_option(f"{other} or {text}", OPTIONS) is None
