@@ -4,11 +4,10 @@ import time
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from engine.data.options.answers import LONGEST, read_option, read_tagged
 from engine.data.options.texts import LETTERS, clean, plain
-from tests.fuzz import bounded
+from tests.fuzz import bounded, joined
 
 OPTIONS = {"A": "MRI", "B": "CT", "C": "Positron  emission tomography (PET)", "D": "No", "E": "A plain film"}
 
@@ -105,11 +104,11 @@ def test_reading_stays_quick_on_hostile_text(unit):
     assert time.process_time() - start < 1
 
 
-PIECES = st.sampled_from(r"A¦B¦c¦D¦(¦)¦.¦:¦ ¦**¦or¦and¦not¦answer¦is¦the¦option¦MRI¦CT¦No¦Ａ¦\boxed{¦}".split("¦"))
+PIECES = r"A¦B¦c¦D¦(¦)¦.¦:¦ ¦**¦ or ¦ and ¦not ¦answer¦ is ¦the ¦option ¦MRI¦CT¦No¦Ａ¦\boxed{¦}¦, ¦¦é¦\n¦?".split("¦")
 
 
 @bounded()
-@given(st.lists(PIECES, max_size=8).map(" ".join) | st.lists(PIECES, max_size=8).map("".join) | st.text(max_size=12))
+@given(joined(PIECES, most=9))
 def test_fuzz_what_is_read_is_an_option_and_no_other(text):
     letter = read_option(text, OPTIONS)
     assert letter is None or letter in OPTIONS
