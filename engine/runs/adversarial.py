@@ -103,6 +103,19 @@ def run_adversarial_evaluation(
     run: RunFolder, title: str, policy: Policy, pixels: Pixels, task: Task, questions: Rows, args: AttackArguments
 ) -> dict[str, Any]:
     """Ask about clean and attacked images, write the run folder and return the headline numbers."""
+    evaluations = evaluate_under_attacks(run, title, policy, pixels, task, questions, args)
+    accuracies = {f"accuracy_{name}": value_of(evaluation.measures["accuracy"]) for name, evaluation in evaluations.items()}
+    by_modality = {
+        name: {line: value_of(cell) for line, cell in evaluation.details["by_modality"].items()}
+        for name, evaluation in evaluations.items()
+    }
+    return accuracies | {"num_samples": len(questions), "output": str(run.path), "by_modality": by_modality}
+
+
+def evaluate_under_attacks(
+    run: RunFolder, title: str, policy: Policy, pixels: Pixels, task: Task, questions: Rows, args: AttackArguments
+) -> dict[str, Evaluation]:
+    """{"clean": evaluation, an attack: evaluation, ...}, when the run folder is written."""
     published = args.compat == "reference"
     answers = GreedyAnswers(policy, task.prompt, args.max_new_tokens)
     clean = evaluate(answers, task, questions, batch_size=args.batch_size, progress=run.writes)
@@ -119,14 +132,12 @@ def run_adversarial_evaluation(
         changed = attacked.changed
         for index, picture in enumerate(attacked.first if run.writes else []):
             write_png(run.path / "images" / name / f"{index:04d}.png", picture)
-    headline = {"num_samples": len(questions), "output": str(run.path)}
     if run.writes:
-        shares = {name: _shares(evaluation) for name, evaluation in evaluations.items()}
-        run.write_json("summary.json", shares)
+        run.write_json("summary.json", {name: shares_of(evaluation) for name, evaluation in evaluations.items()})
         write_report(
             run.path / "report.html",
             title=title,
-            headline=headline,
+            headline={"num_samples": len(questions), "output": str(run.path)},
             settings=asdict(args),
             rows=[],
             comparisons=comparisons(evaluations),
@@ -135,12 +146,7 @@ def run_adversarial_evaluation(
             legend=LEGEND,
             skipped=questions.skipped,
         )
-    accuracies = {f"accuracy_{name}": value_of(evaluation.measures["accuracy"]) for name, evaluation in evaluations.items()}
-    by_modality = {
-        name: {line: value_of(cell) for line, cell in evaluation.details["by_modality"].items()}
-        for name, evaluation in evaluations.items()
-    }
-    return accuracies | headline | {"by_modality": by_modality}
+    return evaluations
 
 
 def _written(run: RunFolder, task: Task, name: str, evaluation: Evaluation) -> Evaluation:
@@ -151,7 +157,8 @@ def _written(run: RunFolder, task: Task, name: str, evaluation: Evaluation) -> E
     return evaluation
 
 
-def _shares(evaluation: Evaluation) -> dict[str, Any]:
+def shares_of(evaluation: Evaluation) -> dict[str, Any]:
+    """The accuracy overall and of each modality, as shares."""
     return {"overall": evaluation.measures["accuracy"], **evaluation.details["by_modality"]}
 
 
