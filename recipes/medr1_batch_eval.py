@@ -23,7 +23,7 @@ from pathlib import Path
 from engine.command.arguments import parse_arguments
 from engine.command.evaluation_settings import AttackArguments
 from engine.command.main import run_command
-from engine.command.settings import setting
+from engine.command.settings import refuse, setting
 
 TEMPLATES = {"think": "medr1_eval_think", "train_think": "medr1_train_think"}
 UNIMPORTANT = ("output_dir", "data", "batch_size", "save_sample_images")  # of the settings: what no answer depends on
@@ -46,6 +46,7 @@ class BatchArguments(AttackArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        refuse([(self.output_path is None, "--output_path: there is a part for each file (expected --output_dir, their folder)")])
         self.template = self.template or ("think" if self.model else "train_think")
 
 

@@ -1,7 +1,12 @@
-"""Answers to attacked images: each row's image is changed as an attack will have it, and the question asked again."""
+"""Answers to attacked images: each row's image is changed as an attack will have it, and the question asked again.
+
+A result says how far the attack went: `logprob_drop`, by how much log p(its target | prompt) fell, in nats; `linf` and `l2`, the
+largest and the Euclidean change of its images, of values in 0-1.
+"""
 
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -36,8 +41,9 @@ class Pixels(Protocol):
 class AttackedAnswers:
     """Answers to rows about attacked images.
 
-    `clean` is the evaluation on the unchanged ones. The attacked images of the first `save_sample_images` rows are kept in `first`,
-    and some of those that changed the answer in `changed`, by the row's place in its file.
+    `clean` is the evaluation on the unchanged ones. The attacked images of the first `save_sample_images` rows are kept in `first`.
+    Of some that changed the answer there is a strip in `changed`, by the row's place in its file: the image, the attacked one, and
+    their difference times 10 around grey.
     """
 
     def __init__(self, policy: Policy, pixels: Pixels, attack: Attack, task: Task, clean: Evaluation, args: AttackArguments):
@@ -55,26 +61,47 @@ class AttackedAnswers:
         def loss_of(images: list[Tensor]) -> Tensor:
             return target_losses(self.policy, self.pixels.put(batch, images), targets)[prompts]
 
-        attacked = self.attack(self.pixels.of(batch), loss_of)
+        images = self.pixels.of(batch)
+        attacked = self.attack(images, loss_of)
         shown = self.pixels.put(batch, attacked)
         answers = rollout(self.policy, shown, GREEDY, num_generations=1, max_new_tokens=self.args.max_new_tokens)
         texts = answers.texts(self.policy.processor)
-        self._keep(rows, texts, self.pixels.pictures(batch, attacked))
-        return [Answer(text) for text in texts]
+        with torch.no_grad():
+            drops = target_losses(self.policy, shown, targets) - target_losses(self.policy, batch, targets)
+        changes = iter([(y - x).float() for x, y in zip(images, attacked, strict=True)])
+        self._keep(rows, texts, self.pixels.pictures(batch, images), self.pixels.pictures(batch, attacked))
+        return [
+            Answer(text, details={"logprob_drop": drop, **norms([next(changes) for _ in row["images"]])})
+            for row, text, drop in zip(rows, texts, drops.tolist(), strict=True)
+        ]
 
     def _target(self, row: dict) -> list[int]:
         """Token ids that the attack makes unlikely."""
         ids = self.policy.processor.text_ids(self.clean[place_of(row)])
         return (ids[:1] if self.args.compat == "reference" else ids) or self.policy.eos_token_ids[:1]
 
-    def _keep(self, rows: list[dict], texts: list[str], pictures: list[Image.Image]) -> None:
-        rest = iter(pictures)
+    def _keep(self, rows: list[dict], texts: list[str], images: list[Image.Image], attacked: list[Image.Image]) -> None:
+        pairs = zip(images, attacked, strict=True)
         for row, text in zip(rows, texts, strict=True):
-            picture, *_ = [next(rest) for _ in row["images"]]
+            (image, changed), *_ = [next(pairs) for _ in row["images"]]
             if len(self.first) < self.args.save_sample_images:
-                self.first.append(picture)
+                self.first.append(changed)
             if len(self.changed) < SHOWN and text != self.clean[place_of(row)]:
-                self.changed[place_of(row)] = picture
+                self.changed[place_of(row)] = strip(image, changed)
+
+
+def norms(changes: list[Tensor]) -> dict[str, float]:
+    """linf and l2 of a row's images, changed by these much."""
+    flat = torch.cat([change.flatten() for change in changes])
+    return {"linf": float(flat.abs().max()), "l2": float(flat.norm())}
+
+
+def strip(image: Image.Image, changed: Image.Image) -> Image.Image:
+    """The image, the changed one, and ten times their difference around grey, side by side."""
+    pair = [np.asarray(each.convert("RGB"), dtype=np.int16) for each in (image, changed)]
+    difference = (128 + 10 * (pair[1] - pair[0])).clip(0, 255)
+    gap = np.full((pair[0].shape[0], max(2, pair[0].shape[1] // 50), 3), 255)
+    return Image.fromarray(np.concatenate([pair[0], gap, pair[1], gap, difference], axis=1).astype(np.uint8))
 
 
 def place_of(row: dict) -> tuple[str, int]:
