@@ -122,8 +122,8 @@ def _read_upright(data: bytes) -> Image.Image | np.ndarray:
         if is_deep_png(data):
             return tiff.turn_upright(read_deep_png(data), _orientation(image))
         turn = TURNS.get(_orientation(image))  # of a TIFF none: PIL has turned it
-        image = image if turn is None else image.transpose(turn)
-        return np.asarray(image) if image.mode.startswith(("I", "F")) else image.copy()
+        upright = image.copy() if turn is None else image.transpose(turn)
+        return np.asarray(upright) if upright.mode.startswith(("I", "F")) else upright
 
 
 def _with_pixels(image: Image.Image | np.ndarray) -> Image.Image | np.ndarray:

@@ -204,6 +204,7 @@ def _find_pair(name: str, root: Path, named: set[str], list_folder: ListFolder) 
     beside, there = list_folder(given.parent), list_folder(other_folder)
     if given not in beside.exact.get(given.stem, ()) and not given.is_file():
         raise _missing(given, kind, root)
+    image: Path | None
     try:
         if kind == "images":
             image, masks = given, there.masks_of(given.stem, given.suffix)

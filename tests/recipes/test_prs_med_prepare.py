@@ -213,7 +213,7 @@ def test_a_data_root_is_checked(mini_data, tmp_path):
         (["--data_root", "root", "--dataset", "a", "--images", "masks"], "masks: no image with a mask"),
         (
             ["--data_root", "root", "--dataset", "a", "--images", "images", "--masks", "images"],
-            "images: no image with a mask (expected masks in images of the same name, or ending in _mask, _masks, _seg, _segmentation, ",
+            "images: no image with a mask (expected masks in images of the same name, or ending in _mask, _masks, _seg, ",
         ),
         (
             ["--data_root", "root", "--dataset", "a", "--images", "images", "--mask_values", "x"],

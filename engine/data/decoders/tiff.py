@@ -78,21 +78,21 @@ def _values(page: "TiffPage", data: bytes) -> np.ndarray:
     if page.dtype is None or page.dtype.kind not in "biuf":
         raise InputError(f"a TIFF of {page.bitspersample} bits a value and sample format {page.sampleformat}, which is not read")
     if int(page.compression) != LZW:
-        return page.asarray(maxworkers=1).reshape(page.shaped)
+        return np.asarray(page.asarray(maxworkers=1)).reshape(page.shaped)
     page.compression = 1  # what is decoded below is not compressed any more
     values = np.zeros(page.shaped, page.dtype)
     for index, (start, count) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
         _, _, shape = page.decode(None, index)
         whole = (1, page.tilelength, page.tilewidth, shape[-1]) if page.is_tiled else shape
         segment, (sample, _, row, column, _), shape = page.decode(_unpack(data[start : start + count], whole, page), index)
-        part = segment[:, : values.shape[2] - row, : values.shape[3] - column]
+        part = np.asarray(segment)[:, : values.shape[2] - row, : values.shape[3] - column]
         values[sample, :, row : row + part.shape[1], column : column + part.shape[2]] = part
     return values
 
 
 def _unpack(data: bytes, shape: tuple[int, ...], page: "TiffPage") -> bytes:
     """LZW -> bytes: PIL reads them as a grey image of one strip."""
-    rows, columns = shape[1], math.prod(shape[2:]) * page.dtype.itemsize
+    rows, columns = shape[1], math.prod(shape[2:]) * np.dtype(page.dtype).itemsize
     tags = (
         (256, columns),
         (257, rows),

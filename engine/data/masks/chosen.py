@@ -40,9 +40,9 @@ class MaskValues:
             if alpha is None:
                 raise UnclearMask(f"it has no alpha channel (--mask_values alpha; expected {EXPECTED})")
             return alpha > float(alpha.max()) / 2
-        shown = True if alpha is None else alpha > 0
+        shown = np.ones(values.shape[:2], bool) if alpha is None else alpha > 0
         if self.word == "nonzero":
-            return (values > 0 if values.ndim == 2 else (values > 0).any(axis=-1)) & shown
+            return (values > 0).reshape(*shown.shape, -1).any(axis=-1) & shown
         if self.colours:
             return _near(_colours_of(image, values), self.colours) & shown
         if values.ndim == 3 and not is_grey(values):

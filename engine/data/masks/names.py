@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from engine.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".dcm", ".dicom")
-WORDS = ("mask", "masks", "seg", "segmentation", "segmented", "lesion", "lesions", "label", "labels", "annotation", "roi", "gt")
-WORDS += ("groundtruth", "ground_truth")
+WORDS = ["mask", "masks", "seg", "segmentation", "segmented", "lesion", "lesions", "label", "labels", "annotation", "roi", "gt"]
+WORDS += ["groundtruth", "ground_truth"]
 ENDING = re.compile(rf"(?P<image>.*[^_. -])[_. -]+(?P<word>{'|'.join(WORDS)})(?:[_ -]?(?P<number>\d{{1,4}}))?", re.IGNORECASE)
 KNOWN = f"of the same name, or ending in {', '.join(f'_{word}' for word in WORDS)}, also numbered"
 

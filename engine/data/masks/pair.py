@@ -84,6 +84,10 @@ def is_plain_mask(path: Path, mask: Image.Image) -> bool:
     """Whether the file holds 0 and 255 just as `mask` (L), for whoever reads its pixels without any thought."""
     try:
         with Image.open(path, formats=["PNG"]) as stored:
-            return stored.mode in ("1", "L") and not stored.getexif() and np.array_equal(stored.convert("L"), mask)
+            return (
+                stored.mode in ("1", "L")
+                and not stored.getexif()
+                and np.array_equal(np.asarray(stored.convert("L")), np.asarray(mask))
+            )
     except OSError:
         return False
