@@ -25,6 +25,7 @@ REQUIREMENTS = [
     "scipy>=1.17",
     "pillow>=13",
     "scikit-image>=0.26",  # its example images are starter data
+    "tifffile>=2026.3.3",  # TIFF files that Pillow reads with a loss or not at all
     "pydicom>=3.0.2",
     "pydicom-data>=1.0",  # starter data, through pydicom.data
     "python-gdcm>=3.2",  # decodes compressed DICOM, through pydicom

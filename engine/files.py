@@ -8,6 +8,7 @@ import math
 import os
 import secrets
 import stat
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -75,6 +76,21 @@ def read_bounded(path: str | Path, limit: int) -> bytes:
         if size > limit:
             raise OSError(errno.EFBIG, f"{size:,} bytes (expected at most {limit:,})", str(path))
         return file.read(size)
+
+
+def refuse_overwriting(outputs: Mapping[str, str | Path | None], inputs: Mapping[str, str | Path | None]) -> None:
+    """InputError if a file to be written is one that is read, also by a link or another spelling; {flag: file, or None}."""
+    for flag, written in outputs.items():
+        for other, read in inputs.items():
+            if written and read and _is_same_file(written, read):
+                raise InputError(f"{flag} {written}: is the file that {other} names (expected another; nothing was written)")
+
+
+def _is_same_file(first: str | Path, second: str | Path) -> bool:
+    try:
+        return os.path.realpath(first) == os.path.realpath(second) or os.path.samefile(first, second)
+    except (OSError, ValueError):  # one of them is not there yet, or cannot be
+        return False
 
 
 def visible_files(folder: Path, pattern: str) -> list[Path]:

@@ -47,6 +47,7 @@ def main(argv: list[str]) -> dict:
     (args,) = parse_arguments(AdversarialArguments, argv, recipe="medr1_adversarial_eval", description=__doc__)
 
     # Imported once the flags are known to be good, since these take seconds.
+    from engine.data.splits import readable_prompts
     from engine.runs.adversarial import run_adversarial_evaluation
     from engine.runs.evaluate import load_questions_of, start_evaluation
     from engine.tasks.multiple_choice import ClearAnswers, MultipleChoice
@@ -57,6 +58,7 @@ def main(argv: list[str]) -> dict:
     title = "Med-R1 adversarial evaluation"
     questions, policy = load_questions_of(args), args.load(load_policy)
     task = MultipleChoice(TEMPLATES[args.template], AdvMedScoring() if args.compat == "reference" else ClearAnswers())
+    questions = readable_prompts(questions, task.prompt, policy.processor, args.on_bad_row)
     run = start_evaluation("medr1_adversarial_eval", title, questions, args)
     return run_adversarial_evaluation(run, title, policy, QwenPixels(policy.processor.image_processor), task, questions, args)
 

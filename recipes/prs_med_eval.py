@@ -30,6 +30,7 @@ from engine.command.evaluation_settings import EvaluationSettings
 from engine.command.main import run_command
 from engine.command.run_folder import newest_output
 from engine.command.settings import refuse, setting
+from engine.data.masks.chosen import HELP
 from engine.errors import input_errors
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class EvaluationArguments(EvaluationSettings):
     max_new_tokens: int = setting(64, "Longest answer in tokens.", at_least=1)
     judge_url: str | None = setting(None, "OpenAI-compatible server of the judge, e.g. http://localhost:8000/v1. None: no judge.")
     judge_model: str | None = setting(None, "The judge's name there.")
+    mask_values: str | None = setting(None, HELP, metavar="VALUES")
     save_masks: bool = setting(False, "Write the predicted masks.")
 
     def __post_init__(self):
@@ -76,7 +78,8 @@ def main(argv: list[str]) -> dict:
     title, task = "PRS-Med evaluation", MaskTask(args.compat)
     judge = None if args.judge_url is None else Judge(args.judge_url, args.judge_model)
     data_root = args.data_root or build_lesions()
-    rows = load_masked_questions(data_root, args.ann_paths, split=args.split, on_bad_row=args.on_bad_row, limit=args.limit)
+    chosen = {"split": args.split, "on_bad_row": args.on_bad_row, "limit": args.limit, "mask_values": args.mask_values}
+    rows = load_masked_questions(data_root, args.ann_paths, **chosen)
     device, checkpoint = local_device(), args.model or newest_output("prs_med_train", "prs_med.json")
     with input_errors("--model"):
         model = load_prs_med(checkpoint, vlm=args.vlm_path, dtype=inference_dtype(device), compat=args.compat).to(device)

@@ -2,10 +2,10 @@
 
     python -m recipes.prs_med_infer --model CHECKPOINT --image IMAGE --question "Where is the tumor in this brain MRI?"
 
-IMAGE is PNG, JPEG, TIFF, BMP or DICOM. Writes the mask as a PNG of 0 and 255 in the image's own size (--out, else mask.png in a new
-run folder) and, beside it, .overlay.png: the mask tinted and its edge drawn, with --mask the true edge in green. With no flags: the
-newest checkpoint of `recipes.prs_med_train` on the first starter test row. The last line is JSON: answer, places (read from the
-answer by fixed rules), mask, overlay, area (pixels), dice (with --mask), seconds.
+IMAGE is PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM. Writes the mask as a PNG of 0 and 255 in the image's own size (--out, else
+mask.png in a new run folder) and, beside it, .overlay.png: the mask tinted and its edge drawn, with --mask the true edge in green.
+With no flags: the newest checkpoint of `recipes.prs_med_train` on the first starter test row. The last line is JSON: answer, places
+(read from the answer by fixed rules), mask, overlay, area (pixels), dice (with --mask), seconds.
 
 CHECKPOINT is a folder of `recipes.prs_med_train`, or a published `llm_seg_N` with --vlm_path. Differences from the published
 infer.py: images are normalised as in training and the answer is greedy; and, which `--compat reference` takes back, the trained
@@ -17,7 +17,6 @@ import logging
 import time
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,10 +27,13 @@ from engine.command.main import run_command
 from engine.command.run_folder import newest_output, open_run
 from engine.command.settings import setting
 from engine.data.images import open_image
-from engine.data.masked_questions import load_masked_questions, read_mask
+from engine.data.masked_questions import load_masked_questions
+from engine.data.masks.chosen import HELP, check_mask_values
+from engine.data.masks.pair import read_mask
 from engine.data.positions import read_positions
 from engine.data.starter.masked_questions import build_lesions
 from engine.errors import InputError, input_errors
+from engine.report.overlay import draw_overlay, mask_output, overlay_path, write_png
 
 logger = logging.getLogger(__name__)
 
@@ -46,18 +48,22 @@ class InferenceArguments:
     question: str | None = setting(None, "The question about it.", metavar="TEXT")
     out: str | None = setting(None, "The mask to write. None: mask.png in a new run folder.", metavar="FILE")
     mask: str | None = setting(None, "The true mask, to compute Dice and to draw.", metavar="FILE")
+    mask_values: str | None = setting(None, HELP, metavar="VALUES")
     compat: str = setting("default", "Infer well, or as the published code does.", choices=["default", "reference"])
     max_new_tokens: int = setting(64, "Longest answer in tokens.", at_least=0)
+
+    def __post_init__(self):
+        check_mask_values(self.mask_values)
 
 
 def main(argv: list[str]) -> dict:
     (args,) = parse_arguments(InferenceArguments, argv, recipe="prs_med_infer", description=__doc__)
+    out = mask_output(args.out, {"--image": args.image, "--mask": args.mask})
     image, question, truth = read_input(args)
 
     # Imported once flags and files are known to be good, since these take seconds.
     from engine.device import describe_device, inference_dtype, local_device
     from engine.evaluation.mask_metrics import dice_score
-    from engine.report.overlay import draw_overlay, write_png
     from engine.tasks.masks import MaskAnswers
     from models.prs_med.model import load_prs_med
 
@@ -72,10 +78,10 @@ def main(argv: list[str]) -> dict:
     mask = answer.levels >= 128
     seconds = time.perf_counter() - start
 
-    out = Path(args.out) if args.out else open_run("prs_med_infer").path / "mask.png"
+    out = out or open_run("prs_med_infer").path / "mask.png"
     places = [position.place for position in read_positions(answer.text)]
     result: dict[str, Any] = {"answer": answer.text, "places": places, "mask": write_png(out, Image.fromarray(mask).convert("L"))}
-    result["overlay"] = write_png(out.with_suffix(".overlay.png"), draw_overlay(image, mask, truth=truth))
+    result["overlay"] = write_png(overlay_path(out), draw_overlay(image, mask, truth=truth))
     result["area"] = int(mask.sum())
     if truth is not None:
         result["dice"] = dice_score(mask, truth)
@@ -92,7 +98,7 @@ def read_input(args: InferenceArguments) -> tuple[Image.Image, str, np.ndarray |
     if not args.question or not args.question.strip():
         raise InputError('--question is missing, e.g. "Where is the tumor in this image?"')
     image = open_image(args.image)
-    return image, args.question, None if args.mask is None else read_mask(args.mask, image)
+    return image, args.question, None if args.mask is None else read_mask(args.mask, image, args.mask_values)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@
     python -m recipes.prs_med_prepare --data_root data --dataset mine --modality "head CT slice" --finding tumor
 
 The first form reads every row, image and mask and says what is there and what is missing; its last line is JSON: data_root, sets
-(rows per split), missing_sets, and counts of missing_files and bad_rows (--report FILE gets the lists). Without flags it checks the
-starter data. The second form makes DATA/busi and its annotations; the third only the annotations, of split folders that are there
-already. Their last line is JSON: train_rows, val_rows, test_rows, left_out, majority (the place a constant answer should name) and
-its share, annotations.
+(rows per split), missing_sets, united_masks (rows whose mask is in several files), and counts of missing_files and bad_rows
+(--report FILE gets the lists). Without flags it checks the starter data. The second form makes DATA/busi and its annotations; the
+third only the annotations, of split folders that are there already. Their last line is JSON: train_rows, val_rows, test_rows,
+left_out, united_masks, majority (the place a constant answer should name) and its share, annotations. --mask_values says which
+values of the masks are lesions, where they do not show it themselves.
 
 Positions follow the published rules: --rule prs-med (bounding box, "center", near within a fifth of the width) or our-dataset
 (centroids of the two largest regions, near within 20 pixels). Differences: questions and answers come from our own templates, whose
@@ -18,15 +19,16 @@ templates); texts with commas are quoted; splits are seeded and keep equal image
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 from engine.command.arguments import parse_arguments
 from engine.command.main import run_command
 from engine.command.settings import setting
-from engine.data.masked_questions import check_data_root
+from engine.data.masked_questions import check_data_root, find_annotations
 from engine.data.prepare.prs_med import SetPreparation, prepare_set
 from engine.data.starter.masked_questions import build_lesions
 from engine.errors import InputError
-from engine.files import write_json
+from engine.files import refuse_overwriting, write_json
 
 logger = logging.getLogger(__name__)
 SHOWN = 5  # bad rows in the log
@@ -45,7 +47,7 @@ def main(argv: list[str]) -> dict:
     if not options.dataset:
         if options.images or options.masks:
             raise InputError("--dataset is missing: the name of the set to make of --images and --masks")
-        return check(options.data_root, checked)
+        return check(options.data_root, checked, options.mask_values)
     if not options.data_root:
         raise InputError("--data_root is missing: the folder in which to make the set")
     if options.masks and not options.images:
@@ -55,14 +57,18 @@ def main(argv: list[str]) -> dict:
     return headline
 
 
-def check(data_root: str, args: CheckArguments) -> dict:
+def check(data_root: str, args: CheckArguments, mask_values: str | None) -> dict:
     """What the data root, or without one the starter data, hold and lack."""
-    root = data_root or build_lesions()
-    report = check_data_root(root, args.ann_paths)
+    root = Path(data_root or build_lesions())
+    report = check_data_root(root, args.ann_paths, mask_values)
+    for path in find_annotations(root, args.ann_paths):
+        refuse_overwriting({"--report": args.report}, {"--ann_paths": path})
     for name, counts in report["sets"].items():
         logger.info("%s: %s", name, ", ".join(f"{count} {split}" for split, count in counts.items()))
     for name in report["missing_sets"]:
         logger.info("%s: not there", name)
+    if report["united_masks"]:
+        logger.info("%d rows whose mask is in several files, united", report["united_masks"])
     for line in report["bad_rows"][:SHOWN]:
         logger.info("%s", line)
     if len(report["bad_rows"]) > SHOWN:
@@ -70,7 +76,8 @@ def check(data_root: str, args: CheckArguments) -> dict:
     if args.report:
         write_json(args.report, report)
     counts = {name: len(report[name]) for name in ("missing_files", "bad_rows")}
-    return {"data_root": str(root), "sets": report["sets"], "missing_sets": report["missing_sets"], **counts}
+    found = {name: report[name] for name in ("sets", "missing_sets", "united_masks")}
+    return {"data_root": str(root), **found, **counts}
 
 
 if __name__ == "__main__":

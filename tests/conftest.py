@@ -36,6 +36,12 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="session")
+def published_rows() -> Path:
+    """Every distinct question that Med-R1 and MedVLM-R1 publish, as JSON lines, beside the checkout."""
+    return _folder(ROOT.parent / "shared" / "data" / "published_rows", "the published questions") / "questions.jsonl.gz"
+
+
+@pytest.fixture(scope="session")
 def mini_data() -> Path:
     """A few real images in the published data formats, beside the checkout."""
     return _folder(ROOT.parent / "shared" / "data" / "mini", "the mini data set")

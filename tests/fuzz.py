@@ -4,8 +4,10 @@ VESALIUS_FUZZ=100000 pytest -k fuzz     more of them; a failure prints the input
 """
 
 import os
+from collections.abc import Sequence
 
 from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 
 FEWEST = 10_000
 
@@ -19,3 +21,8 @@ def bounded(num_inputs: int = FEWEST) -> settings:
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
+
+
+def joined(pieces: Sequence[str], most: int) -> st.SearchStrategy[str]:
+    """At most so many of the pieces, one after another: as `st.lists(st.sampled_from(...))`, and ten times as quick."""
+    return st.binary(max_size=most).map(lambda places: "".join(pieces[place % len(pieces)] for place in places))

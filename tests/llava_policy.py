@@ -60,6 +60,9 @@ class LlavaProcessor:
     def prompt_length(self, prompt: list[dict[str, Any]], image_sizes: Sequence[tuple[int, int] | None]) -> int:
         return len(self._prompt_ids(prompt))
 
+    def own_token_in(self, prompt: list[dict[str, Any]]) -> str | None:
+        return None  # texts are spelled out, see `text_ids`
+
     def text_ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
 

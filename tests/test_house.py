@@ -48,7 +48,7 @@ ENGINE = {
 }
 # Distributions whose modules have another name, and those that no module of ours imports (setup.py says what for).
 DISTRIBUTIONS = {"PIL": "pillow", "skimage": "scikit-image", "yaml": "pyyaml", "liger_kernel": "liger-kernel"}
-NOT_IMPORTED = {"protobuf", "pydicom-data", "python-gdcm", "scikit-image"}
+NOT_IMPORTED = {"protobuf", "pydicom-data", "python-gdcm"}
 BANNED_NAMES = {"utils", "helpers", "common", "misc", "base", "manager", "v2", "new", "fast"}
 FILE_LINES, RECIPE_LINES, FUNCTION_LINES, KERNEL_LINES, FOLDER_FILES = 500, 150, 80, 150, 14
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from engine.command.settings import check_ranges, refuse, setting
@@ -14,7 +15,7 @@ ATTACKS = ("fgsm", "pgd")
 class EvaluationSettings:
     """How rows are asked about."""
 
-    batch_size: int = setting(32, "Rows answered at once.", at_least=1)
+    batch_size: int = setting(32, "Rows answered at once.", at_least=1, aliases=["--bsz"])
     max_new_tokens: int = setting(256, "Longest answer in tokens.", at_least=1)
     limit: int | None = setting(None, "Ask about at most so many rows, evenly spread.", at_least=1)
     on_bad_row: str = setting("error", "A bad row ends the run, or is skipped, counted and listed.", choices=["error", "skip"])
@@ -28,16 +29,30 @@ class EvaluationSettings:
 class QuestionArguments(EvaluationSettings):
     """Which model answers which questions."""
 
-    model: str | None = setting(None, "Folder or hub name of a checkpoint or an adapter. None: the starter policy.")
+    model: str | None = setting(
+        None, "Folder or hub name of a checkpoint or an adapter. None: the starter policy.", aliases=["--model_path"]
+    )
     base_model_name_or_path: str | None = setting(None, "Base model of an adapter. None: what its adapter_config.json names.")
     load_in_4bit: bool = setting(False, "Quantize the language model; needs bitsandbytes.")
-    data: list[str] | None = setting(None, "Files or folders of questions. None: the starter test questions.")
-    image_root: str | None = setting(None, "Folder that relative image paths start from. None: that of the file.")
+    data: list[str] | None = setting(
+        None, "Files or folders of questions. None: the starter test questions.", aliases=["--test_data", "--prompt_path"]
+    )
+    image_root: str | None = setting(
+        None,
+        "Folder that relative image paths start from. None: that of the file.",
+        aliases=["--dataset_root", "--base_path"],
+    )
+    output_path: str | None = setting(None, "Write the results to this file too, in the layout of the published script.")
     split: str = setting("test", "Split of a folder that holds several.")
     compat: str = setting("default", "Read answers well, or as the published scripts do.", choices=["default", "reference"])
     max_pixels: int | None = setting(
         None, "Largest image area in pixels (as in training: 401408). None: the checkpoint's.", at_least=1
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        is_file = not self.output_path or not Path(self.output_path).is_dir()
+        refuse([(is_file, f"--output_path {self.output_path}: a folder (expected the name of a JSON file)")])
 
     def load(self, load_policy: Callable[..., Any]) -> Any:
         """The policy `load_policy(path or None, **options)` on this process's device, frozen and in eval mode."""
@@ -61,15 +76,6 @@ class QuestionArguments(EvaluationSettings):
 class AttackArguments(QuestionArguments):
     """Which attacks on which questions."""
 
-    model: str | None = setting(
-        None, "Folder or hub name of a checkpoint or an adapter. None: the starter policy.", aliases=["--model_path"]
-    )
-    data: list[str] | None = setting(
-        None, "Files or folders of questions. None: the starter test questions.", aliases=["--test_data"]
-    )
-    image_root: str | None = setting(
-        None, "Folder that relative image paths start from. None: that of the file.", aliases=["--dataset_root"]
-    )
     attacks: list[str] | None = setting(
         None, "fgsm, pgd, or both; clean images are always asked about. None: both.", aliases=["--attack_type"]
     )
@@ -79,7 +85,7 @@ class AttackArguments(QuestionArguments):
     pgd_alpha: float = setting(0.01, "Change of a step of PGD.", more_than=0)
     pgd_iters: int = setting(10, "Steps of PGD.", at_least=1)
     save_sample_images: int = setting(0, "Keep so many attacked images of each attack as PNG.", at_least=0)
-    batch_size: int = setting(8, "Questions attacked and answered at once.", at_least=1)
+    batch_size: int = setting(8, "Questions attacked and answered at once.", at_least=1, aliases=["--bsz"])
 
     def __post_init__(self):
         super().__post_init__()

@@ -8,9 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
+from PIL import Image
+
 from engine.data.images import MISSING, ImageError
 from engine.files import cache_folder, write_whole
 from engine.progress import progress
+
+MAX_ASPECT = 200  # a longer side of so many shorter ones is all that Qwen-VL resizes
 
 
 class ImageHandle(Protocol):
@@ -65,11 +69,13 @@ def find_bad_images(images: Sequence[ImageHandle], root: Path, stop_at_first: bo
 
 
 def _reason(image: ImageHandle) -> str | None:
-    """Why the image cannot be opened, or None."""
+    """Why the image cannot be opened or shown to a model, or None."""
     try:
-        image.open()
+        opened = image.open()
     except ImageError as error:
         return error.reason
+    if isinstance(opened, Image.Image) and max(opened.size) > MAX_ASPECT * min(opened.size):
+        return f"a strip of {opened.width} x {opened.height} pixels, one side more than {MAX_ASPECT} times the other"
     return None
 
 

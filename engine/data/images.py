@@ -1,29 +1,38 @@
-"""Medical image files as 8-bit RGB: PNG, JPEG, TIFF, BMP and DICOM, recognised by their content rather than by their name.
+"""Medical image files as 8-bit RGB: PNG, JPEG, TIFF, BMP, WebP, GIF and DICOM, recognised by their content rather than their name.
 
-Grey images of more than 8 bits are scaled to 0-255: integers from the smallest of 8, 10, 12, 14 and 16 bits that holds their
-maximum, floats and signed values from their own minimum and maximum. DICOM follows the standard's display pipeline
-(PS3.4 N.2): modality rescale, then the VOI table or the first window (without one the frame's own range), then MONOCHROME1
-inverted. A multi-frame DICOM gives its middle frame (`frames // 2`), a multi-page TIFF its first page.
+Images are upright, as every viewer shows them: the orientation in EXIF, XMP or TIFF's tag is applied here and nowhere else. Values
+of more than 8 bits are scaled to 0-255 by `engine.data.decoders.scaling`, DICOM is shown by `engine.data.decoders.dicom`. Alpha is
+dropped. A multi-frame DICOM gives its middle frame, a multi-page TIFF or GIF its first page.
 """
 
 import io
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from engine.data.decoders import tiff
+from engine.data.decoders.deep_png import is_deep_png, read_deep_png
+from engine.data.decoders.dicom import is_dicom, read_dicom, read_stored
+from engine.data.decoders.scaling import scale_deep
 from engine.errors import InputError
+from engine.files import read_bounded
 
-if TYPE_CHECKING:
-    from pydicom import Dataset
-
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # what PIL may try: never the formats that start other programs
-SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")
-EXPECTED = "a whole PNG, JPEG, TIFF, BMP or DICOM file"
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")  # what PIL may try: never the formats that start other programs
+SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", *tiff.SIGNATURES, b"BM", b"RIFF", b"GIF8")
+EXPECTED = "a whole PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM file"
 MISSING = "no such image file"
-BIT_DEPTHS = (8, 10, 12, 14, 16)
+MAX_BYTES = 2**30  # of a file: more is no image that fits the pixels PIL allows
+ORIENTATION = 274  # the tag, in TIFF as in EXIF
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageError(InputError):
@@ -41,25 +50,99 @@ def image_error(name: str, reason: str) -> ImageError:
 
 def open_image(path: str | Path) -> Image.Image:
     """The image file as PIL RGB. ImageError, naming the file and the reason, if it is missing, truncated or of another kind."""
+    return decode_image(read_image_file(path), str(path))
+
+
+def read_image_file(path: str | Path) -> bytes:
+    """The content of the file. ImageError if there is none, or what is there is no file or far too large."""
     try:
-        data = Path(path).read_bytes()
+        return read_bounded(path, MAX_BYTES)
     except FileNotFoundError:
         raise image_error(str(path), MISSING) from None
-    except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
-        raise image_error(str(path), f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return decode_image(data, str(path))
+    except OSError as error:
+        raise image_error(str(path), f"cannot be read: {error.strerror or error}") from None
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
     """The bytes of an image file as PIL RGB; `name` is what an ImageError calls it."""
     try:
-        if data[128:132] == b"DICM" or Path(name).suffix.lower() in (".dcm", ".dicom"):
-            return Image.fromarray(_read_dicom(data))
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            image.load()
-            return _to_rgb(image)
+        if is_dicom(data, Path(name).suffix):
+            return Image.fromarray(read_dicom(data))
+        return _to_rgb(_with_pixels(_read_upright(data)))
     except Exception as error:  # decoders raise every kind of exception for damaged or hostile bytes
         raise image_error(name, _reason(error, data)) from None
+
+
+def decode_stored(data: bytes, name: str) -> Image.Image | np.ndarray:
+    """The bytes of an image file with its values as they are stored, upright; errors as `decode_image`.
+
+    An 8-bit image is a PIL image of its own mode, with its palette; one of more bits, and a DICOM, an array [H, W] or [H, W, C]
+    (C: 2 grey and alpha, 3 RGB, 4 RGB and alpha).
+    """
+    try:
+        image = read_stored(data) if is_dicom(data, Path(name).suffix) else _read_upright(data)
+        return _with_pixels(image)
+    except Exception as error:
+        raise image_error(name, _reason(error, data)) from None
+
+
+def is_turned(data: bytes) -> bool:
+    """Whether the file says that its rows and columns are not as they are to be shown."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.format == "PNG":
+                image.load()  # what a PNG says of itself may stand after its pixels
+            return _orientation(image) in TURNS
+    except Exception:
+        return False
+
+
+def write_upright(image: Path, copy: Path) -> None:
+    """Copy an image file: as it is, or, where it says that it is turned, upright and without that word (JPEG at full quality)."""
+    data = read_image_file(image)
+    if not is_turned(data):
+        copy.write_bytes(data)
+    elif copy.suffix.lower() in (".jpg", ".jpeg"):
+        decode_image(data, str(image)).save(copy, "JPEG", quality=100, subsampling=0)
+    else:
+        decode_image(data, str(image)).save(copy, "PNG")
+
+
+def _read_upright(data: bytes) -> Image.Image | np.ndarray:
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        if data.startswith(tiff.SIGNATURES):
+            return _read_tiff(data)
+        raise
+    with image:
+        if image.format == "TIFF" and not tiff.pil_reads(image.tag_v2):  # type: ignore[attr-defined]
+            return _read_tiff(data)
+        image.load()
+        if is_deep_png(data):
+            return tiff.turn_upright(read_deep_png(data), _orientation(image))
+        turn = TURNS.get(_orientation(image))  # of a TIFF none: PIL has turned it
+        upright = image.copy() if turn is None else image.transpose(turn)
+        return np.asarray(upright) if upright.mode.startswith(("I", "F")) else upright
+
+
+def _with_pixels(image: Image.Image | np.ndarray) -> Image.Image | np.ndarray:
+    if 0 in (image.shape if isinstance(image, np.ndarray) else image.size):
+        raise InputError("an image without pixels")
+    return image
+
+
+def _read_tiff(data: bytes) -> Image.Image | np.ndarray:
+    values = tiff.read_tiff(data)
+    return Image.fromarray(values) if values.dtype == np.uint8 else values
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8; 1 where the file says nothing, or nothing that can be read: its pixels may be whole nevertheless."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:
+        return 1
 
 
 def _reason(error: Exception, data: bytes) -> str:
@@ -72,67 +155,10 @@ def _reason(error: Exception, data: bytes) -> str:
     return text if isinstance(error, InputError) else f"truncated or damaged image: {text}"
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of any PIL mode; alpha is dropped."""
-    if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_scale_deep(np.asarray(image))).convert("RGB")
+def _to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
+    """8-bit RGB of any PIL mode and of deep values; alpha is dropped."""
+    if isinstance(image, np.ndarray):
+        channels = 0 if image.ndim == 2 else image.shape[-1]
+        colours = image[..., 0] if channels == 2 else image[..., :3] if channels else image
+        return Image.fromarray(scale_deep(colours)).convert("RGB")
     return image.convert("RGB")
-
-
-def _scale_deep(values: np.ndarray) -> np.ndarray:
-    """[H, W] grey values of more than 8 bits -> uint8."""
-    if values.dtype.kind == "f" or values.min() < 0 or values.max() >= 2 ** BIT_DEPTHS[-1]:
-        finite = values[np.isfinite(values)]
-        return _to_uint8(values, *((finite.min(), finite.max()) if finite.size else (0, 0)))
-    return _to_uint8(values, 0, next(2**bits - 1 for bits in BIT_DEPTHS if values.max() < 2**bits))
-
-
-def _to_uint8(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """low..high -> 0..255, clipped; a constant image is black."""
-    low, high = float(low), float(high)
-    scaled = (np.nan_to_num(values.astype(np.float64)) - low) * (255 / (high - low) if high != low else 0)
-    return np.clip(scaled, 0, 255).round().astype(np.uint8)
-
-
-def _read_dicom(data: bytes) -> np.ndarray:
-    """DICOM bytes -> [H, W, 3] uint8."""
-    from pydicom import dcmread  # imported here: most data sets hold no DICOM
-    from pydicom.pixels import apply_color_lut, pixel_array
-    from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-
-    dataset = dcmread(io.BytesIO(data), force=True)  # force: files from before the preamble existed
-    if "Rows" not in dataset or "Columns" not in dataset:
-        raise InputError("a DICOM file without an image, or not a DICOM file")
-    if dataset.Rows * dataset.Columns > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):  # as PIL has it
-        raise InputError(f"{dataset.Rows} x {dataset.Columns} pixels are more than an image may have")
-    if "TransferSyntaxUID" not in dataset.file_meta:
-        implicit = dataset.original_encoding[0]
-        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    pixels = pixel_array(dataset, index=frames // 2)
-    colours = dataset.PhotometricInterpretation
-    if colours == "PALETTE COLOR":
-        pixels = apply_color_lut(pixels, dataset)
-        return _to_uint8(pixels, 0, np.iinfo(pixels.dtype).max)
-    if pixels.ndim == 3:
-        return _to_uint8(pixels, 0, 2**dataset.BitsStored - 1)  # pixel_array has turned YBR into RGB
-    grey = _display_range(pixels, dataset)
-    return np.repeat((255 - grey if colours == "MONOCHROME1" else grey)[..., None], 3, axis=-1)
-
-
-def _display_range(pixels: np.ndarray, dataset: "Dataset") -> np.ndarray:
-    """Rescale and window of a monochrome frame [H, W] -> uint8, dark = low value."""
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing
-
-    values = apply_modality_lut(pixels, dataset)
-    shown = apply_voi_lut(values, dataset)
-    if shown is not values:
-        if dataset.get("VOILUTSequence"):
-            return _to_uint8(shown, shown.min(), shown.max())
-        return _to_uint8(shown, *apply_windowing(np.array([-1e30, 1e30]), dataset))  # the window's own ends
-    if dataset.BitsStored <= 8 and pixels.dtype.kind == "u" and values is pixels:
-        return _to_uint8(values, 0, 2**dataset.BitsStored - 1)
-    padding = dataset.get("PixelPaddingValue")
-    inside = values[pixels != padding] if padding is not None else values
-    inside = inside if inside.size else values
-    return _to_uint8(values, inside.min(), inside.max())

@@ -12,7 +12,6 @@ images and says `diagnosis` for `dx`. `[i]` of the set gives the keys of `engine
 """
 
 import contextlib
-import io
 import json
 import math
 import random
@@ -22,17 +21,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from engine.data.formats.folders import TABLES, ending
-from engine.data.images import FORMATS
+from engine.data.images import ImageError
 from engine.data.lesion_boxes import name_region
+from engine.data.masks.lesion_files import LesionFiles
 from engine.data.questions import Checked, QuestionSet, load_questions
 from engine.data.rows import BadRow
 from engine.data.sources import ImageFile, Source, StoredImage, read_source
 from engine.data.tables import read_csv
 from engine.errors import InputError
-from engine.files import visible_files
 
 DIAGNOSES = {
     "akiec": "actinic keratosis",
@@ -46,7 +43,6 @@ DIAGNOSES = {
 CODES = {name: code for code, name in DIAGNOSES.items()} | {code: code for code in DIAGNOSES}
 COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization")  # of HAM10000's metadata
 RECORD_KEYS = (*COLUMNS, "bbox", "area_coverage", "spatial_description", "mask_available")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MASK_SUFFIX = "_segmentation"
 REGION = re.compile(r"lesion located in (upper|center|lower)-(left|center|right) region")
 
@@ -105,7 +101,7 @@ def load_skin(
     """
     if question not in QUESTIONS:
         raise InputError(f"question {question!r} (expected one of {', '.join(QUESTIONS)})")
-    find = cache(find_files)
+    find = cache(lambda root: LesionFiles([root]))
 
     def check_row(index: int, row: Any, source: Source) -> Checked:
         record, handles = _check_lesion(index, row, source, find)
@@ -145,17 +141,7 @@ def _cells(row: dict[str, str]) -> dict[str, Any]:
     return cells
 
 
-def find_files(*folders: Path) -> dict[str, Path]:
-    """{name without its ending: file} of the JPEG and PNG files in the folders and below; the first one of several of a name."""
-    files: dict[str, Path] = {}
-    for folder in folders:
-        for path in visible_files(folder, "**/*"):
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                files.setdefault(path.stem, path)
-    return files
-
-
-def _check_lesion(index: int, row: Any, source: Source, find: Callable[[Path], dict[str, Path]]) -> Checked:
+def _check_lesion(index: int, row: Any, source: Source, find: Callable[[Path], LesionFiles]) -> Checked:
     """A raw row -> (its record but for question and answer, [the image's handle]); BadRow if it cannot be used."""
     if isinstance(row, BadRow):
         raise row
@@ -170,10 +156,10 @@ def _check_lesion(index: int, row: Any, source: Source, find: Callable[[Path], d
     elif not isinstance(name, str) or not name:
         raise BadRow("no image_id", "the name of an image without its ending")
     else:
-        files = find(source.root)
-        if name not in files:
+        image, masks = find(source.root).find(name)
+        if image is None:
             raise BadRow(f"image {name[:80]!r}: no such image file", f"{name[:80]}.jpg, .jpeg or .png in {source.root}")
-        handle, mask = ImageFile(files[name]), files.get(f"{name}{MASK_SUFFIX}")
+        handle, mask = ImageFile(image), masks[0] if masks else None
     dx, bbox = check_diagnosis(row.get("dx") or row.get("diagnosis")), _check_box(row.get("bbox"))
     return {
         "image_id": handle.key,
@@ -227,9 +213,8 @@ def _check_region(text: Any, bbox: list[float] | None, handle: ImageFile | Store
         return None
     if _word(text) is None:
         try:
-            with Image.open(io.BytesIO(handle.read()[1]), formats=FORMATS) as image:
-                return f"lesion located in {name_region(bbox, image.size)} region"
-        except Exception:  # decoders raise every kind of exception for a damaged file, which the check of all images names
+            return f"lesion located in {name_region(bbox, handle.open().size)} region"
+        except (ImageError, OSError):  # the check of all images names it
             return "lesion located in center-center region"
     if not REGION.fullmatch(text):
         raise BadRow(f"spatial_description {text[:60]!r}", "'lesion located in upper-left region' or the like")

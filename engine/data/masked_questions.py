@@ -3,8 +3,9 @@
     ROOT/annotations/<set>.csv       image_path,image_name,question,answer,position,split
     ROOT/<set>/<split>_images/FILE   ROOT/<set>/<split>_masks/FILE      split: train, val or test
 
-`image_path` starts at ROOT and names the mask (the six PRS-Med sets) or the image (`our-dataset`'s two); the other file has the
-same name in the other folder, whatever its ending, and ISIC's `X.jpg` has the mask `X_Segmentation.png`. `[i]` gives
+`image_path` starts at ROOT and names the mask (the six PRS-Med sets) or the image (`our-dataset`'s two), in the folder or in
+folders in it; the other file lies at the same place in the other folder, and `engine.data.masks.names` says what it may be called
+(ISIC's `X.jpg` has the mask `X_Segmentation.png`). Masks that are parts of one are united. `[i]` gives
 
     image: PIL RGB       mask: PIL L of the image's size, 0 or 255        question, answer, position, split: str, as in the file
     image_id: str        dataset: str, the set's folder                   label: the published class 0-5, None for other sets
@@ -17,17 +18,17 @@ import os
 import posixpath
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from engine.data.formats.folders import TABLES
 from engine.data.image_check import find_bad_images
-from engine.data.images import EXPECTED, ImageError, image_error, open_image
+from engine.data.images import EXPECTED
+from engine.data.masks.chosen import check_mask_values
+from engine.data.masks.names import KNOWN, SUFFIXES, MaskNames, split_name
+from engine.data.masks.pair import ImageAndMask
 from engine.data.rows import BadRow, BadRows, Rows, evenly_spread
 from engine.data.tables import read_csv
 from engine.errors import InputError
@@ -45,56 +46,9 @@ FAMILIES = {"PRS-Med": tuple(LABELS), "our-dataset": ("head_and_neck", "prostate
 COLUMNS = ("image_path", "image_name", "question", "answer", "position", "split")
 FILLED = ("image_path", "question", "answer", "position", "split")
 SPLITS = ("train", "val", "test")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm")
-MASK_SUFFIX = "_Segmentation"  # of ISIC's masks
-SHAPE_TOLERANCE = 0.02  # a mask may have another size than its image; its height / width differs by at most this fraction
-ListFolder = Callable[[Path], frozenset[str]]  # the names in a folder
+ListFolder = Callable[[Path], MaskNames]
+KINDS = {f"{split}_{kind}": kind for split in SPLITS for kind in ("images", "masks")}
 LAYOUT = "<set>/<split>_masks/<file> or <set>/<split>_images/<file>"
-
-
-@dataclass(frozen=True)
-class ImageAndMask:
-    """Two files that belong together."""
-
-    image: Path
-    mask: Path
-
-    @property
-    def key(self) -> str:
-        return f"{self.image}|{self.mask}"
-
-    def stamp(self) -> list[int]:
-        """Sizes and times of the files: what tells that one changed."""
-        return [number for path in (self.image, self.mask) for number in (path.stat().st_size, path.stat().st_mtime_ns)]
-
-    def open(self) -> tuple[Image.Image, Image.Image]:
-        """(RGB image, mask of its size). ImageError, whose reason says which file, if they cannot be used."""
-        opened = {}
-        for kind, path in (("image", self.image), ("mask", self.mask)):
-            try:
-                opened[kind] = open_image(path)
-            except ImageError as error:
-                raise image_error(str(path), f"{kind} {path.name!r}: {error.reason}") from None
-        image, mask = opened["image"], opened["mask"]
-        if abs(mask.height * image.width / (mask.width * image.height) - 1) > SHAPE_TOLERANCE:
-            sizes = f"mask {self.mask.name!r} is {mask.width} x {mask.height}, its image {image.width} x {image.height}"
-            raise image_error(str(self.mask), sizes)
-        return image, clean_mask(mask, image.size)
-
-
-def clean_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The mask as 0 and 255, at `size`: pixels above 127 belong to it; where none is so bright (labels 1, 2, ...), all but 0."""
-    pixels = np.asarray(mask.convert("L"))
-    binary = Image.fromarray(((pixels > (127 if pixels.max() > 127 else 0)) * 255).astype(np.uint8))
-    return binary if binary.size == size else binary.resize(size, Image.Resampling.NEAREST)
-
-
-def read_mask(path: str | Path, image: Image.Image) -> np.ndarray:
-    """[H, W] bool: the mask file that belongs to an image; InputError if it cannot be read or is of another size."""
-    mask = open_image(path)
-    if mask.size != image.size:
-        raise InputError(f"{path}: the mask is {mask.width} x {mask.height}, the image {image.width} x {image.height}")
-    return np.asarray(clean_mask(mask, image.size)) > 0
 
 
 class MaskedQuestions(Rows[ImageAndMask]):
@@ -112,22 +66,27 @@ def load_masked_questions(
     split: str | None = "train",
     on_bad_row: str = "error",
     limit: int | None = None,
+    mask_values: str | None = None,
 ) -> MaskedQuestions:
     """The rows of `split` (None: of all splits) in the CSV files `ann_paths`, one file after the other.
 
     `ann_paths` is a list or comma-separated, each from here or from `data_root`; by default all of ROOT/annotations. `limit` takes
-    only so many rows of the split, evenly spread, before any are skipped. InputError for a bad row, and where no row is left.
+    only so many rows of the split, evenly spread, before any are skipped. `mask_values` says which values of the masks are lesions
+    (see `engine.data.masks.chosen`). InputError for a bad row, and where no row is left.
     """
     bad = BadRows(on_bad_row)
+    check_mask_values(mask_values)
     if split not in (*SPLITS, None):
         raise InputError(f"split {split!r} (expected one of {', '.join(SPLITS)})")
     root = _existing_folder(data_root)
     asked: list[tuple[Path, int, int, dict[str, str] | BadRow]] = []  # rows of the split, and those that are none
     seen: Counter[str] = Counter()  # rows of each split
+    named: set[str] = set()  # every file that a row names
     for path in find_annotations(root, ann_paths):
         for index, line, cells in read_csv(path, COLUMNS, FILLED):
             filled = _filled(cells)
             if isinstance(filled, dict):
+                named.add(_normal(filled["image_path"]))
                 seen[filled["split"]] += 1
             if isinstance(filled, BadRow) or split in (None, filled["split"]):
                 asked.append((path, index, line, filled))
@@ -135,8 +94,8 @@ def load_masked_questions(
     list_folder = cache(_list_folder)  # many rows ask about few folders
     for path, index, line, cells in (asked[i] for i in evenly_spread(len(asked), limit)):
         try:
-            record, pair = _check_row(cells, root, path, list_folder)
-            rows.append(({**record, "row": index, "source": str(path)}, pair))
+            record, pair = _check_row(cells, root, path, named, list_folder)
+            rows.append(({**record, "row": index, "source": str(path)}, replace(pair, mask_values=mask_values)))
         except BadRow as error:
             bad.add(path, index, error, line)
     rows = _check_files(rows, bad, root)
@@ -149,13 +108,15 @@ def load_masked_questions(
     return MaskedQuestions([record for record, _ in rows], [pair for _, pair in rows], skipped)
 
 
-def check_data_root(data_root: str | Path, ann_paths: str | Sequence[str | Path] | None = None) -> dict:
+def check_data_root(
+    data_root: str | Path, ann_paths: str | Sequence[str | Path] | None = None, mask_values: str | None = None
+) -> dict:
     """What a data root holds and lacks.
 
     {"sets": {name: {split: number of usable rows}}, "missing_sets": published ones that are not there although others of their
-    family are, "missing_files": [...], "bad_rows": [one line each]}
+    family are, "missing_files": [...], "bad_rows": [one line each], "united_masks": number of rows whose mask is in several files}
     """
-    rows = load_masked_questions(data_root, ann_paths, split=None, on_bad_row="skip")
+    rows = load_masked_questions(data_root, ann_paths, split=None, on_bad_row="skip", mask_values=mask_values)
     sets: dict[str, Counter] = {}
     for record in rows.records:
         sets.setdefault(record["dataset"], Counter())[record["split"]] += 1
@@ -165,6 +126,7 @@ def check_data_root(data_root: str | Path, ann_paths: str | Sequence[str | Path]
         "missing_sets": [name for names in families for name in names if name not in sets],
         "missing_files": sorted({line.missing_image for line in rows.skipped if line.missing_image}),
         "bad_rows": rows.skipped,
+        "united_masks": sum(len(pair.masks) > 1 for pair in rows.handles),
     }
 
 
@@ -203,11 +165,13 @@ def _filled(cells: dict[str, str] | BadRow) -> dict[str, str] | BadRow:
     return filled
 
 
-def _check_row(cells: dict[str, str] | BadRow, root: Path, path: Path, list_folder: ListFolder) -> tuple[dict, ImageAndMask]:
+def _check_row(
+    cells: dict[str, str] | BadRow, root: Path, path: Path, named: set[str], list_folder: ListFolder
+) -> tuple[dict, ImageAndMask]:
     """Filled cells -> (record, its files); BadRow if the files are not there."""
     if isinstance(cells, BadRow):
         raise cells
-    pair, dataset = _find_pair(cells["image_path"], root, list_folder)
+    pair, dataset = _find_pair(cells["image_path"], root, named, list_folder)
     dataset = dataset or path.stem
     return {
         "image_id": pair.image.relative_to(root).as_posix(),
@@ -217,45 +181,66 @@ def _check_row(cells: dict[str, str] | BadRow, root: Path, path: Path, list_fold
     }, pair
 
 
-def _find_pair(name: str, root: Path, list_folder: ListFolder) -> tuple[ImageAndMask, str | None]:
-    """The files a row means, and the name of their set; none is outside `root` (by name: links are their owner's choice)."""
-    relative = PurePosixPath(posixpath.normpath(name.replace("\\", "/")))
+def _normal(name: str) -> str:
+    return posixpath.normpath(name.replace("\\", "/"))
+
+
+def _find_pair(name: str, root: Path, named: set[str], list_folder: ListFolder) -> tuple[ImageAndMask, str | None]:
+    """The files a row means, and the name of their set; none is outside `root` (by name: links are their owner's choice).
+
+    A mask that another row names is not united with this one's.
+    """
+    relative = PurePosixPath(_normal(name))
     if "\0" in name or relative.is_absolute() or ".." in relative.parts or Path(name).is_absolute():
         raise BadRow(f"image_path {name[:80]!r} leaves {str(root)!r}", f"a path inside the data root, {LAYOUT}")
-    folder = relative.parent.name
-    kind = next((kind for kind in ("masks", "images") if folder in (f"{split}_{kind}" for split in SPLITS)), None)
-    if kind is None:
+    folders = relative.parts[:-1]
+    place = next((i for i in reversed(range(len(folders))) if folders[i] in KINDS), None)
+    if place is None:
         raise BadRow(f"image_path {name[:80]!r} is in no folder of images or masks", LAYOUT)
+    kind, dataset = KINDS[folders[place]], folders[place - 1] if place else None
     given = root / relative
-    other_folder = given.parent.with_name(folder.removesuffix(kind) + ("images" if kind == "masks" else "masks"))
-    stem = given.stem.removesuffix(MASK_SUFFIX)
-    stems = (stem,) if kind == "masks" else (given.stem, given.stem + MASK_SUFFIX)
-    if given.name not in list_folder(given.parent):
+    other = "images" if kind == "masks" else "masks"
+    other_folder = root.joinpath(*folders[:place], folders[place].removesuffix(kind) + other, *folders[place + 1 :])
+    beside, there = list_folder(given.parent), list_folder(other_folder)
+    if given not in beside.exact.get(given.stem, ()) and not given.is_file():
         raise _missing(given, kind, root)
-    other = _find_file(list_folder(other_folder), other_folder, stems, given.suffix)
-    if other is None:
-        suffix = ".jpg" if stem != given.stem else given.suffix
-        raise _missing(other_folder / f"{stem}{suffix}", "images" if kind == "masks" else "masks", root)
-    pair = ImageAndMask(other, given) if kind == "masks" else ImageAndMask(given, other)
-    return pair, relative.parts[-3] if len(relative.parts) > 2 else None
+    image: Path | None
+    try:
+        if kind == "images":
+            image, masks = given, there.masks_of(given.stem, given.suffix)
+        else:
+            image, masks = _image_of(given, there), beside.parts_of(given)
+    except InputError as error:
+        raise BadRow(str(error), "one mask, or several that are numbered") from None
+    if image is None or not masks:
+        raise _missing(other_folder / given.name, other, root)
+    if kind == "masks":
+        parts = (mask for mask in masks if mask.relative_to(root).as_posix() not in named and image.stem != given.stem)
+        masks = (given, *parts)
+    return ImageAndMask(image, masks[0], masks[1:]), dataset
+
+
+def _image_of(mask: Path, images: MaskNames) -> Path | None:
+    """The image of a mask: of its name, or of its name without the ending."""
+    parts = split_name(mask.stem)
+    for stem in (mask.stem, *([parts[0]] if parts else [])):
+        if stem in images.exact:
+            return min(images.exact[stem], key=lambda file: (file.suffix != mask.suffix, SUFFIXES.index(file.suffix.lower())))
+    return None
 
 
 def _missing(path: Path, kind: str, root: Path) -> BadRow:
     name = path.relative_to(root).as_posix()
-    return BadRow(f"{kind.removesuffix('s')} {name!r}: no such file", "the file of the row", name)
+    expected = "the file of the row" if kind == "images" else f"a file {KNOWN}"
+    return BadRow(f"{kind.removesuffix('s')} {name!r}: no such file", expected, name)
 
 
-def _list_folder(folder: Path) -> frozenset[str]:
+def _list_folder(folder: Path) -> MaskNames:
     try:
-        return frozenset(os.listdir(folder))
+        names = sorted(os.listdir(folder))
     except OSError:
-        return frozenset()
-
-
-def _find_file(names: frozenset[str], folder: Path, stems: tuple[str, ...], suffix: str) -> Path | None:
-    """The file of one of the stems: with `suffix` if there is one, else with any image's."""
-    candidates = [f"{stem}{ending}" for stem in stems for ending in (suffix, *SUFFIXES, *map(str.upper, SUFFIXES))]
-    return next((folder / name for name in candidates if name in names), None)
+        names = []
+    return MaskNames((path.stem, path) for path in (folder / name for name in names) if path.suffix.lower() in SUFFIXES)
 
 
 def _check_files(rows: list[tuple[dict, ImageAndMask]], bad: BadRows, root: Path) -> list[tuple[dict, ImageAndMask]]:

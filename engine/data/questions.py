@@ -21,7 +21,9 @@ from engine.data.formats.columns import as_question, rename
 from engine.data.formats.names import find_named
 from engine.data.image_check import ImageHandle, find_bad_images
 from engine.data.images import EXPECTED, MISSING
-from engine.data.options import LETTERS, list_options, match_option, parse_options
+from engine.data.options.answers import read_option, tagged
+from engine.data.options.shown import list_options, parse_options, same_options
+from engine.data.options.texts import LETTERS, plain
 from engine.data.rows import BadRow, BadRows, Rows, evenly_spread
 from engine.data.sources import ImageFile, Source, read_source
 from engine.data.split_names import short_modality
@@ -124,6 +126,8 @@ def check_question(index: int, row: Any, source: Source) -> Checked:
         if not isinstance(text, str) or not text.strip():
             raise BadRow(f"empty {key}" if isinstance(text, str) else f"{key} is not text", f"{key} to be text")
     options, problem = _options_of(row, problem)
+    letter = _letter_of(solution, options)
+    _check_answer(row.get("answer"), letter, options)
     handles: list[ImageHandle] = [*(source.stored[index] if source.stored else _image_files(row["image"], source.root))]
     if not handles:
         raise BadRow("no image is stored here", "at least one")
@@ -131,7 +135,7 @@ def check_question(index: int, row: Any, source: Source) -> Checked:
         "image_id": "|".join(handle.key for handle in handles),
         "problem": problem,
         "solution": solution,
-        "answer": _letter_of(solution, options),
+        "answer": letter,
         "options": options,
         **_labels(row, source),
         "row": index,
@@ -151,7 +155,7 @@ def _with_problem(row: dict) -> dict:
     listed = _option_list(row.get("options"))
     if row.get("answer") not in listed:
         raise BadRow(f"answer {str(row.get('answer'))[:40]!r} is not an option", f"one of its {len(listed)} options")
-    problem = "\n".join([row["question"], *(f"{letter}) {text}" for letter, text in zip(LETTERS, listed, strict=False))])
+    _, problem = _options_of(row, row["question"])
     return {**row, "problem": problem, "solution": LETTERS[listed.index(row["answer"])]}
 
 
@@ -164,24 +168,42 @@ def _option_list(listed: Any) -> list[str]:
 def _options_of(row: dict, problem: str) -> tuple[dict[str, str], str]:
     """The options, and the problem with them: a list that the problem does not show is appended as lines `A) text`."""
     inline, listed = parse_options(problem), row.get("options")
-    if listed is None:
-        if not inline:
-            raise BadRow("no options", "'A)..., B)...' in the problem, or a list of options")
-        return inline, problem
-    options = list_options(_option_list(listed))
-    if not inline:
-        problem = problem + "\n" + "\n".join(f"{letter}) {text}" for letter, text in options.items())
-    return options, problem
+    if listed is None and not inline:
+        raise BadRow("no options", "'A)..., B)...' in the problem, or a list of options")
+    options = inline if listed is None else list_options(_option_list(listed))
+    for letter, text in options.items():
+        if not plain(text):
+            raise BadRow(f"option {letter} is empty", "a text for each option")
+    if listed is None or inline and same_options(inline, options):
+        return options, problem
+    if clear := parse_options(problem, apart=True):
+        raise BadRow(f"the problem shows {_shown(clear)} and the list of options has {_shown(options)}", "the same in both")
+    texts = zip(options.items(), listed, strict=True)  # as they stand in the list, but for letters of its own
+    lines = [f"{letter}) {given if given.strip() == text else text}" for (letter, text), given in texts]
+    return options, "\n".join([problem, *lines])
+
+
+def _shown(options: dict[str, str]) -> str:
+    return repr(", ".join(f"{letter}) {text}" for letter, text in options.items())[:60])
 
 
 def _letter_of(solution: str, options: dict[str, str]) -> str:
-    """The option that `<answer> X </answer>` or a bare `X` names."""
-    _, tag, tagged = solution.partition("<answer>")
-    content = (tagged.partition("</answer>")[0] if tag else solution).strip()
-    letter = match_option(content, options)
+    """The option that the last `<answer> X </answer>`, or the whole solution where it has none, names."""
+    content = tagged(solution)
+    content = (solution if content is None else content).strip()
+    letter = read_option(content, options)
     if letter is None:
         raise BadRow(f"answer {content[:40]!r} is not an option", f"one of {', '.join(options)}")
     return letter
+
+
+def _check_answer(answer: Any, letter: str, options: dict[str, str]) -> None:
+    """BadRow where a row's answer names another option than its solution."""
+    if not isinstance(answer, str) or plain(answer) == plain(options[letter]):
+        return
+    other = read_option(answer, options)
+    if other is not None and other != letter:
+        raise BadRow(f"the solution names {letter} and the answer {other}", "the same of both")
 
 
 def _image_files(image: Any, root: Path) -> list[ImageFile]:

@@ -47,8 +47,31 @@ def short_modality(label: str | None) -> str | None:
     return _SHORT.get(_letters(label), label) if label else label
 
 
+def part_of(name: object) -> tuple[str, str] | None:
+    """The kind and the short name of the part that a file, a folder or a label names: `CT_test`, `VQA_Dermo`, `US`.
+
+    Case, digits and punctuation do not matter; abbreviations are those of Med-R1's checkpoints and figures. None of any other name.
+    """
+    bare = re.sub(r"^vqa[-_ ]|[-_ ](train|test|clean)$", "", str(name), flags=re.IGNORECASE)
+    return _PARTS.get(_letters(bare))
+
+
 def _letters(name: str) -> str:
     return "".join(filter(str.isalpha, name.casefold()))
 
 
 _SHORT = {_letters(name): short for short, published in MODALITIES.items() for name in (short, published)}
+_ABBREVIATED = {
+    "modality": {"XRay": "X-Ray", "US": "Ultrasound", "Der": "Dermoscopy", "Dermo": "Dermoscopy", "Micro": "Microscopy"},
+    "question_type": {
+        **{"AI": "Anatomy Identification", "DD": "Disease Diagnosis", "LG": "Lesion Grading"},
+        **{"OA": "Other Biological Attributes", "OBA": "Other Biological Attributes", "Other Bio": "Other Biological Attributes"},
+    },
+}
+_PARTS = {
+    _letters(name): (kind, short)
+    for kind, published in KINDS.items()
+    for short, long in [*published.items(), *((short, name) for name, short in _ABBREVIATED[kind].items())]
+    for name in (short, long)
+    if short != "unknown"
+}

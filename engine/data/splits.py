@@ -1,10 +1,10 @@
-"""The training and test questions of a run, as `DataArguments` names them, and those whose prompts are short enough."""
+"""The training and test questions of a run, as `DataArguments` names them, and those whose prompts a model can read."""
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from engine.command.settings import DataArguments
 from engine.data.formats.folders import files_of_split
@@ -15,6 +15,7 @@ from engine.data.starter.questions import build_starter_data
 from engine.errors import InputError
 
 logger = logging.getLogger(__name__)
+Questions = TypeVar("Questions", bound=Rows)
 
 
 class Splits(NamedTuple):
@@ -61,37 +62,45 @@ def has_split(path: Path, split: str) -> bool:
     return bool(files_of_split(path, split))
 
 
-def limit_prompts(
-    questions: Rows,
-    prompt_of: Callable[[dict], list[dict]],
-    measure: Callable[[list[dict], list], int],
-    limit: int | None,
-    on_bad_row: str,
-) -> Rows:
-    """The questions whose prompts have at most `limit` tokens, image tokens included; others are bad rows.
+class PromptReader(Protocol):
+    """What of `engine.rollout.policy.Processor` tells whether a prompt can be read."""
 
-    `measure(messages, sizes)` counts a prompt's tokens; `sizes` are its images' (height, width) in pixels, or None for an upper
-    bound. Images are opened only where the bound does not decide.
+    def prompt_length(self, prompt: list[dict], image_sizes: Sequence[tuple[int, int] | None]) -> int: ...
+
+    def own_token_in(self, prompt: list[dict]) -> str | None: ...
+
+
+def readable_prompts(
+    questions: Questions,
+    prompt_of: Callable[[dict], list[dict]],
+    reader: PromptReader,
+    on_bad_row: str,
+    limit: int | None = None,
+) -> Questions:
+    """The questions whose prompts hold none of the model's own tokens and have at most `limit` tokens, image tokens included.
+
+    Others are bad rows. Images are opened only where a bound on the tokens of any image does not decide.
     """
-    if limit is None:
-        return questions
     kept, bad = [], BadRows(on_bad_row)
     for index in range(len(questions)):
-        record = questions.record(index)
-        messages = prompt_of(record | {"images": questions.handles[index]})
-        length = measure(messages, [None] * len(questions.handles[index]))
-        if length > limit:
-            length = measure(messages, [image.size[::-1] for image in questions[index]["images"]])
-        if length <= limit:
+        record, handles = questions.record(index), questions.handles[index]
+        messages = prompt_of(record | {"images": handles})
+        if token := reader.own_token_in(messages):
+            bad.add(record["source"], record["row"], BadRow(f"its text has {token}", "no token that the model itself reads"))
+            continue
+        length = 0 if limit is None else reader.prompt_length(messages, [None] * len(handles))
+        if limit is not None and length > limit:
+            length = reader.prompt_length(messages, [image.size[::-1] for image in questions[index]["images"]])
+        if limit is None or length <= limit:
             kept.append(index)
         else:
             expected = f"at most --max_prompt_length {limit}; lower --max_pixels or raise it"
             bad.add(record["source"], record["row"], BadRow(f"a prompt of {length} tokens", expected))
     skipped = bad.lines()
     if not kept:
-        raise InputError(f"every prompt is too long; the first: {skipped[0]}")
+        raise InputError(f"no prompt can be read; the first: {skipped[0]}")
     for line in skipped:
         logger.warning("skipped: %s", line)
-    fitting = questions.select(kept)
-    fitting.skipped += skipped
-    return fitting
+    readable = questions.select(kept)
+    readable.skipped += skipped
+    return readable

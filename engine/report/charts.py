@@ -44,7 +44,7 @@ STYLE: Any = {  # the keys are matplotlib's
 }
 
 
-def _styled() -> AbstractContextManager:
+def styled() -> AbstractContextManager:
     import matplotlib
 
     return matplotlib.rc_context(STYLE)
@@ -104,7 +104,7 @@ def curves_figure(rows: list[dict]) -> "Figure":
     panels = _panels(rows)
     columns = min(3, max(1, len(panels)))
     height = max(1, -(-len(panels) // columns))
-    with _styled():
+    with styled():
         figure = Figure(figsize=(4.1 * columns, 2.85 * height), layout=ConstrainedLayoutEngine(h_pad=0.12))
         if not panels:
             figure.text(0.5, 0.5, "no metrics were logged", ha="center")
@@ -169,7 +169,7 @@ def accuracy_figure(sections: dict[str, dict[str, Share]]) -> "Figure":
     from matplotlib.figure import Figure
 
     lines = [(title, name, share) for title, shares in sections.items() for name, share in shares.items()]
-    with _styled():
+    with styled():
         places: list[float] = []
         titles: dict[str, float] = {}
         at = 0.0
@@ -206,7 +206,7 @@ def _short(name: str, length: int = 34) -> str:
 def as_png(figure: "Figure", dpi: int = 130) -> bytes:
     """The figure on white."""
     buffer = io.BytesIO()
-    with _styled():
+    with styled():
         figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
     return buffer.getvalue()
 
@@ -214,7 +214,7 @@ def as_png(figure: "Figure", dpi: int = 130) -> bytes:
 def as_svg(figure: "Figure") -> str:
     """The figure as an <svg> element without background, its ink in the colour of the page's text."""
     buffer = io.StringIO()
-    with _styled():
+    with styled():
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :].replace(INK, "currentColor")

@@ -1,14 +1,15 @@
 """Masks and boxes drawn over their image, and pictures written whole."""
 
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from engine.errors import InputError
-from engine.files import write_whole
+from engine.files import refuse_overwriting, write_whole
 
 PREDICTED, TRUTH, PROMPT = (255, 64, 64), (64, 224, 96), (255, 255, 0)
 TINT = 0.35  # share of the mask's colour inside it
@@ -52,6 +53,21 @@ def _edge(mask: np.ndarray, width: int) -> Image.Image:
     """The pixels of a mask within half of `width` (odd, in pixels) of its edge."""
     region = _as_image(mask)
     return Image.fromarray(np.asarray(region) - np.asarray(region.filter(ImageFilter.MinFilter(width))))
+
+
+def mask_output(out: str | None, inputs: Mapping[str, str | None]) -> Path | None:
+    """`--out` as a path. InputError if it is a folder, or if it or its overlay is one of the files read, {flag: file}."""
+    if not out:
+        return None
+    if os.path.isdir(out):
+        raise InputError(f"--out {out}: is a folder (expected a file to write)")
+    refuse_overwriting({"--out": out, "the overlay of --out,": overlay_path(Path(out))}, inputs)
+    return Path(out)
+
+
+def overlay_path(mask: Path) -> Path:
+    """Where the mask drawn over its image is written."""
+    return mask.with_suffix(".overlay.png")
 
 
 def write_png(path: str | Path, image: Image.Image) -> str:

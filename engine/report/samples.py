@@ -10,7 +10,7 @@ from PIL import Image
 
 from engine.report.content import Sample, ShownAnswer
 
-IMAGE_SIDE = 448  # pixels of the longer side of a shown image, at most
+IMAGE_SIDE = 448  # pixels of the longer side of a shown image, at most; a strip of several has thrice the width
 
 
 def shown_samples(samples: Sequence[Sample]) -> list[dict[str, Any]]:
@@ -41,6 +41,7 @@ def shown_samples(samples: Sequence[Sample]) -> list[dict[str, Any]]:
     return [
         {
             "image": sample.image and _data_uri(sample.image),
+            "wide": sample.image is not None and _is_wide(sample.image),
             "question": sample.question,
             "solution": sample.solution,
             "step": sample.step,
@@ -60,9 +61,13 @@ def _pieces(text: str) -> list[tuple[str, bool]]:
     return [(piece, i % 2 == 1) for i, piece in enumerate(pieces) if piece]
 
 
+def _is_wide(image: Image.Image) -> bool:
+    return image.width > 2 * image.height
+
+
 def _data_uri(image: Image.Image) -> str:
     image = image.convert("RGB")
-    image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
+    image.thumbnail((3 * IMAGE_SIDE if _is_wide(image) else IMAGE_SIDE, IMAGE_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=90)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

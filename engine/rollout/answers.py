@@ -1,7 +1,8 @@
 """What a model says about a row of a data set: a text, and a mask where the task asks for one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -12,10 +13,11 @@ from engine.rollout.sampling import GREEDY
 
 @dataclass(frozen=True)
 class Answer:
-    """`mask`: [H, W] uint8 in the image's size, 0 to 255 for a probability of 0 to 1."""
+    """`mask`: [H, W] uint8 in the image's size, 0 to 255 for a probability of 0 to 1. `details`: what else its result says."""
 
     text: str
     mask: np.ndarray | None = None
+    details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def levels(self) -> np.ndarray:

@@ -53,6 +53,9 @@ class Processor(Protocol):
     def prompt_length(self, prompt: list[Message], image_sizes: Sequence[tuple[int, int] | None]) -> int:
         """Tokens of a prompt whose images have these (height, width) in pixels; None: as many as an image can have."""
 
+    def own_token_in(self, prompt: list[Message]) -> str | None:
+        """The first of the model's special tokens in a prompt's texts, or None: it would be read as a token, not as text."""
+
     def text_ids(self, text: str) -> list[int]:
         """The tokens of a text as a model would write it."""
 

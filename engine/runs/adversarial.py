@@ -5,104 +5,56 @@ included | image, question). One that was answered wrongly stays so: an attacker
 attacks as AdvMed-R1's code does: every question, -log p(first token of the own answer), in units of a channel's standard deviation,
 keeping PGD's last step.
 
-A run writes evaluation_<attack>.json and accuracy_<attack>.png for the clean images and each attack, summary.json (accuracy overall
-and per modality, an entry an attack), report.html, and images/<attack>/ where attacked images are to be kept.
+A run writes evaluation_<attack>.json and accuracy_<attack>.png for the clean images and each attack, summary.json (an entry an
+attack: accuracy overall and per modality, and what `effect` says), report.html, and images/<attack>/ where images are to be kept.
 """
 
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from engine.command.evaluation_settings import AttackArguments
 from engine.command.run_folder import RunFolder
 from engine.data.rows import Rows
-from engine.evaluation.attacks import Attack, target_losses
-from engine.report.content import Sample, ShownAnswer, value_of
+from engine.evaluation.attacks import Attack
+from engine.evaluation.score import Score
+from engine.report.content import Sample, ShownAnswer, Table, value_of
 from engine.report.overlay import write_png
 from engine.report.report import write_report
-from engine.rollout.answers import Answer, GreedyAnswers
+from engine.rollout.answers import GreedyAnswers
 from engine.rollout.policy import Policy
-from engine.rollout.rollout import rollout
-from engine.rollout.sampling import GREEDY
+from engine.runs.attacked_answers import AttackedAnswers, Pixels, place_of
 from engine.runs.evaluate import ask, evaluate, log_measures, write_evaluation
+from engine.runs.published_files import write_published
 from engine.tasks.evaluation import Evaluation, comparisons, tables
 from engine.tasks.task import Task
 
-SHOWN = 12  # attacked images in the report
-LEGEND = "Images are some whose answer the last attack changed, as it left them; answers to the clean image come first."
-
-
-class Pixels(Protocol):
-    """How a model's encoded images are images again. `std` (3, 1, 1): the standard deviation of each channel, in 0-1."""
-
-    std: Tensor
-
-    def of(self, batch: Any) -> list[Tensor]:
-        """The images of a prompt batch in 0-1."""
-
-    def put(self, batch: Any, pixels: list[Tensor]) -> Any:
-        """The same prompts about other images."""
-
-    def pictures(self, batch: Any, pixels: list[Tensor]) -> list[Image.Image]:
-        """Images of the batch, or changed ones, as files would keep them."""
-
-
-class AttackedAnswers:
-    """Answers to rows about attacked images.
-
-    `clean` is the evaluation on the unchanged ones. The attacked images of the first `save_sample_images` rows are kept in `first`,
-    and some of those that changed the answer in `changed`, by the row's place in its file.
-    """
-
-    def __init__(self, policy: Policy, pixels: Pixels, attack: Attack, task: Task, clean: Evaluation, args: AttackArguments):
-        self.policy, self.pixels, self.attack, self.task, self.args = policy, pixels, attack, task, args
-        self.clean = {place_of(result): result["model_output"] for result in clean.results}
-        self.first: list[Image.Image] = []
-        self.changed: dict[tuple[str, int], Image.Image] = {}
-
-    def __call__(self, rows: list[dict]) -> list[Answer]:
-        encode = self.policy.processor.encode
-        batch = self.policy.batch([encode(self.task.prompt(row), row["images"]) for row in rows])
-        targets = [self._target(row) for row in rows]
-        prompts = torch.tensor([i for i, row in enumerate(rows) for _ in row["images"]], device=self.policy.device)
-
-        def loss_of(images: list[Tensor]) -> Tensor:
-            return target_losses(self.policy, self.pixels.put(batch, images), targets)[prompts]
-
-        attacked = self.attack(self.pixels.of(batch), loss_of)
-        shown = self.pixels.put(batch, attacked)
-        answers = rollout(self.policy, shown, GREEDY, num_generations=1, max_new_tokens=self.args.max_new_tokens)
-        texts = answers.texts(self.policy.processor)
-        self._keep(rows, texts, self.pixels.pictures(batch, attacked))
-        return [Answer(text) for text in texts]
-
-    def _target(self, row: dict) -> list[int]:
-        """Token ids that the attack makes unlikely."""
-        ids = self.policy.processor.text_ids(self.clean[place_of(row)])
-        return (ids[:1] if self.args.compat == "reference" else ids) or self.policy.eos_token_ids[:1]
-
-    def _keep(self, rows: list[dict], texts: list[str], pictures: list[Image.Image]) -> None:
-        rest = iter(pictures)
-        for row, text in zip(rows, texts, strict=True):
-            picture, *_ = [next(rest) for _ in row["images"]]
-            if len(self.first) < self.args.save_sample_images:
-                self.first.append(picture)
-            if len(self.changed) < SHOWN and text != self.clean[place_of(row)]:
-                self.changed[place_of(row)] = picture
-
-
-def place_of(row: dict) -> tuple[str, int]:
-    """What identifies a row, or its result: the file it stands in and its number there."""
-    return row["source"], row["row"]
+LEGEND = (
+    "Some images whose answer the last attack changed: clean, as the attack left them, and their difference times 10 around grey. "
+    "Answers to the clean image come first."
+)
 
 
 def run_adversarial_evaluation(
     run: RunFolder, title: str, policy: Policy, pixels: Pixels, task: Task, questions: Rows, args: AttackArguments
 ) -> dict[str, Any]:
     """Ask about clean and attacked images, write the run folder and return the headline numbers."""
+    evaluations = evaluate_under_attacks(run, title, policy, pixels, task, questions, args)
+    accuracies = {f"accuracy_{name}": value_of(evaluation.measures["accuracy"]) for name, evaluation in evaluations.items()}
+    by_modality = {
+        name: {line: value_of(cell) for line, cell in evaluation.details["by_modality"].items()}
+        for name, evaluation in evaluations.items()
+    }
+    clean, *attacked = evaluations.items()
+    success = {f"success_rate_{name}": value_of(effect(clean[1], evaluation)["success_rate"]) for name, evaluation in attacked}
+    return accuracies | success | {"num_samples": len(questions), "output": str(run.path), "by_modality": by_modality}
+
+
+def evaluate_under_attacks(
+    run: RunFolder, title: str, policy: Policy, pixels: Pixels, task: Task, questions: Rows, args: AttackArguments
+) -> dict[str, Evaluation]:
+    """{"clean": evaluation, an attack: evaluation, ...}, when the run folder is written."""
     published = args.compat == "reference"
     answers = GreedyAnswers(policy, task.prompt, args.max_new_tokens)
     clean = evaluate(answers, task, questions, batch_size=args.batch_size, progress=run.writes)
@@ -119,28 +71,25 @@ def run_adversarial_evaluation(
         changed = attacked.changed
         for index, picture in enumerate(attacked.first if run.writes else []):
             write_png(run.path / "images" / name / f"{index:04d}.png", picture)
-    headline = {"num_samples": len(questions), "output": str(run.path)}
     if run.writes:
-        shares = {name: _shares(evaluation) for name, evaluation in evaluations.items()}
-        run.write_json("summary.json", shares)
+        effects = {name: effect(clean, evaluation) for name, evaluation in evaluations.items() if name != "clean"}
+        shares = {name: shares_of(evaluation) for name, evaluation in evaluations.items()}
+        run.write_json("summary.json", {name: share | effects.get(name, {}) for name, share in shares.items()})
+        if args.output_path:
+            write_published(args.output_path, evaluations, args)
         write_report(
             run.path / "report.html",
             title=title,
-            headline=headline,
+            headline={"num_samples": len(questions), "output": str(run.path)},
             settings=asdict(args),
             rows=[],
             comparisons=comparisons(evaluations),
-            tables=tables(evaluations),
+            tables=[*effect_tables(effects), *tables(evaluations)],
             samples=_samples(task, evaluations, changed),
             legend=LEGEND,
             skipped=questions.skipped,
         )
-    accuracies = {f"accuracy_{name}": value_of(evaluation.measures["accuracy"]) for name, evaluation in evaluations.items()}
-    by_modality = {
-        name: {line: value_of(cell) for line, cell in evaluation.details["by_modality"].items()}
-        for name, evaluation in evaluations.items()
-    }
-    return accuracies | headline | {"by_modality": by_modality}
+    return evaluations
 
 
 def _written(run: RunFolder, task: Task, name: str, evaluation: Evaluation) -> Evaluation:
@@ -151,8 +100,41 @@ def _written(run: RunFolder, task: Task, name: str, evaluation: Evaluation) -> E
     return evaluation
 
 
-def _shares(evaluation: Evaluation) -> dict[str, Any]:
+def shares_of(evaluation: Evaluation) -> dict[str, Any]:
+    """The accuracy overall and of each modality, as shares."""
     return {"overall": evaluation.measures["accuracy"], **evaluation.details["by_modality"]}
+
+
+def effect(clean: Evaluation, attacked: Evaluation) -> dict[str, Any]:
+    """What an attack did.
+
+    success_rate          of the questions that were right about the clean image, those that it made wrong: a share, None of none
+    accuracy_drop         by how much the accuracy fell, a fraction
+    logprob_drop          by how much the log-probability of the attacked answer fell, in nats
+    linf, l2              the change of an image, of values in 0-1
+
+    The last three are means over the questions that were attacked, None of none.
+    """
+    pairs = zip(clean.results, attacked.results, strict=True)
+    made_wrong = [not after["correct"] for before, after in pairs if before["correct"]]
+    fewer = sum(result["correct"] for result in clean.results) - sum(result["correct"] for result in attacked.results)
+    measured = [result for result in attacked.results if "linf" in result]
+    means = {name: sum(r[name] for r in measured) / len(measured) if measured else None for name in ("logprob_drop", "linf", "l2")}
+    return {
+        "success_rate": Score.of(made_wrong).as_dict() if made_wrong else None,
+        "accuracy_drop": fewer / len(clean.results),
+        **means,
+    }
+
+
+def effect_tables(effects: dict[str, dict[str, Any]]) -> list[Table]:
+    """Two tables, a line an attack: the share that succeeded, and the rest."""
+    rest = ["accuracy_drop", "logprob_drop", "linf", "l2"]
+    titles = ["accuracy lost", "log-probability lost (nats)", "largest change (of 1)", "L2 change"]
+    return [
+        Table("success of attacks", ["success_rate"], {name: [effect["success_rate"]] for name, effect in effects.items()}),
+        Table("strength of attacks", titles, {name: [effect[key] for key in rest] for name, effect in effects.items()}),
+    ]
 
 
 def _samples(task: Task, evaluations: dict[str, Evaluation], changed: dict[tuple[str, int], Image.Image]) -> list[Sample]:

@@ -10,6 +10,7 @@ from engine.command.evaluation_settings import EvaluationSettings, QuestionArgum
 from engine.command.run_folder import RunFolder, open_run
 from engine.data.questions import QuestionSet, load_questions
 from engine.data.rows import Rows
+from engine.data.splits import readable_prompts
 from engine.data.starter.questions import build_starter_data
 from engine.device import describe_device
 from engine.errors import InputError
@@ -19,6 +20,7 @@ from engine.progress import progress as bar
 from engine.report.report import write_report
 from engine.rollout.answers import Answers, GreedyAnswers
 from engine.rollout.policy import Policy
+from engine.runs.published_files import write_results
 from engine.tasks.evaluation import Evaluation, comparisons, tables
 from engine.tasks.multiple_choice import MultipleChoice
 from engine.tasks.published import scoring
@@ -50,9 +52,13 @@ def evaluate_questions(
     """Ask the policy that `args` name multiple-choice questions by `template`; see `run_evaluation`."""
     questions, policy = load_questions_of(args, modalities), args.load(load_policy)
     task = MultipleChoice(template, scoring(template, args.compat))
+    questions = readable_prompts(questions, task.prompt, policy.processor, args.on_bad_row)
     run = start_evaluation(recipe, title, questions, args)
     answers = GreedyAnswers(policy, task.prompt, args.max_new_tokens)
-    return run_evaluation(run, title, answers, task, questions, args, of=args.model or "the starter policy")
+    headline = run_evaluation(run, title, answers, task, questions, args, of=args.model or "the starter policy")
+    if args.output_path and run.writes:
+        write_results(args.output_path, Evaluation.read(run.path / "evaluation.json"))
+    return headline
 
 
 def evaluate(answers: Answers, task: Task, rows: Rows, *, batch_size: int, progress: bool = True) -> Evaluation:
@@ -75,7 +81,7 @@ def ask(
             places = mine[start : start + batch_size]
             batch = [rows[i] for i in places]
             for i, row, answer in zip(places, batch, answers(batch), strict=True):
-                results[i] = task.score(row, answer)
+                results[i] = task.score(row, answer) | answer.details
             shown.update(len(batch))
     results = gather(results)
     return [results[i] for i in range(len(rows))]

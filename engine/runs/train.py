@@ -12,7 +12,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from engine.command.run_folder import RunFolder, open_run
 from engine.data.rows import Rows
-from engine.data.splits import Splits, limit_prompts
+from engine.data.splits import Splits, readable_prompts
 from engine.device import describe_device
 from engine.errors import InputError, Interrupted
 from engine.report.content import value_of
@@ -53,7 +53,9 @@ def train(
     args.resume_from_checkpoint = str(resume) if resume else None
     model, rows, test = load_model(), splits.train, splits.test
     if isinstance(args, PolicyConfig):
-        rows = limit_prompts(rows, task.prompt, model.processor.prompt_length, args.max_prompt_length, splits.on_bad_row)
+        reader = model.processor
+        rows = readable_prompts(rows, task.prompt, reader, splits.on_bad_row, args.max_prompt_length)
+        test = readable_prompts(test, task.prompt, reader, splits.on_bad_row) if test is not None else None
     groups = {name: group.to_dict() if group is args else asdict(group) for name, group in settings.items()}
     run.write_json("config.json", groups)
     trainer = trainer_class(model, task, args, rows)

@@ -7,7 +7,7 @@ labels of the last lesson come from a careless annotator, so that the policy see
 import numpy as np
 from PIL import Image
 
-from engine.data.options import parse_options
+from engine.data.options.shown import parse_options
 from engine.data.questions import QuestionSet
 from engine.data.starter.questions import QUESTIONS, SOURCES, ask
 from engine.tasks.templates import TEMPLATES, build_prompt

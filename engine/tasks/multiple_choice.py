@@ -1,8 +1,8 @@
 """Multiple-choice questions: the letter that a text names is right or wrong (Med-R1, MedVLM-R1).
 
-The default reads the last well-formed `<answer>` and accepts every clear way to name an option (`match_option`); where a template
-asks for a letter without tags, a text that is itself an answer (`C`, `C) CT`, `CT`) counts too. `engine.tasks.published` reads and
-rewards as the papers' code does.
+The default reads the last well-formed `<answer>` and accepts every clear way to name an option (`engine.data.options.answers`);
+where a template asks for a letter without tags, a text that is itself an answer (`C`, `C) CT`, `CT`) counts too, behind its
+`</think>` if it has one. `engine.tasks.published` reads and rewards as the papers' code does.
 
 All parsing is linear in the length of the model's text, whatever the text.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from engine.data.options import match_option
+from engine.data.options.answers import read_option, read_tagged, tagged
 from engine.data.rows import Rows
 from engine.evaluation.score import Score
 from engine.report.charts import accuracy_figure, as_png
@@ -26,7 +26,6 @@ from engine.tasks.task import Reward
 from engine.tasks.templates import build_prompt
 
 GROUPINGS = {"modality": "modality", "question_type": "question type"}  # a result's key -> the title of its table
-_ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE | re.ASCII)
 _THINK_THEN_ANSWER = re.compile(r"</think>\s*<answer>")
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
@@ -51,8 +50,9 @@ class ClearAnswers:
     name: str = "default"
 
     def read(self, text: str, options: dict[str, str], template: str) -> str | None:
-        tagged = parse_answer(text, options)
-        return match_option(text, options) if tagged is None and asks_for_a_bare_letter(template) else tagged
+        if tagged(text) is None and asks_for_a_bare_letter(template):
+            return read_option(text.rpartition("</think>")[2], options)
+        return read_tagged(text, options)
 
     def rewards(self, template: str) -> Sequence[Reward]:
         form = format_reward_of(template, format_reward, format_reward_nothink)
@@ -153,25 +153,11 @@ def format_reward_of(template: str, think: Reward, nothink: Reward) -> Reward:
     return nothink if template.endswith("nothink") else think
 
 
-def parse_answer(text: str, options: dict[str, str]) -> str | None:
-    """The letter that the last well-formed `<answer>...</answer>` names (see `match_option`), or None.
-
-    Tags match in any case and may span lines; of nested or unclosed tags the innermost pair counts.
-    """
-    content, start = None, None
-    for tag in _ANSWER_TAG.finditer(text):
-        if not tag[1]:
-            start = tag.end()
-        elif start is not None:
-            content, start = text[start : tag.start()], None
-    return None if content is None else match_option(content, options)
-
-
 def accuracy_reward(
     prompts: Any, completions: list[str], answer: list[str], options: list[dict[str, str]], **columns: Any
 ) -> list[float]:
-    """1 where `parse_answer` gives the row's `answer` letter."""
-    return [float(parse_answer(text, choices) == gold) for text, gold, choices in zip(completions, answer, options, strict=True)]
+    """1 where the last `<answer>` names the row's `answer` (`engine.data.options.answers`)."""
+    return [float(read_tagged(text, choices) == gold) for text, gold, choices in zip(completions, answer, options, strict=True)]
 
 
 def format_reward(prompts: Any, completions: list[str], **columns: Any) -> list[float]:

@@ -5,7 +5,10 @@ and the same (Pillow) image processor and saves the file set of Qwen's own repos
 """
 
 import json
+import math
+import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +21,7 @@ from models.qwen.prompts import EncodedPrompt
 from models.tokenizer import load_tokenizer
 
 IMAGE_TOKEN = "<|image_pad|>"
+MAX_ASPECT = 200  # Qwen's: the longer side is at most so many shorter ones
 TEMPLATE_FILE = "chat_template.json"
 PIXEL_FILES = ("preprocessor_config.json", "processor_config.json")  # Qwen's, and that of transformers 5
 PROCESSOR_CLASS = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
@@ -78,14 +82,20 @@ class QwenProcessor:
 
     def prompt_length(self, prompt: list[Message], image_sizes: Sequence[tuple[int, int] | None]) -> int:
         """Tokens of a prompt whose images have these (height, width) in pixels; None: as many as an image can have."""
-        side = self.image_processor.patch_size * self.image_processor.merge_size
         length = len(self.text_ids(self._text(prompt))) - len(image_sizes)
         for size in image_sizes:
             if size is None:
-                length += self.image_processor.size["longest_edge"] // side**2
+                length += self._most_tokens()
             else:
                 length += self.image_processor.get_number_of_image_patches(*size) // self.image_processor.merge_size**2
         return length
+
+    def own_token_in(self, prompt: list[Message]) -> str | None:
+        """The first of the tokenizer's special tokens in a prompt's texts, or None: it would be read as a token, not as text."""
+        contents = [message["content"] for message in prompt]
+        texts = [[text] if isinstance(text, str) else [part.get("text", "") for part in text] for text in contents]
+        found = self._special_tokens.search("\n".join(text for parts in texts for text in parts))
+        return found[0] if found else None
 
     def text_ids(self, text: str) -> list[int]:
         """The tokens of a text as the model would write it; special tokens are read as such."""
@@ -113,8 +123,20 @@ class QwenProcessor:
             json.dumps({"chat_template": self.tokenizer.chat_template}, indent=2) + "\n", encoding="utf-8"
         )
 
+    @cached_property
+    def _special_tokens(self) -> re.Pattern[str]:
+        special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        return re.compile("|".join(map(re.escape, {*special, IMAGE_TOKEN})))
+
     def _text(self, prompt: list[Message]) -> str:
         return str(self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+
+    def _most_tokens(self) -> int:
+        """An upper bound of the tokens of an image: of a strip, where the limits are small, more than its area has."""
+        side = self.image_processor.patch_size * self.image_processor.merge_size
+        least, most = (self.image_processor.size[edge] / side**2 for edge in ("shortest_edge", "longest_edge"))
+        enlarged = least + math.sqrt(least) * (math.sqrt(MAX_ASPECT) + 1 / math.sqrt(MAX_ASPECT)) + 1  # both sides rounded up
+        return int(max(most, math.sqrt(MAX_ASPECT * most), enlarged))
 
     def _patches(self, images: Sequence[Image.Image]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """`pixel_values` and `image_grid_thw` of `EncodedPrompt`."""

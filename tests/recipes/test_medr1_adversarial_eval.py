@@ -55,6 +55,7 @@ def test_the_run_folder_tells_it_all(run):
     report = (folder / "report.html").read_text()
     shown = " ".join(re.sub("<[^>]+>", " ", report).split())
     assert "whose answer the last attack changed" in shown and report.count("<img") > 0
+    assert "Success of attacks" in shown and "difference times 10 around grey" in shown
     assert all(f"{100 * headline[f'accuracy_{name}']:.1f} %" in shown for name in ("clean", "fgsm", "pgd"))
 
 
@@ -76,6 +77,40 @@ def test_the_published_variant_attacks_every_question_and_reads_as_its_scripts_d
     for result in results(tmp_path, "clean"):
         gold = result["ground_truth"].removeprefix("<answer>").removesuffix("</answer>").strip()
         assert result["correct"] == (AdvMedScoring().read(result["model_output"], {}, "") == gold)
+
+
+def test_what_an_attack_did_is_counted_over_what_it_attacked(run):
+    clean, pgd = results(run[0], "clean"), results(run[0], "pgd")
+    summary = json.loads((run[0] / "summary.json").read_text())["pgd"]
+    before = [result["correct"] for result in clean]
+    made_wrong = [not after["correct"] for was_right, after in zip(before, pgd, strict=True) if was_right]
+    share = summary["success_rate"]
+    assert (share["num_correct"], share["num_samples"]) == (sum(made_wrong), sum(before))
+    assert run[1]["success_rate_pgd"] == share["accuracy"] > 0
+    assert summary["accuracy_drop"] == pytest.approx(run[1]["accuracy_clean"] - run[1]["accuracy_pgd"])
+    attacked = [result for result in pgd if "linf" in result]
+    assert len(attacked) == sum(before) and all(0 < result["linf"] <= 7 / 255 + 1e-6 for result in attacked)
+    assert all(result["linf"] <= result["l2"] for result in attacked)
+    assert summary["logprob_drop"] == pytest.approx(sum(r["logprob_drop"] for r in attacked) / len(attacked)) and (
+        summary["logprob_drop"] > json.loads((run[0] / "summary.json").read_text())["fgsm"]["logprob_drop"] > 0
+    )
+
+
+def test_the_published_layout_is_written_besides(tmp_path):
+    flags = ["--limit", "8", "--max_new_tokens", "32", "--output_dir", str(tmp_path / "run"), "--output_path"]
+    main([*flags, str(tmp_path / "fgsm.json"), "--attack_type", "fgsm"])
+    published = json.loads((tmp_path / "fgsm.json").read_text())
+    assert list(published)[:8] == (
+        ["test_data_path", "attack_type", "epsilon", "pgd_alpha", "pgd_iters", "accuracy", "num_samples", "num_correct"]
+    )
+    assert published["attack_type"] == "fgsm" and published["epsilon"] == 0.03 and published["pgd_alpha"] is None
+    assert published["accuracy"] == 100 * published["num_correct"] / 8
+    ours = results(tmp_path / "run", "fgsm")
+    for theirs, result in zip(published["detailed_results"], ours, strict=True):
+        assert theirs["correct"] == result["correct"] == (theirs["model_answer"] == theirs["gt_answer"])
+        assert theirs["gt_answer"] in "ABCD" and theirs["ground_truth"] == result["ground_truth"]
+    main([*flags, str(tmp_path / "each.json"), "--attacks", "clean", "fgsm", "pgd", "--pgd_iters", "1"])
+    assert {path.name for path in tmp_path.glob("*.json")} == {"fgsm.json", "each_clean.json", "each_fgsm.json", "each_pgd.json"}
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,9 @@ def test_the_newest_training_run_is_taken(checkpoint, root):
         (infer, ["--question", "Where?"], "error: --image is missing"),
         (infer, ["--image", "IMAGE"], "error: --question is missing"),
         (infer, ["--image", "gone.png", "--question", "Where?"], "error: gone.png: no such image file"),
+        (evaluate, ["--data_root", "ROOT", "--mask_values", "red"], "error: --mask_values red: expected values (1 or 1,2)"),
+        (infer, ["--image", "IMAGE", "--question", "?", "--out", "IMAGE"], "case_0.png: is the file that --image names"),
+        (infer, ["--image", "IMAGE", "--question", "?", "--mask_values", "1,"], "error: --mask_values 1,: expected values"),
         (infer, ["--image", "IMAGE", "--question", "?", "--mask", "OTHER"], "the mask is 50 x 48, the image 50 x 40"),
     ],
 )

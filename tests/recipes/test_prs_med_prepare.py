@@ -107,6 +107,76 @@ def test_images_and_masks_may_share_a_folder():
     assert main(["--data_root", "root", "--dataset", "one", "--images", "images", "--masks", "images"])["train_rows"] == 14
 
 
+def test_parts_of_a_mask_are_united_and_counted():
+    """BUSI: x.png, x_mask.png, x_mask_1.png, here for five images, in one folder."""
+    for path in Path("masks/deep").iterdir():
+        path.rename(Path("images/deep") / path.name)
+    for i in range(5):
+        save_mask(f"images/deep/{i:02d}_0_mask_1.png", 30, 2)
+    headline = main(["--data_root", "root", "--dataset", "busi", "--images", "images", "--masks", "images"])
+    assert (headline["united_masks"], headline["left_out"]) == (5, 0)
+    united = json.loads(Path("root/busi/report.json").read_text())["united_masks"]
+    rows = load_masked_questions("root", split=None)
+    for record, pair in zip(rows.records, rows.handles, strict=True):
+        parts = Path("images/deep", Path(record["image_id"]).stem.removeprefix("deep_"))
+        masks = [
+            np.asarray(Image.open(f"{parts}_mask{number}.png"))
+            for number in ("", "_1")
+            if Path(f"{parts}_mask{number}.png").exists()
+        ]
+        assert np.array_equal(np.asarray(pair.open()[1]) > 0, np.any(masks, axis=0))
+        assert (len(masks) == 2) == (f"{record['image_id'].replace('_images', '_masks')}" in united)
+
+
+@pytest.mark.parametrize("rule", ["prs-med", "our-dataset"])
+@pytest.mark.parametrize("ending", ["_mask", "_seg", "_segmentation", "_lesion", "_mask_1"])
+@pytest.mark.parametrize("folder", ["", "patient/"])
+def test_what_is_prepared_is_what_training_reads(rule, ending, folder):
+    for split in ("train", "test"):
+        for i in range(3):
+            for kind in ("images", "masks"):
+                Path(f"root/s/{split}_{kind}/{folder}").mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (48, 40), (i, 0, 99 * (split == "test"))).save(f"root/s/{split}_images/{folder}{i}.png")
+            save_mask(f"root/s/{split}_masks/{folder}{i}{ending}.png", 2 + i, 3)
+    headline = main(["--data_root", "root", "--dataset", "s", "--rule", rule])
+    assert (headline["train_rows"], headline["test_rows"], headline["left_out"]) == (3, 3, 0)
+    assert [len(load_masked_questions("root", split=split)) for split in ("train", "test")] == [3, 3]
+    assert main(["--data_root", "root"])["bad_rows"] == 0
+
+
+def test_labels_that_touch_stop_the_command_and_mask_values_decides():
+    mask = np.zeros((40, 48), np.uint8)
+    mask[4:24, 4:24], mask[8:14, 8:14] = 1, 2
+    Image.fromarray(mask).save("masks/deep/00_0_mask.png")
+    with pytest.raises(InputError, match="00_0_mask.png.*it has the values 0, 1 and 2, .*--mask_values"):
+        prepare()
+    assert not Path("root/mine").exists()
+    assert prepare("--on_bad_row", "skip", name="without")["left_out"] == 1
+    assert prepare("--mask_values", "2", name="inner")["left_out"] == COUNT - 1
+    (row,) = load_masked_questions("root", "annotations/inner.csv", split=None)
+    assert np.array_equal(np.asarray(row["mask"]) > 0, mask == 2)
+
+
+def test_what_is_written_is_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = Image.open("images/deep/00_1.jpg").convert("RGB")
+    upright.transpose(Image.Transpose.ROTATE_90).save("images/deep/00_1.jpg", exif=exif, quality=100, subsampling=0)
+    prepare()
+    (written,) = Path("root/mine").glob("*_images/deep_00_1.png")
+    with Image.open(written) as image:
+        assert image.size == (48, 40) and np.abs(np.asarray(image).astype(int) - np.asarray(upright)).mean() < 3
+
+
+def test_a_report_does_not_replace_what_is_read(tmp_path):
+    prepare()
+    Path("link.json").symlink_to("root/annotations/mine.csv")
+    before = Path("root/annotations/mine.csv").read_text()
+    with pytest.raises(InputError, match="--report link.json: is the file that --ann_paths names"):
+        main(["--data_root", "root", "--report", "link.json"])
+    assert Path("root/annotations/mine.csv").read_text() == before
+
+
 def test_split_folders_that_are_there_are_annotated():
     for split, names in {"train": ["00_0", "00_1", "01_0"], "test": ["02_0"]}.items():
         for kind in ("images", "masks"):
@@ -141,6 +211,14 @@ def test_a_data_root_is_checked(mini_data, tmp_path):
         (["--data_root", "root", "--dataset", "../a", "--images", "images"], "--dataset '../a': expected a name"),
         (["--data_root", "root", "--dataset", "a", "--images", "gone"], "gone: no such folder (expected one of images)"),
         (["--data_root", "root", "--dataset", "a", "--images", "masks"], "masks: no image with a mask"),
+        (
+            ["--data_root", "root", "--dataset", "a", "--images", "images", "--masks", "images"],
+            "images: no image with a mask (expected masks in images of the same name, or ending in _mask, _masks, _seg, ",
+        ),
+        (
+            ["--data_root", "root", "--dataset", "a", "--images", "images", "--mask_values", "x"],
+            "--mask_values x: expected values (1",
+        ),
         (["--data_root", "root", "--dataset", "a"], "no split folders"),
         (
             ["--data_root", "root", "--dataset", "a", "--fractions", "1,1,1"],

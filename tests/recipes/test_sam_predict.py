@@ -1,6 +1,8 @@
 """`recipes.sam_predict` as a user runs it: masks, Dice, and each documented error in one line."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,6 +71,7 @@ def test_without_flags_the_starter_image_is_segmented(real_weights, tmp_path, mo
         (["--box", "0,0,9,9", "--model", "tiny_sam"], "--checkpoint is missing: the published weights of tiny_sam"),
         (["--box", "0,0,9,9", "--checkpoint", "absent.pth"], "absent.pth: no such file"),
         (["--box", "0,0,9,9", "--mask", "absent.png"], "absent.png"),
+        (["--box", "0,0,9,9", "--mask_values", "red"], "--mask_values red: expected values (1 or 1,2)"),
     ],
 )
 def test_a_users_mistake_is_one_line(image, flags, message):
@@ -81,6 +84,27 @@ def test_a_mask_of_another_size_is_refused(image, tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "small.png")
     with pytest.raises(InputError, match=r"the mask is 8 x 8, the image 60 x 40"):
         main(["--image", image, "--box", "0,0,9,9", "--mask", str(tmp_path / "small.png")])
+
+
+@pytest.mark.parametrize("flag", ["image", "mask"])
+def test_what_is_read_is_never_written_over(image, tmp_path, monkeypatch, flag):
+    """Under whatever name: itself, another spelling, a link, a hard link, or where the overlay would go."""
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Image.new("L", (60, 40), 255).save("mask.png")
+    Path("x.overlay.png").write_bytes(Path(f"{flag}.png").read_bytes())
+    os.symlink(f"{flag}.png", "link.png")
+    os.link(f"{flag}.png", "hard.png")
+    named = {"image": image, "mask": "mask.png"}
+    for out in (f"{flag}.png", f"folder/../{flag}.png", f"{tmp_path}/{flag}.png", "link.png", "hard.png", "x.png"):
+        files = named | ({flag: "x.overlay.png"} if out == "x.png" else {})
+        before = {path: path.read_bytes() for path in Path().glob("*.png")}
+        with pytest.raises(InputError, match=f"is the file that --{flag} names"):
+            main(["--image", files["image"], "--mask", files["mask"], "--box", "0,0,9,9", "--out", out])
+        assert {path: path.read_bytes() for path in Path().glob("*.png")} == before
+    for out in (".", "folder"):
+        with pytest.raises(InputError, match=f"--out {out}: is a folder"):
+            main(["--image", image, "--box", "0,0,9,9", "--out", out])
 
 
 def test_without_weights_the_error_says_how_to_get_them(image, monkeypatch):

@@ -223,6 +223,68 @@ def test_images_and_masks_may_be_named_apart():
     assert prepare("--images", "HAM/part_1", output="half")["missing_images"] == IMAGES // 2
 
 
+@pytest.mark.parametrize("flags", [(), ("--masks", "HAM/GroundTruth")])
+def test_masks_named_like_their_images_are_masks(flags):
+    """They lie in a folder that sorts before the images'."""
+    Path("HAM/GroundTruth").mkdir()
+    for path in sorted(Path("HAM/masks").iterdir()):
+        path.rename(Path("HAM/GroundTruth", path.name.replace("_segmentation", "")))
+    headline = prepare(*flags)
+    assert (headline["train_rows"], headline["test_rows"], headline["missing_masks"]) == (16, 4, 0)
+    for i in range(IMAGES):
+        assert Path(f"out/images/ISIC_{i:02d}.jpg").read_bytes() == Path(f"HAM/part_{1 + i % 2}/ISIC_{i:02d}.jpg").read_bytes()
+        assert Image.open(f"out/masks/ISIC_{i:02d}_segmentation.png").getbbox() == BOX
+
+
+def test_a_mask_alone_is_no_image():
+    Path("HAM/part_2/ISIC_05.jpg").unlink()
+    Path("HAM/masks/ISIC_05_segmentation.png").rename("HAM/masks/ISIC_05.png")
+    with pytest.raises(InputError, match="row 5.*: image 'ISIC_05.png' is black and white: a mask and no image"):
+        prepare()
+    assert not Path("out").exists()
+
+
+def test_parts_of_a_mask_are_united_and_counted():
+    save_mask(5, (40, 5, 44, 9))
+    Path("HAM/masks/ISIC_05_segmentation.png").rename("HAM/masks/ISIC_05_segmentation_1.png")
+    save_mask(5)
+    assert prepare()["united_masks"] == 1 and read("report.json")["united_masks"] == ["ISIC_05"]
+    assert Image.open("out/masks/ISIC_05_segmentation.png").getbbox() == (8, 5, 44, 30)
+
+
+def test_what_is_written_is_upright_and_black_and_white():
+    """So that the published scripts, which know of neither, read it right."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    image = Image.open("HAM/part_1/ISIC_02.jpg").convert("RGB")
+    image.rotate(180).save("HAM/part_1/ISIC_02.jpg", exif=exif, quality=100, subsampling=0)
+    for number, levels in ((2, {255: 1}), (3, {255: 0, 0: 1})):
+        path = Path(f"HAM/masks/ISIC_{number:02d}_segmentation.png")
+        Image.open(path).point(lambda level, levels=levels: levels.get(level, 0)).save(path)
+    prepare("--mask_values", "1-255", "--on_bad_row", "skip")
+    with Image.open("out/images/ISIC_02.jpg") as written:
+        assert np.abs(np.asarray(written).astype(int) - np.asarray(image)).mean() < 6
+    assert set(np.unique(Image.open("out/masks/ISIC_02_segmentation.png"))) == {0, 255}
+    (record,) = [record for record in read("ham10000_with_spatial_data.json") if record["image_id"] == "ISIC_02"]
+    assert record["bbox"] == [8.0, 10.0, 28.0, 30.0]
+
+
+def test_a_black_lesion_is_unclear_and_mask_values_decides():
+    path = Path("HAM/masks/ISIC_05_segmentation.png")
+    Image.open(path).point(lambda level: 255 - level).save(path)
+    with pytest.raises(InputError, match="row 5.*: mask 'ISIC_05_segmentation.png': it has the values 0 and 255, .*--mask_values"):
+        prepare()
+
+
+def test_a_folder_that_holds_what_is_read_is_not_replaced():
+    prepare()
+    Path("link").symlink_to("out")
+    for flags in (["--images", "out/images"], ["--images", "link/images", "--masks", "HAM/masks"]):
+        with pytest.raises(InputError, match="--output .*out: holds what --images names"):
+            prepare("--overwrite", *flags)
+    assert len(list(Path("out/images").iterdir())) == IMAGES
+
+
 def test_the_command_ends_with_one_line_of_json(capfd):
     run_command(main, ["--metadata", "HAM/metadata.csv", "--output", "out"])
     printed = capfd.readouterr()

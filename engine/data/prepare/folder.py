@@ -2,7 +2,7 @@
 
 DIR/train.json, DIR/test.json    the rows: image, problem, solution, modality, question_type, original (the image's own name)
 DIR/images/train/<hash>.png      training images, resized (bicubic, RGB) or as they are; the hash is of the original's pixels
-DIR/images/test/<hash>.<ext>     test images, mostly as they are, since the papers evaluate on originals
+DIR/images/test/<hash>.<ext>     test images, mostly as they are but upright, since the papers evaluate on originals
 DIR/report.json                  what was left out and why, and which test images also occur in train
 
 An image can stand in both parts: under the same name, or under another with the same pixels. Both are found.
@@ -25,6 +25,7 @@ from typing import Any
 from PIL import Image
 
 from engine.data.formats.text import MAX_BYTES
+from engine.data.images import is_turned
 from engine.data.questions import QuestionSet
 from engine.data.rows import SkippedRow
 from engine.errors import InputError
@@ -46,6 +47,7 @@ def prepare_folder(options: Any, source: str, build: Callable[[Path], dict], cou
     """
     output = Path(os.path.abspath(options.output))
     _refuse_to_lose(output, options.overwrite, source)
+    _refuse_to_replace_inputs(output, options)
     building = output.with_name(f".{output.name}.{os.getpid()}.part")
     try:
         building.mkdir(parents=True)
@@ -158,15 +160,21 @@ def _write_images(folder: Path, split: str, questions: QuestionSet, size: int | 
 
 
 def _encode(handle: Any, size: int | None) -> tuple[str, bytes]:
-    """(file name, content): the file itself, or its image at size x size as PNG; named after the pixels of the original."""
+    """(file name, content): the file itself if it is upright, or its image, at size x size, as PNG; named after its pixels."""
     image = handle.open()
     digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:32]
     if size is None:
         name, data = handle.read()
+        if is_turned(data):
+            return _as_png(digest, image)
         suffix = Path(name).suffix.lower()
         return f"{digest}{suffix if suffix[1:].isalnum() else ''}", data
+    return _as_png(digest, image.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _as_png(digest: str, image: Image.Image) -> tuple[str, bytes]:
     content = io.BytesIO()
-    image.resize((size, size), Image.Resampling.BICUBIC).save(content, "PNG")
+    image.save(content, "PNG")
     return f"{digest}.png", content.getvalue()
 
 
@@ -195,6 +203,17 @@ def _drop_leaked(folder: Path, train: list[dict], test: list[dict]) -> list[dict
     for name in {name for row in train for name in row["image"]} - {name for row in kept for name in row["image"]}:
         (folder / name).unlink()
     return kept
+
+
+def _refuse_to_replace_inputs(output: Path, options: Any) -> None:
+    """InputError if a file or folder that the options name lies in `output`, or is it, under whatever name."""
+    place = Path(os.path.realpath(output))
+    for name, value in asdict(options).items():
+        for path in value if isinstance(value, list) else [value]:
+            if name == "output" or not isinstance(path, str) or not path or "\0" in path or not os.path.exists(path):
+                continue
+            if Path(os.path.realpath(path)).is_relative_to(place):
+                raise InputError(f"--output {output}: holds what --{name} names, {path} (expected another folder)")
 
 
 def _refuse_to_lose(output: Path, overwrite: bool, source: str) -> None:

@@ -2,12 +2,12 @@
 
 DIR/ham10000_with_spatial_data.json, .csv    all records: the published keys in the published order
 DIR/train.json, DIR/test.json                the records of either part
-DIR/images/<image_id>.jpg                    the images as they are, by which the published scripts find them too
-DIR/masks/<image_id>_segmentation.png        the masks as they are
+DIR/images/<image_id>.jpg                    the images as they are, or upright, by which the published scripts find them too
+DIR/masks/<image_id>_segmentation.png        the masks: 0 and 255, one for each image, of its size
 DIR/report.json                              what was left out and why, diagnoses per part, lesions that an image split would share
 
-Boxes and areas are those of `engine.data.lesion_boxes`. A mask is read as brighter than half, and at the size of its image; the
-published code takes every pixel but 0, which is the same for HAM10000's masks of 0 and 255.
+Boxes and areas are those of `engine.data.lesion_boxes`. Masks are read as everywhere (`engine.data.masks`); the published code
+takes every pixel but 0, which is the same for HAM10000's masks of 0 and 255. What is so already is copied as it is.
 """
 
 import csv
@@ -27,24 +27,25 @@ from typing import Any
 import numpy as np
 
 from engine.command.settings import check_ranges, setting
-from engine.data.images import ImageError
+from engine.data.images import ImageError, open_image, write_upright
 from engine.data.lesion_boxes import LesionBox, find_lesion, name_region
-from engine.data.lesions import COLUMNS, MASK_SUFFIX, RECORD_KEYS, check_age, check_diagnosis, find_files
-from engine.data.masked_questions import ImageAndMask
+from engine.data.lesions import COLUMNS, MASK_SUFFIX, RECORD_KEYS, check_age, check_diagnosis
+from engine.data.masks.chosen import HELP, check_mask_values
+from engine.data.masks.lesion_files import LesionFiles, looks_like_mask
+from engine.data.masks.pair import ImageAndMask, is_plain_mask
 from engine.data.prepare.folder import prepare_folder
 from engine.data.prepare.prs_med import assign_splits
 from engine.data.rows import BadRow, BadRows
-from engine.data.sources import ImageFile
 from engine.data.tables import read_csv
 from engine.errors import InputError
 from engine.files import write_json, write_whole
 from engine.progress import progress
 
 NAME = "ham10000_with_spatial_data"
-COUNTED = ("missing_images", "missing_masks", "bad_rows", "lesions_shared_by_image_split")
+COUNTED = ("missing_images", "missing_masks", "united_masks", "bad_rows", "lesions_shared_by_image_split")
 
 
-Found = tuple[int, dict[str, Any], Path, Path | None]  # row, its record without a box, image, mask
+Found = tuple[int, dict[str, Any], Path, tuple[Path, ...]]  # row, its record without a box, image, masks
 
 
 @dataclass
@@ -58,6 +59,7 @@ class SkinPreparation:
         [], "Folders of images, looked through with the folders in them. None: the folder of the metadata.", metavar="DIR"
     )
     masks: list[str] = setting([], f"Folders of masks, <image_id>{MASK_SUFFIX}.png. None: those of the images.", metavar="DIR")
+    mask_values: str | None = setting(None, HELP, metavar="VALUES")
     output: str | None = setting(None, "The folder to make.", metavar="DIR")
     test_fraction: float = setting(0.2, "Part of the images to test on, give or take a lesion.", more_than=0, less_than=1)
     seed: int = setting(42, "Seed of the split.", at_least=0, at_most=2**32 - 1)
@@ -66,6 +68,7 @@ class SkinPreparation:
 
     def __post_init__(self) -> None:
         check_ranges(type(self), vars(self))
+        check_mask_values(self.mask_values)
 
     @property
     def table(self) -> Path:
@@ -80,9 +83,21 @@ class Measured:
     """A usable row of the metadata: its record in the published format, and its files."""
 
     record: dict
-    image: Path
-    mask: Path | None
+    files: ImageAndMask | Path  # the image alone where it has no mask
     digest: str  # of the image's pixels
+
+    def write(self, folder: Path) -> None:
+        """Image and mask into the folders `images` and `masks`: as they are, where the image is upright and the mask plain."""
+        image = self.files if isinstance(self.files, Path) else self.files.image
+        write_upright(image, folder / "images" / image.name)
+        if isinstance(self.files, Path):
+            return
+        mask = folder / "masks" / f"{self.record['image_id']}{MASK_SUFFIX}.png"
+        opened = self.files.open()[1]
+        if self.files.masks == (self.files.mask,) and is_plain_mask(self.files.mask, opened):
+            shutil.copyfile(self.files.mask, mask)
+        else:
+            opened.save(mask)
 
 
 def prepare_skin(options: SkinPreparation) -> dict:
@@ -94,7 +109,7 @@ def prepare_skin(options: SkinPreparation) -> dict:
 
 def build_skin(options: SkinPreparation, folder: Path) -> dict:
     """Write images, masks and records into `folder`; returns the report."""
-    missing: dict[str, list[str]] = {"missing_images": [], "missing_masks": []}
+    missing: dict[str, list[str]] = {"missing_images": [], "missing_masks": [], "united_masks": []}
     bad = BadRows(options.on_bad_row)
     rows = list(_measure(list(_find_rows(options, missing, bad)), options, bad))
     if not rows:
@@ -107,9 +122,7 @@ def build_skin(options: SkinPreparation, folder: Path) -> dict:
     for kind in ("images", "masks"):
         (folder / kind).mkdir()
     for row in progress(rows, desc="copying images", unit="image", delay=2):
-        shutil.copyfile(row.image, folder / "images" / row.image.name)
-        if row.mask:
-            shutil.copyfile(row.mask, folder / "masks" / row.mask.name)
+        row.write(folder)
     records = [row.record for row in rows]
     write_records(folder, records)
     counts, diagnoses = {}, {}
@@ -141,23 +154,24 @@ def _find_rows(options: SkinPreparation, missing: dict[str, list[str]], bad: Bad
     for folder in (*options.images, *options.masks):
         if not Path(folder).is_dir():
             raise InputError(f"{folder}: no such folder (expected one of {'images' if folder in options.images else 'masks'})")
-    images = find_files(*map(Path, options.images) if options.images else [options.table.parent])
-    masks = find_files(*map(Path, options.masks)) if options.masks else images
+    files = LesionFiles([*map(Path, options.images)] or [options.table.parent], [*map(Path, options.masks)])
     seen: set[str] = set()
     for index, line, cells in read_csv(options.table, COLUMNS, COLUMNS):
         try:
             record = _check_metadata(cells, seen)
+            image, masks = files.find(record["image_id"])
         except BadRow as error:
             bad.add(options.table, index, error, line)
             continue
         name = record["image_id"]
-        image, mask = images.get(name), masks.get(f"{name}{MASK_SUFFIX}")
         if image is None:
             missing["missing_images"].append(name)
             continue
-        if mask is None:
+        if not masks:
             missing["missing_masks"].append(name)
-        yield index, record, image, mask
+        if len(masks) > 1:
+            missing["united_masks"].append(name)
+        yield index, record, image, masks
 
 
 def _check_metadata(cells: dict[str, str] | BadRow, seen: set[str]) -> dict[str, Any]:
@@ -179,30 +193,34 @@ def _measure(rows: list[Found], options: SkinPreparation, bad: BadRows) -> Itera
     """Open images and masks; the rows whose files can be used, with boxes. `bad` meets the others."""
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
-        measured = pool.map(lambda row: _open(*row[2:]), rows)
+        files = [ImageAndMask(image, masks[0], masks[1:], options.mask_values) if masks else image for _, _, image, masks in rows]
+        measured = pool.map(_open, files)
         bar = progress(measured, desc="reading", total=len(rows), delay=2)
-        for (index, record, image, mask), found in zip(rows, bar, strict=True):
+        for (index, record, *_), files_of_row, found in zip(rows, files, bar, strict=True):
             if isinstance(found, str):
                 expected = "a whole JPEG or PNG image and a mask of its shape that is not empty"
                 bad.add(options.table, index, BadRow(found, expected))
                 continue
             lesion, size, digest = found
-            yield Measured(record | _spatial(lesion, size), image, mask, digest)
+            yield Measured(record | _spatial(lesion, size), files_of_row, digest)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _open(image: Path, mask: Path | None) -> tuple[LesionBox | None, tuple[int, int], str] | str:
+def _open(files: ImageAndMask | Path) -> tuple[LesionBox | None, tuple[int, int], str] | str:
     """(its lesion, the image's size, digest of its pixels), or why the files cannot be used."""
+    path = files if isinstance(files, Path) else files.image
     try:
-        picture, lesion = ImageAndMask(image, mask).open() if mask else (ImageFile(image).open(), None)
+        picture, mask = (open_image(files), None) if isinstance(files, Path) else files.open()
     except ImageError as error:
-        return error.reason if mask else f"image {image.name!r}: {error.reason}"
+        return f"image {path.name!r}: {error.reason}" if isinstance(files, Path) else error.reason
+    if looks_like_mask(picture):
+        return f"image {path.name!r} is black and white: a mask and no image"
     digest = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
-    if mask is None or lesion is None:
+    if isinstance(files, Path):
         return None, picture.size, digest
-    found = find_lesion(np.asarray(lesion))
-    return (found, picture.size, digest) if found else f"mask {mask.name!r} is empty"
+    found = find_lesion(np.asarray(mask))
+    return (found, picture.size, digest) if found else f"mask {files.mask.name!r} is empty"
 
 
 def _spatial(lesion: LesionBox | None, size: tuple[int, int]) -> dict:

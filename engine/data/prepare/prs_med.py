@@ -1,17 +1,19 @@
 """From folders of images and masks to a set of a data root that PRS-Med trains on: splits, positions, questions and answers.
 
     ROOT/<set>/<split>_images/NAME.png, <split>_masks/NAME.png      8 bits; masks 0 and 255
-    ROOT/<set>/report.json                                          counts, positions per split, what was left out and why
+    ROOT/<set>/report.json                                          counts, positions per split, united masks, what was left out
     ROOT/annotations/<set>.csv                                      see `engine.data.masked_questions`
 
 Images with the same pixels, and those whose names `group` says belong together (slices of one patient), stay in one split.
-Empty masks have no position and are left out, as in the published data.
+Several masks of one image are united as one of several lesions. Empty masks have no position and are left out, as in the published
+data.
 """
 
 import csv
 import hashlib
 import io
 import os
+import posixpath
 import random
 import re
 import shutil
@@ -25,13 +27,14 @@ from PIL import Image
 
 from engine.command.settings import setting
 from engine.data.images import ImageError
-from engine.data.masked_questions import COLUMNS, MASK_SUFFIX, SPLITS, SUFFIXES, ImageAndMask
+from engine.data.masked_questions import COLUMNS, SPLITS
+from engine.data.masks.chosen import HELP, check_mask_values
+from engine.data.masks.names import KNOWN, SUFFIXES, MaskNames, bare_name
+from engine.data.masks.pair import ImageAndMask
 from engine.data.positions import RULES, Position, ask, label, locate
 from engine.errors import InputError
 from engine.files import visible_files, write_json, write_whole
 from engine.progress import progress
-
-MASK_ENDINGS = ("", MASK_SUFFIX, "_segmentation", "_mask", "_seg")
 
 
 @dataclass
@@ -40,8 +43,9 @@ class SetPreparation:
 
     data_root: str = setting("", "The folder of the sets and of annotations/. None: the starter data, to check.", metavar="DIR")
     dataset: str = setting("", "Make this set. None: check the data root.", metavar="NAME")
-    images: str | None = setting(None, "Its images: PNG, JPEG, TIFF, BMP or DICOM, also in folders.", metavar="DIR")
-    masks: str | None = setting(None, "Its masks, of the same names, also ending in _mask or _Segmentation.", metavar="DIR")
+    images: str | None = setting(None, "Its images: PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM, also in folders.", metavar="DIR")
+    masks: str | None = setting(None, "Its masks, of the same names, also ending in _mask or the like.", metavar="DIR")
+    mask_values: str | None = setting(None, HELP, metavar="VALUES")
     finding: str = setting("tumor", "What the masks show, as the questions call it.")
     modality: str = setting("medical image", "What the images are.")
     rule: str = setting("prs-med", "How masks become positions.", choices=list(RULES))
@@ -52,6 +56,7 @@ class SetPreparation:
 
     def __post_init__(self) -> None:
         self.shares = read_fractions(self.fractions)
+        check_mask_values(self.mask_values)
 
 
 def read_fractions(text: str) -> tuple[float, float, float]:
@@ -68,7 +73,8 @@ def read_fractions(text: str) -> tuple[float, float, float]:
 def prepare_set(options: SetPreparation) -> dict:
     """Make the set out of `images` and `masks`, or, without these, only the annotations of split folders that are there already.
 
-    Returns the headline numbers: rows per split, files left out, the most frequent place and its share, the CSV's path.
+    Returns the headline numbers: rows per split, files left out, rows whose mask is of several files, the most frequent place and
+    its share, the CSV's path.
     """
     root = Path(os.path.abspath(options.data_root))
     if not re.fullmatch(r"[\w.-]*\w[\w.-]*", options.dataset) or options.dataset in ("annotations", *SPLITS):
@@ -95,7 +101,8 @@ def prepare_set(options: SetPreparation) -> dict:
     write_whole(table, _as_csv(rows))
     (place, count), *_ = Counter(row["place"] for row in rows).most_common(1)
     counts = {f"{split}_rows": sum(row["split"] == split for row in rows) for split in SPLITS}
-    return counts | {"left_out": len(left_out), "majority": place, "majority_share": count / len(rows), "annotations": str(table)}
+    counts |= {"left_out": len(left_out), "united_masks": sum(row["num_masks"] > 1 for row in rows)}
+    return counts | {"majority": place, "majority_share": count / len(rows), "annotations": str(table)}
 
 
 def _finish(folder: Path, rows: list[dict], left_out: list[str], options: SetPreparation) -> None:
@@ -103,7 +110,8 @@ def _finish(folder: Path, rows: list[dict], left_out: list[str], options: SetPre
         raise InputError(f"--dataset {options.dataset}: no row is left" + (f"; the first: {left_out[0]}" if left_out else ""))
     places = {split: dict(Counter(row["place"] for row in rows if row["split"] == split)) for split in SPLITS}
     made_with = asdict(options) | {"fractions": options.shares}
-    write_json(folder / "report.json", {"options": made_with, "places": places, "left_out": left_out})
+    united = [row["image_path"] for row in rows if row["num_masks"] > 1]
+    write_json(folder / "report.json", {"options": made_with, "places": places, "united_masks": united, "left_out": left_out})
 
 
 def _as_csv(rows: list[dict]) -> str:
@@ -118,7 +126,7 @@ def _copy(options: SetPreparation, images: Path, root: Path, building: Path, rng
     """Write images and masks into `building`; rows, and a line for each file left out."""
     if (root / options.dataset).exists():
         raise InputError(f"{root / options.dataset}: exists already (expected a new --dataset, or no --images)")
-    pairs, left_out = find_pairs(images, Path(options.masks or images))
+    pairs, left_out = find_pairs(images, Path(options.masks or images), options)
     opened = list(_open(pairs.items(), options, left_out))
     splits = assign_splits({name: _group_of(name, digest, options.group) for name, digest, *_ in opened}, options.shares, rng)
     rows: list[dict] = []
@@ -132,7 +140,7 @@ def _copy(options: SetPreparation, images: Path, root: Path, building: Path, rng
             folder = building / f"{split}_{kind}"
             folder.mkdir(parents=True, exist_ok=True)
             picture.save(folder / file)
-        rows.append(_row(file, split, positions, options, rng))
+        rows.append(_row(file, split, positions, pair, options, rng))
     return rows, left_out
 
 
@@ -142,63 +150,70 @@ def _annotate(options: SetPreparation, root: Path, rng: random.Random) -> tuple[
     if not there:
         raise InputError(f"{folder}: no split folders (expected <split>_images and <split>_masks in it, or --images and --masks)")
     for split in there:
-        pairs, missing = find_pairs(folder / f"{split}_images", folder / f"{split}_masks")
+        folders = folder / f"{split}_images", folder / f"{split}_masks"
+        pairs, missing = find_pairs(*folders, options)
         left_out += missing
         for _, _, positions, pair in _open(pairs.items(), options, left_out):
-            named = pair.mask if options.rule == "prs-med" else pair.image
-            rows.append(_row(named.name, split, positions, options, rng))
+            named = pair.mask.relative_to(folders[1]) if options.rule == "prs-med" else pair.image.relative_to(folders[0])
+            rows.append(_row(named.as_posix(), split, positions, pair, options, rng))
     return rows, left_out
 
 
-def _row(file: str, split: str, positions: Sequence[Position], options: SetPreparation, rng: random.Random) -> dict:
+def _row(
+    file: str, split: str, positions: Sequence[Position], pair: ImageAndMask, options: SetPreparation, rng: random.Random
+) -> dict:
     question, answer = ask(
         positions, rng, finding=options.finding, modality=options.modality, rule=options.rule, test=split == "test"
     )
     kind = "masks" if options.rule == "prs-med" else "images"  # as the published files of either rule do
     return {
         "image_path": f"{options.dataset}/{split}_{kind}/{file}",
-        "image_name": file,
+        "image_name": posixpath.basename(file),
         "question": question,
         "answer": answer,
         "position": label(positions, options.rule),
         "split": split,
         "place": " + ".join(position.place for position in positions),
+        "num_masks": len(pair.masks),
     }
 
 
-def find_pairs(images: Path, masks: Path) -> tuple[dict[str, ImageAndMask], list[str]]:
-    """{name: files} of the images below one folder that have a mask of their name in the other; a line for each that has none.
+def find_pairs(images: Path, masks: Path, options: SetPreparation) -> tuple[dict[str, ImageAndMask], list[str]]:
+    """{name: files} of the images below one folder that have a mask in the other; a line for each that has none, or no clear one.
 
-    A mask's name may end in _Segmentation, _segmentation, _mask or _seg; where both folders are one it must.
+    `engine.data.masks.names` says what the masks may be called.
     """
     for folder in (images, masks):
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder (expected one of {'images' if folder == images else 'masks'})")
-    by_name = {_name(path, masks): path for path in _image_files(masks)}
-    endings = MASK_ENDINGS if images != masks else MASK_ENDINGS[1:]
+    in_one_folder = images.samefile(masks)
+    names = MaskNames((bare_name(path, masks), path) for path in _image_files(masks))
     pairs, alone = {}, []
     for path in _image_files(images):
-        name = _name(path, images)
-        if images == masks and name.endswith(endings):
+        name = bare_name(path, images)
+        if in_one_folder and names.is_mask(name):
             continue
-        mask = next((by_name[name + ending] for ending in endings if name + ending in by_name), None)
         if name in pairs:
             raise InputError(f"{path}: a second image called {name!r} (expected one a name, whatever its ending)")
-        if mask is None:
-            alone.append(f"{path}: no mask of this name in {masks}")
+        try:
+            found = names.masks_of(name, path.suffix, in_one_folder)
+        except InputError as error:
+            if options.on_bad_row == "error":
+                raise
+            alone.append(str(error))
+            continue
+        if found:
+            pairs[name] = ImageAndMask(path, found[0], found[1:], options.mask_values)
         else:
-            pairs[name] = ImageAndMask(path, mask)
+            alone.append(f"{path}: no mask of this name in {masks}")
     if not pairs:
-        raise InputError(f"{images}: no image with a mask (expected masks of the same names in {masks})")
+        first = f"; the first: {alone[0]}" if alone else ""
+        raise InputError(f"{images}: no image with a mask (expected masks in {masks} {KNOWN}{first})")
     return pairs, alone
 
 
 def _image_files(folder: Path) -> list[Path]:
     return [path for path in visible_files(folder, "**/*") if path.suffix.lower() in SUFFIXES]
-
-
-def _name(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).with_suffix("").as_posix()
 
 
 def _open(

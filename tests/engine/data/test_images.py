@@ -1,14 +1,22 @@
 """Image files open as the RGB that a radiologist's screen would show, or say in one line why not."""
 
 import io
+import os
+import struct
+import zlib
+from functools import cache
 
 import numpy as np
 import pytest
+import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageFile
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
-from engine.data.images import ImageError, open_image
+from engine.data.images import TURNS, ImageError, decode_image, decode_stored, is_turned, open_image, write_upright
+from tests.fuzz import bounded
 
 
 def gradient(size: int = 32) -> np.ndarray:
@@ -53,6 +61,64 @@ def test_float_tiff_is_scaled_from_its_own_range(tmp_path):
     Image.fromarray(values).save(tmp_path / "f.tif")
     pixels = np.asarray(open_image(tmp_path / "f.tif"))
     assert pixels[0, 1, 0] == 0 and pixels[-1, -1, 0] == 255
+
+
+def picture() -> Image.Image:
+    """[20, 30] RGB, smooth, and different in all four corners."""
+    y, x = np.mgrid[:20, :30]
+    return Image.fromarray(np.stack([8 * x, 12 * y, 4 * x + 4 * y], -1).astype(np.uint8))
+
+
+def turned(orientation: int, kind: str) -> bytes:
+    """The picture as a camera stores it that was held otherwise, in a file that says so."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    back = {5: 5, 6: 8, 7: 7, 8: 6}.get(orientation, orientation)
+    image = picture() if orientation == 1 else picture().transpose(TURNS[back])
+    content = io.BytesIO()
+    image.save(content, kind, exif=exif, **({"quality": 98} if kind in ("JPEG", "WEBP") else {}))
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_upright_in_every_format(tmp_path, kind, orientation):
+    content = turned(orientation, kind)
+    for image in (decode_image(content, "x"), decode_stored(content, "x")):
+        away = np.abs(np.asarray(image).astype(int) - np.asarray(picture()))
+        assert image.size == (30, 20) and away.mean() < 4
+    if kind != "TIFF":
+        assert is_turned(content) is (orientation != 1)
+    (tmp_path / "x").write_bytes(content)
+    for name in ("y.jpg", "y.png"):
+        write_upright(tmp_path / "x", tmp_path / name)
+        with Image.open(tmp_path / name) as stored:  # as those read it who do not know of orientations
+            assert np.abs(np.asarray(stored.convert("RGB")).astype(int) - np.asarray(picture())).mean() < 4
+
+
+def test_an_upright_image_is_copied_as_it_is(tmp_path):
+    (tmp_path / "x.jpg").write_bytes(turned(1, "JPEG"))
+    write_upright(tmp_path / "x.jpg", tmp_path / "y.jpg")
+    assert (tmp_path / "y.jpg").read_bytes() == turned(1, "JPEG")
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0"]
+)
+def test_damaged_or_unknown_orientations_leave_the_image_as_it_is(exif):
+    content = io.BytesIO()
+    picture().save(content, "JPEG", quality=98, exif=exif)
+    assert decode_image(content.getvalue(), "x").size == (30, 20) and not is_turned(content.getvalue())
+
+
+def test_pipes_and_giants_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with open(tmp_path / "giant.png", "wb") as file:
+        file.truncate(2**31)
+    for name, said in {"pipe.png": "a named pipe, not a file", "giant.png": "2,147,483,648 bytes"}.items():
+        with pytest.raises(ImageError, match=f"{name}: cannot be read: {said}"):
+            open_image(tmp_path / name)
 
 
 def window_of(name: str, low: float, high: float) -> np.ndarray:
@@ -139,12 +205,12 @@ def test_other_unusable_files_are_errors(tmp_path):
         "empty.png": "the file is empty",
         "text.png": "not an image of a known kind",
         "page.png": "not an image of a known kind",  # PIL would have started Ghostscript
-        ".": "cannot be read: Is a directory",
-        "a\0b.png": "cannot be read: embedded null byte",
+        ".": "cannot be read: a folder, not a file",
+        "a\0b.png": "cannot be read: no file can have this name",
     }.items():
         with pytest.raises(ImageError) as error:
             open_image(f"{tmp_path}/{name}")
-        assert str(error.value) == f"{tmp_path}/{name}: {reason} (expected a whole PNG, JPEG, TIFF, BMP or DICOM file)"
+        assert str(error.value) == f"{tmp_path}/{name}: {reason} (expected a whole PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM file)"
 
 
 def test_decompression_bombs_are_errors(tmp_path, monkeypatch):
@@ -159,3 +225,56 @@ def test_decompression_bombs_are_errors(tmp_path, monkeypatch):
 def test_the_error_survives_a_data_loaders_worker():
     error = ImageError("a.png: no such image file")  # what a worker's wrapper builds it from
     assert str(error) == "a.png: no such image file" and error.reason == ""
+
+
+@cache
+def whole_files() -> list[bytes]:
+    """Small images of every kind that is read."""
+    deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 500
+    small = picture().resize((9, 7))
+    files = [(small.convert(mode), kind, {}) for mode in ("L", "P", "RGB") for kind in ("PNG", "TIFF", "BMP", "GIF")]
+    files += [(small, kind, {}) for kind in ("JPEG", "WEBP")] + [(Image.fromarray(deep), kind, {}) for kind in ("PNG", "TIFF")]
+    files += [(small, "TIFF", {"compression": name}) for name in ("tiff_lzw", "tiff_adobe_deflate", "jpeg")]
+    contents = []
+    for image, kind, options in files:
+        content = io.BytesIO()
+        image.save(content, kind, **options)
+        contents.append(content.getvalue())
+    for values, options in ((np.stack([deep] * 3, -1), {"photometric": "rgb"}), (deep.astype(float), {"compression": "zlib"})):
+        content = io.BytesIO()
+        tifffile.imwrite(content, values, **options)
+        contents.append(content.getvalue())
+    lines = b"".join(b"\1" + bytes(range(48)) for _ in range(8))
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+    parts = (struct.pack(">I", len(b)) + kind + b + struct.pack(">I", zlib.crc32(kind + b)) for kind, b in chunks)
+    contents.append(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    dataset = dcmread(get_testdata_file("MR_small.dcm"))
+    dataset.Rows = dataset.Columns = 4
+    dataset.PixelData = dataset.PixelData[:32]
+    content = io.BytesIO()
+    dataset.save_as(content)
+    return [*contents, content.getvalue()]
+
+
+@pytest.fixture
+def few_pixels(monkeypatch):
+    """A changed header may ask for the memory of the largest image allowed."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+
+
+@pytest.mark.filterwarnings("ignore")  # of decoders, about what is damaged
+@bounded(2000)
+@given(st.integers(0, 2**32))
+def test_fuzz_of_damaged_images(few_pixels, seed):
+    """Whatever bytes are cut or changed: an image, or one line."""
+    random = np.random.default_rng(seed)
+    content = bytearray(whole_files()[seed % len(whole_files())])
+    for place in random.integers(0, len(content) if seed % 3 else min(60, len(content)), random.integers(0, 5)):
+        content[place] = random.integers(0, 256)
+    content = bytes(content[: random.integers(0, len(content))] if random.random() < 0.3 else content)
+    try:
+        image = (decode_image, decode_stored)[seed // 7 % 2](content, "x")
+    except ImageError as error:
+        assert str(error).startswith("x: ") and "\n" not in str(error)
+        return
+    assert np.asarray(image).size > 0

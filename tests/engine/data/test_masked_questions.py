@@ -151,6 +151,56 @@ def test_a_bad_row_is_one_line_and_can_be_skipped(root, bad, reason):
     assert len(rows) == 1 and rows.skipped == [line]
 
 
+@pytest.mark.parametrize("ending", ["", "_mask", "_Segmentation", "_seg", "-segmentation", "_lesion", "_label", "_gt", "_mask_1"])
+@pytest.mark.parametrize("folder", ["", "patient 1/", "a/b/"])
+def test_masks_are_found_by_every_known_ending_and_in_folders(root, ending, folder):
+    image, mask = f"lung_CT/train_images/{folder}x.jpg", f"lung_CT/train_masks/{folder}x{ending}.png"
+    draw(image, mask)
+    for path in (image, mask):
+        found = load_masked_questions(root, write("lung_CT", row(path)))
+        assert (
+            found.record(0)["image_id"] == image and found.record(0)["dataset"] == "lung_CT" and np.asarray(found[0]["mask"]).any()
+        )
+
+
+def test_masks_of_one_image_are_united_unless_each_has_a_row(root):
+    draw("busi/train_images/x.png", "busi/train_masks/x_mask.png")
+    draw(None, "busi/train_masks/x_mask_1.png")
+    Image.open("root/busi/train_masks/x_mask.png").rotate(180).save("root/busi/train_masks/x_mask_1.png")
+    first, second = (row(f"busi/train_masks/x_mask{number}.png") for number in ("", "_1"))
+    for path in (first, second, row("busi/train_images/x.png")):
+        assert (np.asarray(load_masked_questions(root, write("busi", path))[0]["mask"]) > 0).mean() == 0.5
+    rows = load_masked_questions(root, write("busi", first, second))
+    assert [np.asarray(found["mask"])[0, 0] for found in rows] == [255, 0]
+    assert check_data_root(root, write("busi", first))["united_masks"] == 1
+
+
+def test_two_masks_of_one_image_that_are_no_parts_are_a_bad_row(root):
+    draw("lung_CT/train_images/x.jpg", "lung_CT/train_masks/x_mask.png")
+    draw(None, "lung_CT/train_masks/x_seg.png")
+    with pytest.raises(InputError, match=r"x_mask.png and x_seg.png could each be the mask of 'x'"):
+        load_masked_questions(root, write("lung_CT", row("lung_CT/train_images/x.jpg")))
+
+
+def test_an_unclear_mask_is_a_bad_row_and_mask_values_decides(root):
+    draw("lung_CT/train_images/x.png", "lung_CT/train_masks/x.png", value=1)
+    with Image.open("root/lung_CT/train_masks/x.png") as mask:
+        mask.paste(2, (0, 0, 6, 6))
+        mask.save("root/lung_CT/train_masks/x.png")
+    path = write("lung_CT", row("lung_CT/train_masks/x.png"))
+    with pytest.raises(
+        InputError, match=r"mask 'x.png': it has the values 0, 1 and 2, which .*: --mask_values says which"
+    ) as error:
+        load_masked_questions(root, path)
+    assert "\n" not in str(error.value)
+    sizes = {
+        text: (np.asarray(load_masked_questions(root, path, mask_values=text)[0]["mask"]) > 0).sum() for text in ("1", "2", "1,2")
+    }
+    assert sizes == {"1": 120 - 36, "2": 36, "1,2": 120}
+    with pytest.raises(InputError, match="--mask_values x: expected values"):
+        load_masked_questions(root, path, mask_values="x")
+
+
 def test_an_unquoted_comma_is_a_bad_row(root):
     path = write("a", BREAST)
     with open(path, "a") as file:

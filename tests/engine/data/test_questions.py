@@ -1,5 +1,6 @@
 """Every published data format loads, and every bad row or file is one line that says what and where."""
 
+import gzip
 import json
 import os
 import pickle
@@ -10,8 +11,10 @@ import pytest
 from PIL import Image
 
 from engine.data import image_check
+from engine.data.formats.columns import as_question
 from engine.data.images import ImageError
-from engine.data.questions import load_questions
+from engine.data.questions import check_question, load_questions
+from engine.data.sources import Source
 from engine.data.splits import has_split
 from engine.errors import InputError
 
@@ -82,6 +85,32 @@ def test_options_that_only_a_list_holds_are_shown_in_the_problem():
     assert record["problem"] == "What is it?\nA) CT\nB) MRI" and record["answer"] == "B"
 
 
+@pytest.mark.parametrize(
+    "change, answer, options",
+    [
+        ({"solution": "<think>not <answer>A</answer></think><answer>B</answer>"}, "B", ["CT", "MRI"]),  # read as an answer is
+        ({"solution": "<ANSWER>B</ANSWER>"}, "B", ["CT", "MRI"]),
+        ({"solution": "**B. MRI**"}, "B", ["CT", "MRI"]),
+        ({"options": ["ct", "MRI."]}, "B", ["ct", "MRI."]),
+        ({"problem": "Which?", "options": ["A: CT", "B: MRI"]}, "B", ["CT", "MRI"]),
+        ({"problem": "What do (A) and (B) show?", "options": ["CT", "MRI"]}, "B", ["CT", "MRI"]),
+        ({"problem": "Which? A)yes B)no", "options": ["yes", "no"]}, "B", ["yes", "no"]),
+        ({"problem": "Q?\nA) CT\nB) MRI\n\nAnswer with the letter.", "options": ["CT", "MRI"]}, "B", ["CT", "MRI"]),
+        ({"problem": "Q? " + ", ".join(f"{letter}) sign" for letter in "ABCDEFGHIJKL"), "solution": "L"}, "L", ["sign"] * 12),
+    ],
+)
+def test_answers_and_options_in_other_forms(change, answer, options):
+    row = {**GOOD, "solution": "B", **change}
+    record = load_questions(write_rows(row)).record(0)
+    assert record["answer"] == answer and list(record["options"].values()) == options
+    lines = (
+        ""
+        if " A)" in row["problem"] or "\nA)" in row["problem"]
+        else "\n" + "\n".join(f"{key}) {text}" for key, text in record["options"].items())
+    )
+    assert record["problem"] == row["problem"] + lines
+
+
 HUATUO = {"image": ["images/a.png"], "question": "A)B)?", "options": ["A", "CT ", "B"], "answer": "B", "subset": "X-Ray"}
 
 
@@ -96,7 +125,7 @@ def test_rows_of_question_options_and_answer_become_medvlm_r1s_problem_and_lette
     [
         ({"answer": "D"}, "answer 'D' is not an option (expected one of A, B, C"),
         ({"answer": None}, "missing key 'solution' (expected the keys image, problem, solution"),
-        ({"options": ["B"]}, "unusable options (expected a list of 2 to 10 texts"),
+        ({"options": ["B"]}, "unusable options (expected a list of 2 to 26 texts"),
         ({"options": None, "question": "Which?"}, "no options (expected 'A)..., B)...' in the problem, or a list of options"),
     ],
 )
@@ -148,6 +177,25 @@ def test_published_file_names_say_what_their_rows_are(folder, name, modality, qu
     own = {**GOOD, "modality": "PET", "question_type": "Other"}
     record = load_questions(write_rows(own, name=name), image_root=folder).record(0)
     assert (record["modality"], record["question_type"]) == ("PET", "Other")
+
+
+class Stored:
+    """An image that is there."""
+
+    key = "image"
+
+
+def test_every_published_question_is_read_with_its_letter(published_rows):
+    letter = re.compile(r"<answer> ([A-D]) </answer>|([A-D])")
+    with gzip.open(published_rows, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    stored = Source("published", rows, Path(), {}, stored=[[Stored()]] * len(rows))
+    for index, row in enumerate(rows):
+        record, _ = check_question(index, as_question(row), stored)
+        published = letter.fullmatch(row["solution"])
+        assert record["answer"] == (published[1] or published[2]) and record["problem"] == row["problem"]
+        assert row["problem"].rstrip().endswith(list(record["options"].values())[-1])
+    assert len(rows) == 67_366
 
 
 def test_the_mini_data_set_loads(mini_data):
@@ -240,14 +288,31 @@ BAD_ROWS = [
     ({"solution": "C"}, "answer 'C' is not an option (expected one of A, B"),
     ({"solution": "<answer></answer>"}, "answer '' is not an option (expected one of A, B"),
     ({"problem": "What is it?"}, "no options (expected 'A)..., B)...' in the problem, or a list of options"),
-    ({"options": ["CT"]}, "unusable options (expected a list of 2 to 10 texts"),
+    ({"options": ["CT"]}, "unusable options (expected a list of 2 to 26 texts"),
     ({"options": "CT, MRI"}, "unusable options (expected a list of texts, or one text with | or ; or line breaks between them"),
-    ({"options": ["x"] * 11}, "unusable options (expected a list of 2 to 10 texts"),
+    ({"options": ["x"] * 27}, "unusable options (expected a list of 2 to 26 texts"),
+    (
+        {"options": ["CT", "PET"]},
+        "the problem shows 'A) CT, B) MRI' and the list of options has 'A) CT, B) PET' (expected the same",
+    ),
+    (
+        {"options": ["MRI", "CT"]},
+        "the problem shows 'A) CT, B) MRI' and the list of options has 'A) MRI, B) CT' (expected",
+    ),
+    ({"options": ["CT", "MRI", "PET"]}, "the problem shows 'A) CT, B) MRI' and the list of options has 'A) CT, B) MRI, C) PET'"),
+    ({"problem": "Which sign? A) , B) Effusion", "solution": "A"}, "option A is empty (expected a text for each option"),
+    ({"problem": "Which?", "options": ["", "Effusion"]}, "option A is empty (expected a text for each option"),
+    ({"problem": "Which?", "options": ["x", " \u200b"]}, "option B is empty (expected a text for each option"),
+    ({"answer": "A"}, "the solution names B and the answer A (expected the same of both"),
+    ({"answer": "CT"}, "the solution names B and the answer A (expected the same of both"),
+    ({"solution": "A or B"}, "answer 'A or B' is not an option (expected one of A, B"),
+    ({"solution": "A) MRI"}, "answer 'A) MRI' is not an option (expected one of A, B"),
+    ({"solution": "<answer>A</answer> <answer>A or B</answer>"}, "answer 'A or B' is not an option (expected one of A, B"),
     ({"image": []}, "unusable image (expected a path or a list of paths"),
     ({"image": {"bytes": "x"}}, "unusable image (expected a path or a list of paths"),
     (
         {"image": "images/gone.png"},
-        "image 'images/gone.png': no such image file (expected a whole PNG, JPEG, TIFF, BMP or DICOM file",
+        "image 'images/gone.png': no such image file (expected a whole PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM file",
     ),
     ({"image": "images/a\0.png"}, "image 'images/a\\x00.png': no such image file (expected a whole PNG"),
     ({"image": "images/cut.png"}, "image 'images/cut.png': truncated or damaged image: "),

@@ -9,7 +9,7 @@ from PIL import Image
 from engine.command.settings import DataArguments
 from engine.data.questions import load_questions
 from engine.data.rows import evenly_spread
-from engine.data.splits import has_split, load_splits
+from engine.data.splits import has_split, load_splits, readable_prompts
 from engine.errors import InputError
 
 
@@ -82,3 +82,48 @@ def test_a_damaged_index_of_saved_splits_is_one_line():
         Path("saved/dataset_dict.json").write_text(text)
         with pytest.raises(InputError, match="^saved/dataset_dict.json: damaged data set: [^\n]*$"):
             has_split(Path("saved"), "test")
+
+
+class Reader:
+    """Reads a token a word, and twenty for an image unless it knows better."""
+
+    def prompt_length(self, prompt, image_sizes):
+        return len(prompt[0]["content"].split()) + sum(20 if size is None else size[0] for size in image_sizes)
+
+    def own_token_in(self, prompt):
+        return "<image>" if "<image>" in prompt[0]["content"] else None
+
+
+def test_prompts_that_a_model_cannot_read_are_bad_rows():
+    write("rows", train=0)
+    questions = ["Is it?", "Is <image> it?", " ".join("Is it a tumour or something else ?".split() * 9), "Is it a tumour?"]
+    rows = [{"image": "a.png", "question": question, "answer": "yes"} for question in questions]
+    Path("rows/train.json").write_text(json.dumps(rows))
+    loaded = load_questions("rows")
+
+    def prompt_of(record):
+        return [{"role": "user", "content": record["problem"]}]
+
+    kept = readable_prompts(loaded, prompt_of, Reader(), "skip", limit=20)  # the image has 6, not 20
+    assert [record["row"] for record in kept.records] == [0, 3]
+    assert kept.skipped == [
+        "rows/train.json: row 1: its text has <image> (expected no token that the model itself reads; rows count from 0)",
+        "rows/train.json: row 2: a prompt of 82 tokens (expected at most --max_prompt_length 20; lower --max_pixels or raise it; "
+        "rows count from 0)",
+    ]
+    assert len(readable_prompts(loaded, prompt_of, Reader(), "skip")) == 3
+    with pytest.raises(InputError, match="^rows/train.json: row 1: its text has <image> "):
+        readable_prompts(loaded, prompt_of, Reader(), "error")
+    with pytest.raises(InputError, match="^no prompt can be read; the first: rows/train.json: row 0: a prompt of 12 tokens "):
+        readable_prompts(loaded, prompt_of, Reader(), "skip", limit=1)
+
+
+def test_strips_are_bad_rows():
+    write("rows", train=3)
+    Image.new("RGB", (1205, 6)).save("rows/strip.png")
+    Image.new("RGB", (6, 1200)).save("rows/long.png")
+    rows = [{"image": name, "question": "Is it?", "answer": "yes"} for name in ("strip.png", "long.png", "a.png")]
+    Path("rows/train.json").write_text(json.dumps(rows))
+    loaded = load_questions("rows", on_bad_row="skip")
+    assert [record["row"] for record in loaded.records] == [1, 2]
+    assert loaded.skipped[0].startswith("rows/train.json: row 0: image 'strip.png': a strip of 1205 x 6 pixels, ")

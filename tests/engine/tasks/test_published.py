@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from engine.tasks.multiple_choice import ClearAnswers, parse_answer
+from engine.data.options.answers import read_tagged
+from engine.tasks.multiple_choice import ClearAnswers
 from engine.tasks.published import AdvMedScoring, MedR1Scoring, extract_medr1, extract_medvlm, scoring
 
 OPTIONS = {"A": "MRI", "B": "X-ray", "C": "CT", "D": "Ultrasound"}
@@ -60,12 +61,14 @@ def test_reference_evaluation_is_the_published_one_on_every_golden_string(golden
         assert (AdvMedScoring().read(text, OPTIONS, "medr1_eval_think") == "C") == case["eval_advmed_correct"], text
 
 
-@pytest.mark.parametrize("content", ["C", " c ", "C)", "(C)", "C.", "C) CT", "C)CT", "ct", "\nC\n"])
+@pytest.mark.parametrize(
+    "content", ["C", " c ", "C)", "(C)", "C.", "C) CT", "C)CT", "ct", "\nC\n", "C, CT", "Option C", "**C**", "\\boxed{C}"]
+)
 def test_every_clear_answer_counts(content):
     assert score(f"{THINK}<answer>{content}</answer>") == {"accuracy": 1, "format": 1}
 
 
-@pytest.mark.parametrize("content", ["", "A", "C, CT", "Option C", "CC", "A C", "K", "3", "С", "**C**", "\\boxed{C}"])
+@pytest.mark.parametrize("content", ["", "A", "A or C", "C) MRI", "CC", "A C", "K", "3", "С", "not C", "C?"])
 def test_wrong_and_unclear_answers_do_not(content):
     assert score(f"{THINK}<answer>{content}</answer>") == {"accuracy": 0, "format": 1}
 
@@ -87,11 +90,11 @@ def test_wrong_and_unclear_answers_do_not(content):
     ],
 )
 def test_the_last_well_formed_answer_counts(text, letter):
-    assert parse_answer(text, OPTIONS) == letter
+    assert read_tagged(text, OPTIONS) == letter
 
 
 def test_a_letter_that_is_no_option_is_no_answer():
-    assert parse_answer("<answer>C</answer>", {"A": "yes", "B": "no"}) is None
+    assert read_tagged("<answer>C</answer>", {"A": "yes", "B": "no"}) is None
 
 
 @pytest.mark.parametrize(

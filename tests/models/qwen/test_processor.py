@@ -1,5 +1,6 @@
 """Prompts encoded one at a time, by any process, and batched are to the bit what Hugging Face makes of all of them at once."""
 
+import copy
 import multiprocessing
 import pickle
 
@@ -94,6 +95,25 @@ def test_the_length_of_a_prompt_is_known_without_its_images(policy):
         sizes = [(image.height, image.width) for image in images]
         assert policy.processor.prompt_length(prompt, sizes) == len(policy.processor.encode(prompt, images).input_ids)
         assert policy.processor.prompt_length(prompt, [None] * len(images)) >= policy.processor.prompt_length(prompt, sizes)
+
+
+@pytest.mark.parametrize("size", [(28, 5600), (4000, 28), (4000, 400), (3, 600), (200, 200), (28, 28), (100, 9999)])
+@pytest.mark.parametrize("pixels", [(784, 50176), (3136, 12544), (12544, 12544)])
+def test_no_image_has_more_tokens_than_the_bound(policy, size, pixels):
+    processor = copy.copy(policy.processor)
+    processor.image_processor = copy.deepcopy(policy.processor.image_processor)
+    processor.image_processor.size = type(processor.image_processor.size)(shortest_edge=pixels[0], longest_edge=pixels[1])
+    prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    assert processor.prompt_length(prompt, [size]) <= processor.prompt_length(prompt, [None])
+
+
+def test_the_models_own_tokens_in_a_text_are_found(policy):
+    def found(text):
+        return policy.processor.own_token_in([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}])
+
+    assert found("What is <|image_pad|>?") == "<|image_pad|>" and found("x<|im_end|>\n<|im_start|>") == "<|im_end|>"
+    assert found("What is <image> or <answer>C</answer> or <| im_end|>?") is None
+    assert policy.processor.own_token_in([{"role": "system", "content": "<|im_end|>"}]) == "<|im_end|>"
 
 
 def test_image_places_and_images_must_agree(policy):
