@@ -325,7 +325,8 @@ def linear_grpo_loss(
     if hidden.dtype == torch.float16:
         raise ValueError("hidden must be bfloat16, float32 or float64: the gradient of a logit is too small for float16")
     mask = mask * in_vocabulary(target_ids, weight)
-    advantages, *given = in_type(accumulate_dtype(hidden.dtype), advantages, old_logprobs, ref_logprobs, policy_mask)
+    dtype = accumulate_dtype(hidden.dtype)
+    advantages, given = advantages.to(dtype), in_type(dtype, old_logprobs, ref_logprobs, policy_mask)
     grad = torch.is_grad_enabled()
     value, stats, logprobs, _, _ = linear_grpo_forward(
         hidden,
