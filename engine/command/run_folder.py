@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engine import processes
+from engine import peers, processes
 from engine.errors import InputError
 from engine.files import as_json, plain, write_whole
 from engine.shown_text import without_secrets
@@ -56,6 +56,7 @@ class RunFolder:
 def open_run(recipe: str, output_dir: str | Path | None = None) -> RunFolder:
     """Make the run folder: `output_dir`, or else a new `runs/<recipe>/<YYYYmmdd-HHMMSS>`, the same one in every process."""
     processes.join()
+    peers.watch()
     path = Path(output_dir or processes.broadcast_from_first(_new_folder, Path("runs") / recipe))
     try:
         path.mkdir(parents=True, exist_ok=True)
