@@ -1,14 +1,17 @@
 """An image and its mask open together, whatever the mask's files hold."""
 
+import io
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from pydicom.data import get_testdata_file
 
 from engine.data.images import ImageError
 from engine.data.masks.chosen import read_mask_values
@@ -88,6 +91,26 @@ def test_masks_of_another_shape_and_files_that_are_none_are_one_line():
             opened(mask)
     with pytest.raises(InputError, match="square.png: the mask is 160 x 160, the image 200 x 160"):
         read_mask("square.png", Image.open("x.png"))
+
+
+def test_pages_are_not_left_out_unseen():
+    """A second page, frame or segment may be another lesion; thumbnails are none."""
+    pages = [Image.fromarray(painted((part, 255))) for part in (A, B)]
+    whole = {kind: encoded(pages[0], kind, save_all=True, append_images=pages[1:]) for kind in ("TIFF", "GIF", "PNG", "WEBP")}
+    deep, mixed = io.BytesIO(), io.BytesIO()
+    tifffile.imwrite(deep, np.stack([A, B]).astype(np.uint32), photometric="minisblack")
+    for content in [*whole.values(), deep.getvalue()]:
+        with pytest.raises(
+            ImageError, match="it has 2 pages, where one is read: save each as a mask of its own .expected a mask of"
+        ):
+            decode_mask(content, "mask")
+    with tifffile.TiffWriter(mixed) as file:
+        file.write(painted((A, 255)))
+        file.write(painted((A, 255))[::4, ::4], subfiletype=1)
+    assert np.array_equal(np.asarray(decode_mask(mixed.getvalue(), "mask")) > 0, A)
+    segments = Path(get_testdata_file("liver.dcm")).read_bytes()
+    with pytest.raises(ImageError, match="a DICOM segmentation of 3 frames, where one is read"):
+        decode_mask(segments, "liver.dcm")
 
 
 KINDS = {  # mode -> formats that hold it
