@@ -4,6 +4,7 @@ The shapes are those of a 2 to 3 billion parameter Qwen-VL: H = 2048, V = 151936
 the least the case needs: 2 N H V a GEMM; logits read once forward, and read and written once for the gradient.
 """
 
+import math
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench.measure import Check, Timing, against_eager, relative_errors, training, with_gradients, without_grad
+from bench.measure import Check, TimedCase, Timing, against_eager, relative_errors, training, with_gradients, without_grad
 from kernels import linear_grpo
 from kernels.group_advantage import group_advantages, group_advantages_reference
 from kernels.grpo_loss import grpo_loss, grpo_loss_reference
@@ -23,6 +24,14 @@ from kernels.linear_logprob import LOG2E, linear_logprob, linear_logprob_referen
 
 VOCABULARY = 151936
 LOSS = GRPOLoss("grpo", epsilon=0.2, epsilon_high=0.28)
+# Checks at small shapes that are worth compute-sanitizer's time: every kernel, an aligned and an odd vocabulary.
+SANITIZED = (
+    "advantages by",
+    "loss grpo, token, (3, 77)",
+    "loss grpo, sequence, (3, 77)",
+    "log-probs and entropy",
+    "head grpo, token",
+)
 
 
 def head_inputs(device, rows, tokens, hidden, vocabulary, dtype=torch.bfloat16):
@@ -142,7 +151,7 @@ def checks(device: torch.device, tiny: bool):
         for loss in (LOSS, replace(LOSS, beta=0.04, importance_sampling_level="sequence"), cispo):
             yield Check(f"head {_described(loss)}, {sizes}", partial(_check_head, device, sizes, loss))
     yield Check("head, same bits twice", lambda: _check_bits(device, (4, tokens, 256, vocabulary)))
-    if device.type == "cuda" and not tiny and torch.cuda.mem_get_info()[0] > 24 << 30:
+    if device.type == "cuda" and not tiny and torch.cuda.get_device_properties(device).total_memory > 24 << 30:
         yield Check("head, chunk of more than 2^31 logits", lambda: _check_offsets(device, 16384))
 
 
@@ -167,21 +176,24 @@ def _liger_loss(states, weight, ids, advantages, mask, loss):
     return head(states, weight, ids, mask, advantages)[0]
 
 
-def _head_timings(device, rows, tokens, hidden, vocabulary):
-    states, weight, ids, advantages, mask = head_inputs(device, rows, tokens, hidden, vocabulary)
-    rest, gemm = (ids, advantages, mask, LOSS), 2 * rows * tokens * hidden * vocabulary
+def _head_timing(device, sizes, frozen):
+    """Forward and backward of a head of (B, T, H, V) `sizes`, of its states alone where it is frozen."""
+    states, weight, *rest = head_inputs(device, *sizes)
+    gemm, moved = 2 * math.prod(sizes), 2 * (2 * weight.numel() + 2 * states.numel())
     compiled = torch.compile(linear_grpo_loss_reference)
     losses = {"ours": linear_grpo_loss, "eager": linear_grpo_loss_reference, "compile": compiled, "trl": _trl_loss}
     losses["liger"] = _liger_loss
-    moved = 2 * (2 * weight.numel() + 2 * states.numel())
-    shape = f"[{rows * tokens}, {hidden}, {vocabulary}]"
-    providers = {name: training(loss, [states, weight], *rest) for name, loss in losses.items()}
-    yield Timing(f"head fwd+bwd {shape}", providers, 3 * gemm, moved, goal_ms=46)
-    frozen = [states, weight.detach()]
-    providers = {name: training(losses[name], frozen, *rest) for name in ("ours", "eager", "trl")}
-    yield Timing(f"frozen head fwd+bwd {shape}", providers, 2 * gemm, moved / 2, goal_ms=31)
-    del providers
+    leaves = [states, weight.detach() if frozen else weight]
+    names = ("ours", "eager", "trl") if frozen else tuple(losses)
+    providers = {name: training(losses[name], leaves, *rest, LOSS) for name in names}
+    if frozen:
+        return Timing(providers, 2 * gemm, moved / 2, goal_ms=31)
+    return Timing(providers, 3 * gemm, moved, goal_ms=46)
 
+
+def _logprob_timing(device, sizes):
+    """The head's forward alone."""
+    states, weight, ids, _, _ = head_inputs(device, *sizes)
     flat, targets = states.detach().flatten(0, 1), ids.flatten()
     compiled_logprob = torch.compile(linear_logprob_reference)
 
@@ -192,7 +204,7 @@ def _head_timings(device, rows, tokens, hidden, vocabulary):
 
     heads = {"ours": linear_logprob, "eager": linear_logprob_reference, "compile": compiled_logprob, "trl": trl_logprob}
     providers = {name: partial(without_grad, head, flat, weight.detach(), targets) for name, head in heads.items()}
-    yield Timing(f"head fwd {shape}", providers, gemm, moved / 2, goal_ms=16)
+    return Timing(providers, 2 * math.prod(sizes), 2 * (weight.numel() + states.numel()), goal_ms=16)
 
 
 def _logit_loss(logits, ids, advantages, mask, loss):
@@ -201,8 +213,8 @@ def _logit_loss(logits, ids, advantages, mask, loss):
     return grpo_loss_reference(logprobs.float(), advantages, mask, loss)
 
 
-def _logits_timing(device, rows, tokens, vocabulary):
-    """The row kernel alone, in place over materialised logits; what it overwrites costs the same to read again."""
+def _row_launch(device, rows, tokens, vocabulary):
+    """(logits, ids, advantages, mask, a function that launches the row kernel with its constants or others)."""
     logits = torch.randn(rows * tokens, vocabulary, device=device, dtype=torch.bfloat16)
     ids = torch.randint(0, vocabulary, (rows, tokens), device=device)
     advantages, mask = torch.randn(rows, device=device), torch.ones(rows, tokens, device=device)
@@ -212,7 +224,17 @@ def _logits_timing(device, rows, tokens, vocabulary):
     row_constants = linear_grpo._row_constants(logits.dtype, vocabulary, shared_bytes(device))
     constants = {"GRADIENT": True} | LOSS.kernel_flags | row_constants
     arguments = (logits, vocabulary, index, ids, advantages, weights, TokenInputs(), out, *sizes, LOSS.numbers)
-    providers = {"ours": lambda: launch(linear_grpo._row_kernel, (len(index),), *arguments, **constants)}
+
+    def run(**others):
+        launch(linear_grpo._row_kernel, (len(index),), *arguments, **(constants | others))
+
+    return logits, ids, advantages, mask, run
+
+
+def _logits_timing(device, rows, tokens, vocabulary):
+    """The row kernel alone, in place over materialised logits; what it overwrites costs the same to read again."""
+    logits, ids, advantages, mask, run = _row_launch(device, rows, tokens, vocabulary)
+    providers = {"ours": run}
     leaf = logits.view(rows, tokens, vocabulary).detach().requires_grad_()
     for name, loss in (("eager", _logit_loss), ("compile", torch.compile(_logit_loss))):
         providers[name] = training(loss, [leaf], ids, advantages, mask, LOSS)
@@ -225,24 +247,58 @@ def _logits_timing(device, rows, tokens, vocabulary):
 
     providers["liger"] = liger
     moved = 2 * logits.numel() * logits.element_size()  # read once, written once
-    return Timing(f"loss from logits [{rows}, {tokens}, {vocabulary}]", providers, 0, moved, goal_ms=7.7)
+    return Timing(providers, 0, moved, goal_ms=7.7)
+
+
+# Columns a block (elements of bf16), blocks in flight, warps: other ways to launch the row kernel on a device with 227 KB.
+ROW_VARIANTS = [(16384, 3, 16), (16384, 5, 32), (8192, 6, 16), (8192, 10, 16), (8192, 6, 8), (4096, 6, 8)]
+
+
+def _row_variants(device, rows, tokens, vocabulary):
+    logits, *_, run = _row_launch(device, rows, tokens, vocabulary)
+    providers = {"ours": run}
+    for block, stages, warps in ROW_VARIANTS:
+        name = f"{block} x {stages}, {warps} w"
+        providers[name] = partial(run, BLOCK=block, STAGES=stages, num_warps=warps, maxnreg=None)
+    return Timing(providers, 0, 2 * logits.numel() * logits.element_size())
+
+
+def _loss_timing(device, shape, backward):
+    logprobs, advantages, mask, given = loss_inputs(device, *shape)
+    rest = (advantages, mask, replace(LOSS, beta=0.04))
+    losses = {"ours": grpo_loss, "eager": grpo_loss_reference, "compile": torch.compile(grpo_loss_reference)}
+    leaf = logprobs.requires_grad_()
+    moved = logprobs.numel() * (4 * 4 + mask.element_size())  # log-probs, old, reference, gradient, mask
+    if backward:
+        return Timing({name: training(loss, [leaf], *rest, **given) for name, loss in losses.items()}, 0, moved, graphed=True)
+    runs = {name: partial(without_grad, loss, leaf, *rest, **given) for name, loss in losses.items()}
+    return Timing(runs, 0, moved, goal_ms=0.006, graphed=True)
+
+
+def _advantages_timing(device):
+    rewards = torch.rand(4096, device=device)
+    advantage = {"ours": lambda: group_advantages(rewards, 8), "eager": lambda: group_advantages_reference(rewards, 8)}
+    return Timing(advantage, 0, 8 * rewards.numel(), graphed=True)
 
 
 def timings(device: torch.device, tiny: bool):
     """The goals of the project for the GRPO kernels, each with its peers."""
-    vocabulary, hidden = (1000, 64) if tiny else (VOCABULARY, 2048)
-    yield from _head_timings(device, *((2, 32) if tiny else (16, 1024)), hidden, vocabulary)
+    sizes = (2, 32, 64, 1000) if tiny else (16, 1024, 2048, VOCABULARY)
+    logits, tokens = ((2, 16, 1000), (4, 64)) if tiny else ((32, 1024, VOCABULARY), (32, 1024))
+    shape = [sizes[0] * sizes[1], *sizes[2:]]
+    yield TimedCase(f"head fwd+bwd {shape}", partial(_head_timing, device, sizes, frozen=False))
+    yield TimedCase(f"frozen head fwd+bwd {shape}", partial(_head_timing, device, sizes, frozen=True))
+    yield TimedCase(f"head fwd {shape}", partial(_logprob_timing, device, sizes))
     if device.type == "cuda":
-        yield _logits_timing(device, *((2, 16) if tiny else (32, 1024)), vocabulary)
-    logprobs, advantages, mask, given = loss_inputs(device, *((4, 64) if tiny else (32, 1024)))
-    rest = (advantages, mask, replace(LOSS, beta=0.04))
-    losses = {"ours": grpo_loss, "eager": grpo_loss_reference, "compile": torch.compile(grpo_loss_reference)}
-    leaf = logprobs.requires_grad_()
-    providers = {name: training(loss, [leaf], *rest, **given) for name, loss in losses.items()}
-    moved = logprobs.numel() * (4 * 4 + mask.element_size())  # log-probs, old, reference, gradient, mask
-    yield Timing(f"loss fwd+bwd {list(logprobs.shape)}", providers, 0, moved, graphed=True)
-    heads = {name: partial(without_grad, loss, leaf, *rest, **given) for name, loss in losses.items()}
-    yield Timing(f"loss fwd {list(logprobs.shape)}", heads, 0, moved, goal_ms=0.006, graphed=True)
-    rewards = torch.rand(4096, device=device)
-    advantage = {"ours": lambda: group_advantages(rewards, 8), "eager": lambda: group_advantages_reference(rewards, 8)}
-    yield Timing("advantages [4096], groups of 8", advantage, 0, 8 * rewards.numel(), graphed=True)
+        yield TimedCase(f"loss from logits {list(logits)}", partial(_logits_timing, device, *logits))
+    yield TimedCase(f"loss fwd+bwd {list(tokens)}", partial(_loss_timing, device, tokens, backward=True))
+    yield TimedCase(f"loss fwd {list(tokens)}", partial(_loss_timing, device, tokens, backward=False))
+    yield TimedCase("advantages [4096], groups of 8", partial(_advantages_timing, device), peers=False)
+
+
+def variants(device: torch.device, tiny: bool):
+    """The row kernel with other blocks."""
+    if device.type == "cuda":
+        yield TimedCase(
+            "loss from logits, other launches", partial(_row_variants, device, *((2, 16, 1000) if tiny else (32, 1024, VOCABULARY)))
+        )

@@ -23,7 +23,9 @@ import torch
 from torch import Tensor
 
 from bench.mask_decoder import as_provider, build_case, build_decoder, build_providers, to_transformers
-from bench.measure import Check, Timing, against_eager, training, with_gradients, without_grad
+from bench.measure import Check, TimedCase, Timing, against_eager, training, with_gradients, without_grad
+from kernels import mask_attention
+from kernels.launch import launch, shared_bytes
 from kernels.mask_attention import image_to_token, image_to_token_reference, token_to_image, token_to_image_reference
 from kernels.mask_upscale import mask_upscale, mask_upscale_reference
 from models.sam.mask_decoder import MaskDecoder
@@ -45,6 +47,15 @@ ODD_ATTENTION = [
 # prompts, height, width, channels, masks
 SAM_UPSCALE = [(1, 1), (4, 1), (1, 3), (4, 3)]
 ODD_UPSCALE = [(3, 16, 16, 256, 4), (2, 5, 13, 128, 1), (2, 1, 37, 256, 3)]
+# Checks at small shapes that are worth compute-sanitizer's time: full tiles and ragged ones.
+SANITIZED = (
+    "token to image (4",
+    "token to image (2, 2, 201",
+    "image to token (4, 1",
+    "image to token (2, 2, 201",
+    "upscale (4, 8, 8",
+    "upscale (2, 5",
+)
 
 
 class Case(NamedTuple):
@@ -165,16 +176,18 @@ def _decoder_timings(device, side, numbers):
     N, R, token = side * side, HEADS * T, T * C * (100 * C + 8 * T)
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in MaskDecoder(TwoWayTransformer()).parameters())
-    providers = build_providers(device, torch.bfloat16, compile=True)
-    for B in numbers:
-        torch._dynamo.reset()  # each number of prompts is compiled for itself
-        case = build_case(B, device, torch.bfloat16, side)
+
+    def build(B):
+        providers, case = build_providers(device, torch.bfloat16, compile=True), build_case(B, device, torch.bfloat16, side)
         first = min(4 * B * N * R * C, 2 * N * C * C + 2 * B * N * T * C)
         flops = first + B * (16 * N * R * C + token + _upscale_flops(N, 1))
         moved = 2 * (parameters + 2 * N * C + B * N * (4 * C + 16))
         names = {"ours": "ours", "transformers": "transformers", "compile": "torch.compile"}
         runs = {name: partial(without_grad, providers[theirs], **case) for name, theirs in names.items()}
-        yield Timing(f"decoder, B={B}", runs, flops, moved, DECODER_GOALS.get(B), graphed=B == 1)
+        return Timing(runs, flops, moved, DECODER_GOALS.get(B), graphed=B == 1)
+
+    for B in numbers:
+        yield TimedCase(f"decoder, B={B}", partial(build, B))
 
 
 def _upscale_flops(N: int, masks: int) -> int:
@@ -185,8 +198,8 @@ def _upscale_flops(N: int, masks: int) -> int:
 
 def _op_timings(name, build, flops, numbers, trained):
     """An op forward at each number of prompts, forward and backward at `trained`; `flops` of one prompt."""
-    for B, backward in [(B, False) for B in numbers] + [(trained, True)]:
-        torch._dynamo.reset()  # each number of prompts is compiled for itself
+
+    def timing(B, backward):
         case = build(B)
         formulations = {"ours": case.op, "eager": case.reference, "compile": torch.compile(case.reference)}
         ordered = {provider: case.order(function) for provider, function in formulations.items()}
@@ -196,12 +209,14 @@ def _op_timings(name, build, flops, numbers, trained):
             leaves = [leaf.requires_grad_() for leaf in case.leaves]
             seed = torch.randn(case.output, device=leaves[0].device, dtype=leaves[0].dtype)
             runs = {provider: training(op, leaves, *case.constants, grad_output=seed) for provider, op in ordered.items()}
-            yield Timing(f"{name} fwd+bwd, B={B}", runs, 3 * B * flops, 2 * (2 * once + gradients))
-        else:
-            tensors = (*case.leaves, *case.constants)
-            runs = {provider: partial(without_grad, op, *tensors) for provider, op in ordered.items()}
-            goal = 2e3 * once / GOAL_BANDWIDTH if B == 64 and name != "token to image" else None
-            yield Timing(f"{name} fwd, B={B}", runs, B * flops, 2 * once, goal, graphed=B == 1)
+            return Timing(runs, 3 * B * flops, 2 * (2 * once + gradients))
+        tensors = (*case.leaves, *case.constants)
+        runs = {provider: partial(without_grad, op, *tensors) for provider, op in ordered.items()}
+        goal = 2e3 * once / GOAL_BANDWIDTH if B == 64 and name != "token to image" else None
+        return Timing(runs, B * flops, 2 * once, goal, graphed=B == 1)
+
+    for B, backward in [(B, False) for B in numbers] + [(trained, True)]:
+        yield TimedCase(f"{name} fwd{'+bwd' * backward}, B={B}", partial(timing, B, backward))
 
 
 def timings(device: torch.device, tiny: bool):
@@ -218,3 +233,31 @@ def timings(device: torch.device, tiny: bool):
     )
     upscale = _upscale_flops(N, 1)
     yield from _op_timings("upscale", lambda B: upscale_case(device, dtype, B, side, side, C, 1), upscale, numbers, trained)
+
+
+# Image tokens of a tile, warps, stages: other ways to launch image_to_token.
+TILE_VARIANTS = [(32, 4, 1), (32, 8, 1), (32, 8, 2), (64, 4, 2), (64, 8, 1), (64, 16, 2), (128, 8, 1), (128, 16, 1)]
+
+
+def _tile_variants(device, B, N):
+    case = image_to_token_case(device, torch.bfloat16, B, 1, N, C, HEADS, T)
+    (image, *rest), [pe] = case.leaves, case.constants
+    z = image.new_empty(case.output)
+    constants = mask_attention._head_constants(C, T, HEADS, shared_bytes(device))
+    arguments = (image, pe, *rest, z, B, HEADS, T, N, 1e-5)
+
+    def run(**others):
+        chosen = constants | others
+        launch(mask_attention._image_to_token_kernel, (-(-N // chosen["TOKENS"]), B), *arguments, **chosen)
+
+    providers = {"ours": run}
+    for tokens, warps, stages in TILE_VARIANTS:
+        providers[f"{tokens} x {warps} w, {stages}"] = partial(run, TOKENS=tokens, num_warps=warps, num_stages=stages)
+    return Timing(providers, 4 * B * N * HEADS * T * C, 2 * (image.numel() + z.numel()))
+
+
+def variants(device: torch.device, tiny: bool):
+    """image_to_token with other tiles."""
+    if device.type == "cuda":
+        B, N = (2, 64) if tiny else (64, 4096)
+        yield TimedCase(f"image to token, B={B}, other launches", partial(_tile_variants, device, B, N))

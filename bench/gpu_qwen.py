@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from bench.measure import Check, Timing, relative_errors, training, without_grad
+from bench.measure import Check, TimedCase, Timing, relative_errors, training, without_grad
 from models.qwen.decoding import Decoding
 from models.qwen.kv_cache import RolloutCache
 from models.qwen.shared_prefix import ATTENTION_NAME, shared_prefix_attention
@@ -64,7 +64,6 @@ class DecodeStep:
         cached = 2 * config.num_hidden_layers * rows * config.num_key_value_heads * keys * 128
         attention = 4 * config.num_hidden_layers * rows * config.num_attention_heads * keys * 128
         self.flops, self.bytes = 2 * rows * weights + attention, weight.element_size() * (weights + cached)
-        self.name = f"decode step, {rows} rows of {keys} keys, {config.num_hidden_layers} layers"
 
     @torch.no_grad()
     def run(self, name: str) -> torch.Tensor:
@@ -150,20 +149,27 @@ def checks(device: torch.device, tiny: bool):
 
 def timings(device: torch.device, tiny: bool):
     """A layer's decode attention, a whole decode step, the vision tower forward and with its backward."""
-    functions, flops, moved = attention_functions(device, tiny)
-    yield Timing("decode attention of a layer", functions, flops, moved, graphed=True)
-    step = DecodeStep(device, tiny)
-    ways = {"ours": ATTENTION_NAME, "eager": "sdpa"}
-    run = step.run
-    providers = {name: partial(run, way) for name, way in ways.items()}
-    yield Timing(step.name, providers, step.flops, step.bytes, graphed=True)
-    del providers, run, step
+    yield TimedCase("decode attention of a layer", lambda: Timing(*attention_functions(device, tiny), graphed=True), peers=False)
+    yield TimedCase("decode step of all layers", partial(_decode_timing, device, tiny), peers=False)
+    yield TimedCase("vision tower fwd", partial(_tower_timing, device, tiny, backward=False), peers=False)
+    yield TimedCase("vision tower fwd and gradient of pixels", partial(_tower_timing, device, tiny, backward=True), peers=False)
+
+
+def _decode_timing(device, tiny):
+    """The cache read once by every key head, against expanded to every query head."""
+    step, ways = DecodeStep(device, tiny), {"ours": ATTENTION_NAME, "eager": "sdpa"}
+    providers = {name: partial(step.run, way) for name, way in ways.items()}
+    return Timing(providers, step.flops, step.bytes, graphed=True)
+
+
+def _tower_timing(device, tiny, backward):
     tower, ways = Tower(device, tiny, _grids(tiny)), {"ours": WINDOWS_NAME, "eager": "sdpa"}
-    runs = {name: (lambda way=way: without_grad(tower.run, way, tower.pixels)) for name, way in ways.items()}
-    yield Timing("vision tower fwd", runs, tower.flops, tower.bytes)
+    if not backward:
+        runs = {name: partial(without_grad, tower.run, way, tower.pixels) for name, way in ways.items()}
+        return Timing(runs, tower.flops, tower.bytes)
     seed = torch.ones_like(without_grad(tower.run, WINDOWS_NAME, tower.pixels))
     runs = {
         name: training(lambda pixels, way=way: tower.run(way, pixels), [tower.pixels], grad_output=seed)
         for name, way in ways.items()
     }
-    yield Timing("vision tower fwd and gradient of pixels", runs, 2 * tower.flops, 2 * tower.bytes)
+    return Timing(runs, 2 * tower.flops, 2 * tower.bytes)

@@ -21,17 +21,24 @@ class Check(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """A case to time: callables by provider, the first ours; what the case must compute and move at least; the goal.
+    """What a case times: callables by provider, the first ours; what the case must compute and move at least; the goal.
 
     `graphed`: so short that it is timed as a replayed CUDA graph, without the host's part.
     """
 
-    name: str
     providers: Mapping[str, Callable[[], object]]
     flops: float
     bytes: float
     goal_ms: float | None = None
     graphed: bool = False
+
+
+class TimedCase(NamedTuple):
+    """A timing that is built when its turn comes, as its tensors take memory. `peers`: other providers than ours and eager."""
+
+    name: str
+    build: Callable[[], Timing]
+    peers: bool = True
 
 
 def with_gradients(function, leaves, dtype, *rest, **options) -> list[torch.Tensor]:

@@ -45,7 +45,7 @@ def _advantages_kernel(
     rewards, advantages, num_groups, num_generations, eps, SCALE: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr
 ):
     # Rewards of GROUPS groups as a [GROUPS, WIDTH] tile, WIDTH the power of two above num_generations
-    group = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)[:, None]
+    group = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)[:, None]
     column = tl.arange(0, WIDTH)[None, :]
     inside = (group < num_groups) & (column < num_generations)
     offsets = group * num_generations + column

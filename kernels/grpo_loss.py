@@ -26,6 +26,7 @@ from kernels.grpo_terms import (
     LossGradient,
     TokenInputs,
     check_tokens,
+    in_type,
     item_count,
     loss_gradient,
     needed_reference,
@@ -344,8 +345,8 @@ def grpo_loss(
     `policy_mask` (B, T) weighs the policy term and not the KL: entropy or off-policy masks. `entropies` (B, T) only feed the
     metric. `num_items` divides bnpo, dapo and cispo: the batch's tokens over all processes / number of processes, by default
     the tokens of `mask`. `num_rows` divides grpo and dr_grpo: by default B, more where rows of zero gradient were left out.
-    Half-precision log-probs are computed in float32; no row or no token has a loss of 0. Raises ValueError naming the argument.
-    The formulas are at the top of this file.
+    Computed in the type of the log-probs, float32 where that is a half one; no row or no token has a loss of 0. Raises ValueError
+    naming the argument. The formulas are at the top of this file.
     """
     if logprobs.dtype in (torch.float16, torch.bfloat16):
         logprobs = logprobs.float()
@@ -353,8 +354,8 @@ def grpo_loss(
     check_tokens(logprobs.shape, mask=mask, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs, policy_mask=policy_mask)
     check_tokens(logprobs.shape, entropies=entropies)
     check_tokens(logprobs.shape[:1], advantages=advantages)
+    advantages = advantages.to(logprobs.dtype)
+    given = in_type(logprobs.dtype, old_logprobs, ref_logprobs, policy_mask, entropies)
     items, denominator = item_count(mask, num_items, loss), loss.denominator(num_rows or logprobs.shape[0])
-    value, _, stats = grpo_loss_forward(
-        logprobs, advantages, mask, old_logprobs, ref_logprobs, policy_mask, entropies, items, denominator, loss.text
-    )
+    value, _, stats = grpo_loss_forward(logprobs, advantages, mask, *given, items, denominator, loss.text)
     return value, metrics_of(stats, loss, entropies is not None)

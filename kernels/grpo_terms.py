@@ -6,7 +6,7 @@ dloss/dlogp; at sequence level `through` is first averaged over the sequence, wh
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -211,6 +211,11 @@ def check_tokens(shape: torch.Size, **tensors: Tensor | None) -> None:
             raise ValueError(f"{name} must be {tuple(shape)}, not {tuple(tensor.shape)}")
 
 
+def in_type(dtype: torch.dtype, *tensors: Tensor | None) -> Iterator[Tensor | None]:
+    """The tensors in the type that the log-probs are in: a wider one beside them would widen the loss, and not its gradient."""
+    return (tensor if tensor is None else tensor.to(dtype) for tensor in tensors)
+
+
 def needed_reference(loss: GRPOLoss, ref_logprobs: Tensor | None) -> Tensor | None:
     """`ref_logprobs`, or None where the loss has no KL term. Raises ValueError where it has one and they are not given."""
     if loss.beta and ref_logprobs is None:
@@ -219,10 +224,15 @@ def needed_reference(loss: GRPOLoss, ref_logprobs: Tensor | None) -> Tensor | No
 
 
 def item_count(mask: Tensor, num_items: Tensor | float | None, loss: GRPOLoss) -> Tensor | None:
-    """`num_items` as the ops take it: a 0-dim tensor where the loss divides by a number of tokens, else None."""
+    """`num_items` as the ops take it: a 0-dim tensor where the loss divides by a number of tokens, else None. ValueError."""
     if not loss.by_items:
         return None
-    return (mask != 0).sum().clamp(min=1) if num_items is None else torch.as_tensor(num_items, device=mask.device)
+    if num_items is None:
+        return (mask != 0).sum().clamp(min=1)
+    items = torch.as_tensor(num_items, device=mask.device)
+    if items.numel() != 1:
+        raise ValueError(f"num_items must be one number, not {tuple(items.shape)}")
+    return items.reshape(())
 
 
 @triton.jit

@@ -29,6 +29,7 @@ from kernels.grpo_terms import (
     GRPOLoss,
     TokenInputs,
     check_tokens,
+    in_type,
     item_count,
     loss_gradient,
     needed_reference,
@@ -91,12 +92,13 @@ def _row_constants(dtype: torch.dtype, num_columns: int, shared: int) -> dict[st
     The 132 rows that an H100 then has in hand, 304 KB each, fit its L2 cache of 50 MB: the second sweep finds its row there.
     Devices that give a program less (99 KB: sm_86, sm_89) have five blocks of 16 KB in flight. Rows that are not aligned (an odd
     vocabulary) are copied by single elements, which is not worth a pipeline.
+    As no second program fits, a thread may have up to 128 registers: told so, ptxas spills none on sm_100, where it keeps to 64.
     """
     if num_columns % 16 or shared < 96 << 10:
-        block_bytes, stages = 16384, 1
-    else:
-        block_bytes, stages = (32768, 5) if shared > 128 << 10 else (16384, 6)
-    return {"BLOCK": block_bytes // dtype.itemsize, "STAGES": stages, "num_warps": 16}
+        return {"BLOCK": 16384 // dtype.itemsize, "STAGES": 1, "num_warps": 16}
+    if shared <= 128 << 10:
+        return {"BLOCK": 16384 // dtype.itemsize, "STAGES": 6, "num_warps": 16}
+    return {"BLOCK": 32768 // dtype.itemsize, "STAGES": 5, "num_warps": 16, "maxnreg": 96}
 
 
 class TokenOutputs(NamedTuple):
@@ -323,6 +325,8 @@ def linear_grpo_loss(
     if hidden.dtype == torch.float16:
         raise ValueError("hidden must be bfloat16, float32 or float64: the gradient of a logit is too small for float16")
     mask = mask * in_vocabulary(target_ids, weight)
+    dtype = accumulate_dtype(hidden.dtype)
+    advantages, given = advantages.to(dtype), in_type(dtype, old_logprobs, ref_logprobs, policy_mask)
     grad = torch.is_grad_enabled()
     value, stats, logprobs, _, _ = linear_grpo_forward(
         hidden,
@@ -330,9 +334,7 @@ def linear_grpo_loss(
         target_ids.long(),
         advantages,
         mask,
-        old_logprobs,
-        ref_logprobs,
-        policy_mask,
+        *given,
         item_count(mask, num_items, loss),
         loss.denominator(num_rows or hidden.shape[0]),
         temperature,

@@ -210,8 +210,8 @@ def _image_to_token_backward_kernel(
     dx = tl.zeros([TOKENS, C], tl.float32)
     grad_weight = tl.zeros([C], tl.float32)
     grad_bias = tl.zeros([C], tl.float32)
-    for g in range(first_prompt, first_prompt + share):
-        h = x.to(tl.float32)
+    for member in range(0, share):
+        g, h = first_prompt + member, x.to(tl.float32)
         for first in range(0, num_heads, step):
             w, _, row, live = _head_weights(key, keys + g * R * C, key_bias + g * R, first, T, R, C, PADDED, WIDTH)
             v = tl.load(values + g * R * C + row[:, None] * C + channels[None, :], mask=live[:, None], other=0.0)

@@ -33,6 +33,19 @@ def penalise_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: float
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
+def cumulative_sum(x: torch.Tensor) -> torch.Tensor:
+    """Of each row (N, V). On CUDA torch's own sums differ from run to run, and it refuses them where determinism is asked for
+    (`--full_determinism`): there each pass adds what lies twice as far before, V rounded up to a power of two in all.
+    """
+    if not (x.is_cuda and torch.are_deterministic_algorithms_enabled()):
+        return x.cumsum(-1)
+    distance = 1
+    while distance < x.shape[-1]:
+        x = torch.cat([x[..., :distance], x[..., distance:] + x[..., :-distance]], -1)
+        distance *= 2
+    return x
+
+
 def truncate(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
     """Logits (N, V) with -inf outside top-k, then top-p, then min-p, each of what the one before left."""
     if params.top_k > 0:
@@ -40,7 +53,7 @@ def truncate(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
         logits = logits.masked_fill(logits < threshold, -torch.inf)
     if params.top_p < 1:
         ordered, order = logits.sort(dim=-1)  # ascending: the smallest tokens whose mass stays within 1 - top_p go
-        drop = ordered.softmax(-1).cumsum(-1) <= 1 - params.top_p
+        drop = cumulative_sum(ordered.softmax(-1)) <= 1 - params.top_p
         drop[:, -1] = False
         logits = logits.masked_fill(drop.scatter(1, order, drop), -torch.inf)
     if params.min_p is not None:
@@ -64,7 +77,7 @@ def choose(
     logits = truncate(logits / params.temperature if params.temperature != 1 else logits, params)
     highest, mode = logits.max(-1, keepdim=True)
     weights = (logits - highest).exp_()
-    cumulative = weights.cumsum(-1)
+    cumulative = cumulative_sum(weights)
     total = cumulative[:, -1:]
     token_ids = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
     token_ids = torch.where(token_ids < logits.shape[-1], token_ids, mode)  # uniform * total may round up to total

@@ -1,12 +1,12 @@
 """The GPU bench without a GPU: it says so, and its cases run small on the CPU."""
 
-import json
 import sys
 
 import pytest
 import torch
 
-from bench import gpu, gpu_grpo, mask_decoder
+from bench import gpu, gpu_grpo, gpu_mask_decoder, gpu_qwen, mask_decoder
+from bench.case_worker import FIRST, cases, perform
 from bench.measure import against_eager, relative_errors
 
 
@@ -16,25 +16,48 @@ def test_without_a_device_it_says_so_in_one_line(capsys):
     assert capsys.readouterr().err == "error: no CUDA device here; `--device cpu --tiny` tries the bench itself\n"
 
 
+CPU = torch.device("cpu")
+JOB = {"device": "cpu", "tiny": True, "roof": [1e9, 1e9]}
 MASK_DECODER = ["token to image", "image to token (", "upscale (", "decoder, B=4"]
+CHECKS = [(gpu_grpo, "advantages"), *[(gpu_mask_decoder, name) for name in MASK_DECODER]]
 
 
-@pytest.mark.parametrize("only", ["advantages", "frozen head", "head grpo", *MASK_DECODER])
-def test_cases_run_small_on_the_cpu(only, capsys, tmp_path):
-    assert gpu.main(["--device", "cpu", "--tiny", "--only", only, "--output", str(tmp_path)]) == 0
-    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert summary["failed_checks"] == summary["stopped"] == summary["left_out"] == []
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(("module", "only"), CHECKS)
+def test_checks_pass_small_on_the_cpu(module, only):
+    names = [check.name for check in module.checks(CPU, True) if only in check.name]
+    records = [record for record in perform(JOB | {"work": "checks", "names": names}, [module]) if record["kind"] == "check"]
+    assert [record["name"] for record in records] == names and all(record["passed"] for record in records)
 
 
-def test_what_fails_is_reported_and_the_rest_goes_on(monkeypatch, capsys):
+@pytest.mark.parametrize("module", [gpu_grpo, gpu_mask_decoder, gpu_qwen])
+def test_every_case_can_be_built_and_has_a_name_of_its_own(module):
+    built = list(cases(module, CPU, True))
+    assert len({case.name for case in built}) == len(built)
+    for case in built:
+        timing = case.build()
+        assert next(iter(timing.providers)) == "ours" and case.peers == any(name not in FIRST for name in timing.providers)
+
+
+@pytest.mark.parametrize(("module", "only"), [(gpu_grpo, "frozen head"), (gpu_grpo, "loss fwd ["), (gpu_qwen, "decode step")])
+def test_cases_are_timed_small_on_the_cpu(module, only):
+    [name] = [case.name for case in cases(module, CPU, True) if case.name.startswith(only)]
+    records = [*perform(JOB | {"work": "timing", "names": [name], "providers": "first"}, [module])]
+    rows = {record["row"]["provider"]: record["row"] for record in records if record["kind"] == "row"}
+    assert set(rows) == {"ours", "eager"} and all(row["ms"] > 0 and row["case"] == name for row in rows.values())
+
+
+@pytest.mark.parametrize("module", [gpu_grpo, gpu_mask_decoder])
+def test_the_sanitizer_has_checks_of_every_op(module):
+    for beginning in module.SANITIZED:
+        assert any(check.name.startswith(beginning) for check in module.checks(CPU, True))
+
+
+def test_what_fails_is_reported_and_the_rest_goes_on(monkeypatch):
     monkeypatch.setattr("bench.gpu_grpo.group_advantages", lambda *_, **__: 1 / 0)
-    assert gpu.main(["--device", "cpu", "--tiny", "--only", "advantages"]) == 1
-    shown = capsys.readouterr()
-    summary = json.loads(shown.out.splitlines()[-1])
-    assert summary["failed_checks"] == ["advantages by group", "advantages by batch", "advantages by none"]
-    assert summary["stopped"] == ["advantages [4096], groups of 8"]
-    assert "FAILED advantages by group" in shown.err and "ZeroDivisionError" in shown.err
+    names = ["advantages by group", "advantages by none"]
+    records = list(perform(JOB | {"work": "checks", "names": names}, [gpu_grpo]))
+    assert [record["name"] for record in records if record["kind"] == "check"] == names
+    assert records[1]["outcome"] == "ZeroDivisionError: division by zero"
 
 
 def test_without_liger_its_rows_say_so(monkeypatch):

@@ -53,6 +53,18 @@ def gradient_configs(ending):
     return [config for config in configs if ending in config.name]
 
 
+def test_the_row_kernel_spills_nothing_on_blackwell_where_one_program_fills_a_multiprocessor():
+    """Left to itself ptxas keeps to 64 registers there, as if a second one fitted."""
+    config = next(launch_configs())
+    launched = compile_for(config, 100)
+    assert static_check.failures([launched]) == [] and launched.blocks_per_multiprocessor == 1
+    constants = {name: value for name, value in config.constants.items() if name != "maxnreg"}
+    left_alone = compile_for(config._replace(constants=constants), 100)
+    assert left_alone.spill_bytes and static_check.failures([left_alone]) == [
+        f"{config.name} on sm_100 spills {left_alone.spill_bytes} bytes"
+    ]
+
+
 @pytest.mark.parametrize("odd", [False, True])
 def test_every_warp_reads_the_chosen_logit_before_any_writes_over_it(odd):
     for config in gradient_configs("odd vocabulary" if odd else ""):

@@ -5,7 +5,7 @@ import torch
 from transformers import generation
 
 from engine.rollout.rollout import _rows_to_keep, rollout
-from engine.rollout.sampling import SamplingParams, choose, penalise_repetition, truncate
+from engine.rollout.sampling import SamplingParams, choose, cumulative_sum, penalise_repetition, truncate
 from models.qwen.policy import load_qwen_vl
 from tests.tiny_qwen import encode, ragged_prompts, save_tiny
 
@@ -62,6 +62,44 @@ def test_the_ends_of_the_unit_interval_give_possible_tokens():
     row = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(2, -1)
     ids, _ = choose(row, SamplingParams(), torch.tensor([0.0, 1 - 2**-24]))
     assert ids.tolist() == [1, 3]
+
+
+class AsOnCuda(torch.Tensor):
+    """A tensor that says to be on a GPU, and refuses there what torch refuses where determinism is asked for."""
+
+    is_cuda = True
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function in (torch.cumsum, torch.Tensor.cumsum) and torch.are_deterministic_algorithms_enabled():
+            raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation")
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(top_k=9, top_p=0.9, min_p=0.05)])
+def test_full_determinism_samples_the_same_tokens(params):
+    many, uniform = logits(400, 1000), torch.rand(400, generator=torch.Generator().manual_seed(1))
+    expected = choose(many, params, uniform)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(RuntimeError, match="deterministic"):
+            many.as_subclass(AsOnCuda).cumsum(-1)
+        ids, logprobs = choose(many.as_subclass(AsOnCuda), params, uniform)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(ids, expected[0])
+    torch.testing.assert_close(logprobs.as_subclass(torch.Tensor), expected[1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 7, 64, 1000])
+def test_sums_by_doubling_are_cumulative_sums(vocabulary):
+    x = torch.rand(3, vocabulary, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.use_deterministic_algorithms(True)
+    try:
+        ours = cumulative_sum(x.as_subclass(AsOnCuda))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(ours.as_subclass(torch.Tensor).float(), x.cumsum(-1).float())
 
 
 def test_greedy_ignores_the_noise():
