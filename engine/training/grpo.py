@@ -276,7 +276,8 @@ class GRPOTrainer(Trainer):
         answers = folder / f"answers_{self.args.process_index}.pt"
         self._saved_step = None
         if self.state.global_step % self.args.num_iterations:
-            self._saved_step = torch.load(answers, map_location=self.args.device, weights_only=True)
+            place = self.args.device if self.args.device.type != "cpu" else "cpu"  # DeepSpeed's is cpu:0, unknown to torch.load
+            self._saved_step = torch.load(answers, map_location=place, weights_only=True)
 
     def _restore_step(self) -> list[MicroBatch]:
         assert self._saved_step is not None  # answers were left over when the checkpoint was saved

@@ -180,8 +180,11 @@ class Trainer(transformers.Trainer):
         return prepared
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        if optimizer is not None and not hasattr(optimizer, "defaults"):  # DeepSpeed's, around torch's, which schedules ask
-            optimizer.defaults = optimizer.optimizer.defaults
+        own = optimizer = optimizer or self.optimizer
+        while not hasattr(own, "defaults"):  # DeepSpeed's has none, but torch's is in it; some schedules read the rate there
+            own = own.optimizer
+        if own is not optimizer:
+            optimizer.defaults = own.defaults
         return super().create_scheduler(num_training_steps, optimizer)
 
     def save_extra(self, folder: Path) -> None:
