@@ -57,7 +57,7 @@ class Trainer(transformers.Trainer):
         """The model's answers to opened rows of the data set."""
         raise NotImplementedError
 
-    def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **options: Any) -> Any:
         """As `transformers.Trainer.train`. Then every process takes the first one's buffers, which the checkpoint has: BatchNorm's
         statistics differ, since each process has seen rows of its own.
 
@@ -66,7 +66,7 @@ class Trainer(transformers.Trainer):
         if resume_from_checkpoint:
             folder = Path(resume_from_checkpoint)
             check_same(folder, check_whole(folder), self.deciding, self.rows.get("training"))
-        result = super().train(resume_from_checkpoint, **options)
+        result = super().train(resume_from_checkpoint, *args, **options)
         share_first(self.model.buffers())
         return result
 
@@ -158,7 +158,8 @@ class Trainer(transformers.Trainer):
         """Read back the model's weights, every one of them."""
         if isinstance(self.model, PreTrainedModel):
             # Checkpoints have the hub's key names, which the Trainer does not translate back: it would load nothing and only warn.
-            saved, found = type(self.model).from_pretrained(
+            read: Any = type(self.model).from_pretrained  # which gives two things where it is asked for its loading_info
+            saved, found = read(
                 str(folder), dtype=self.model.dtype, trust_remote_code=False, local_files_only=True, output_loading_info=True
             )
             missing = [*found["missing_keys"], *found["mismatched_keys"]]
@@ -180,7 +181,8 @@ class Trainer(transformers.Trainer):
         return prepared
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        own = optimizer = optimizer or self.optimizer
+        optimizer = optimizer or self.optimizer
+        own: Any = optimizer
         while not hasattr(own, "defaults"):  # DeepSpeed's has none, but torch's is in it; some schedules read the rate there
             own = own.optimizer
         if own is not optimizer:

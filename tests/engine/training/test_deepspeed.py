@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from accelerate.utils import DeepSpeedOptimizerWrapper
+from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 
 from tests.conftest import ROOT
 from tests.engine.training.test_masks import make_trainer
