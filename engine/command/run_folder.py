@@ -38,19 +38,24 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict]:
         """The rows of metrics.jsonl in order. A last line cut short by a kill is left out."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return self._read("metrics.jsonl")
+
+    def _read(self, name: str) -> list[dict]:
+        path = self.path / name
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
         rows = []
         for line in lines:
             with contextlib.suppress(json.JSONDecodeError):
                 rows.append(json.loads(line))
-        return rows
+        return [row for row in rows if isinstance(row, dict)]
 
-    def truncate_metrics(self, step: int) -> None:
-        """Drop the rows of `step` and later: a resumed run, whose first step this is, writes them again."""
-        if self.writes:
-            kept = [json.dumps(row) + "\n" for row in self.read_metrics() if row.get("step", 0) < step]
-            write_whole(self.path / "metrics.jsonl", "".join(kept))
+    def truncate(self, step: int) -> None:
+        """Drop the rows of `step` and later in metrics.jsonl and completions.jsonl: a run whose first step this is writes them
+        again. So does one that was killed before it saved anything, and starts anew."""
+        for name in ("metrics.jsonl", "completions.jsonl"):
+            if self.writes and (self.path / name).exists():
+                kept = [json.dumps(row, ensure_ascii=False) + "\n" for row in self._read(name) if row.get("step", 0) < step]
+                write_whole(self.path / name, "".join(kept))
 
 
 def open_run(recipe: str, output_dir: str | Path | None = None) -> RunFolder:

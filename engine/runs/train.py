@@ -1,6 +1,5 @@
 """A training run from start to end: evaluate, train, evaluate again, report. Any model on any task with any of the trainers."""
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from engine.tasks.evaluation import Evaluation, comparisons, tables
 from engine.tasks.task import Task
 from engine.training.checkpoints import StopOnSignal, find_checkpoint, newest_checkpoint
 from engine.training.config.training import PolicyConfig, TrainingConfig
+from engine.training.manifest import Manifest, check_same, deciding_settings, row_identity
 from engine.training.run_log import RunLog
 from engine.training.trainer import Trainer
 
@@ -51,6 +51,11 @@ def train(
     args.output_dir = str(run.path)
     resume = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
     args.resume_from_checkpoint = str(resume) if resume else None
+    deciding = deciding_settings(settings.values(), args.world_size)
+    identity = {"training": row_identity(splits.train), "held-out": row_identity(splits.test)}
+    told = Manifest.read(resume) if resume else None
+    if resume and told:
+        check_same(resume, told, deciding, identity["training"])
     model, rows, test = load_model(), splits.train, splits.test
     if isinstance(args, PolicyConfig):
         reader = model.processor
@@ -59,11 +64,13 @@ def train(
     groups = {name: group.to_dict() if group is args else asdict(group) for name, group in settings.items()}
     run.write_json("config.json", groups)
     trainer = trainer_class(model, task, args, rows)
+    trainer.deciding, trainer.rows = deciding, identity
     logger.info("%s: %d training rows, on %s, output in %s", title, len(rows), describe_device(), run.path)
 
     evaluations = {}
+    same_rows = told is not None and told.rows.get("held-out") == identity["held-out"]
     if test is not None:
-        evaluations["before"] = _evaluate(trainer, task, test, run, "before", reuse=resume is not None)
+        evaluations["before"] = _evaluate(trainer, task, test, run, "before", reuse=same_rows)
     checkpoint = train_to_end(trainer, run, resume)
     if test is not None:
         evaluations["after"] = _evaluate(trainer, task, test, run, "after")
@@ -120,11 +127,12 @@ def train_to_end(trainer: Trainer, run: RunFolder, resume: Path | None) -> Path 
         trainer.remove_callback(theirs)
     trainer.add_callback(stop)
     trainer.add_callback(RunLog(run))
-    if resume is not None:
-        step = json.loads((resume / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
-        logger.info("resuming after step %d from %s", step, resume)
-        run.truncate_metrics(step + 1)
+    first = Manifest.read(resume).step if resume else 0
+    if resume:
+        logger.info("resuming after step %d from %s", first, resume)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if resume and trainer.state.global_step == first and not stop.received:
+        logger.info("%s: the run was at its end (step %d of %d): nothing was trained", resume, first, trainer.state.max_steps)
     checkpoint = newest_checkpoint(trainer.args.output_dir)
     if stop.received:
         raise Interrupted(f"stopped by a signal after step {trainer.state.global_step}; resume from {checkpoint}")

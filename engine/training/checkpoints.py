@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,16 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainingArguments
 
 from engine.errors import InputError
+from engine.training.manifest import check_whole, checkpoints
 
 logger = logging.getLogger(__name__)
 
 
 def find_checkpoint(output_dir: str, flag: str | None) -> Path | None:
-    """What `--resume_from_checkpoint` means: None, a path, or `true` for the newest whole checkpoint of `output_dir`.
+    """What `--resume_from_checkpoint` means: None, a path, or `true` for the newest checkpoint of `output_dir`.
 
-    Raises InputError for a path that cannot be resumed from, and where checkpoints are there but resuming was not asked for.
+    Raises InputError where it cannot be resumed from, and where checkpoints are there but resuming was not asked for. One that is
+    damaged is not passed over in silence: the error offers the one before it.
     """
     newest = newest_checkpoint(output_dir)
     if flag in (None, "", "false", "False"):
@@ -32,28 +33,19 @@ def find_checkpoint(output_dir: str, flag: str | None) -> Path | None:
         if newest is None:
             logger.warning("--resume_from_checkpoint true: no checkpoint in %s; starting afresh", output_dir)
         else:
-            _check_resumable(newest)
+            check_whole(newest)
         return newest
     path = Path(flag)
     if not path.is_dir():
         raise InputError(f"--resume_from_checkpoint {flag}: no such folder")
-    _check_resumable(path)
+    check_whole(path)
     return path
 
 
 def newest_checkpoint(output_dir: str) -> Path | None:
-    """The whole checkpoint with the highest step, or None."""
-    steps = {
-        int(m[1]): path for path in Path(output_dir).glob("checkpoint-*") if (m := re.fullmatch(r"checkpoint-(\d+)", path.name))
-    }
-    return steps[max(steps)] if steps else None
-
-
-def _check_resumable(path: Path) -> None:
-    if not (path / "trainer_state.json").is_file():
-        raise InputError(f"{path}: not a training checkpoint (no trainer_state.json)")
-    if not any(path.glob("optimizer*")) and not any(path.glob("global_step*")):
-        raise InputError(f"{path}: holds only the model (--save_only_model); training cannot resume from it")
+    """The checkpoint with the highest step, or None."""
+    found = checkpoints(Path(output_dir))
+    return found[-1] if found else None
 
 
 class StopOnSignal(TrainerCallback):

@@ -33,6 +33,8 @@ from engine.training.trainer import Trainer
 from kernels.linear_grpo import linear_grpo_loss
 from kernels.linear_logprob import linear_logprob
 
+KEPT_LOGPROBS = ("ref_logprobs", "old_logprobs")  # of the first of num_iterations passes over the same answers, for the others
+
 
 @dataclass
 class MicroBatch:
@@ -264,14 +266,18 @@ class GRPOTrainer(Trainer):
             torch.save(self.reference.model.state_dict(), folder / "reference.pt")
         if self.state.global_step % self.args.num_iterations:
             parts = [[_saved(group) for group in groups] for groups in self.groups]
-            old = [micro.old_logprobs for micro in self.micro_batches]
-            torch.save({"groups": parts, "old_logprobs": old}, folder / f"answers_{rank}.pt")
+            kept = {name: [getattr(micro, name) for micro in self.micro_batches] for name in KEPT_LOGPROBS}
+            torch.save({"groups": parts, **kept}, folder / f"answers_{rank}.pt")
 
     def load_extra(self, folder: Path) -> None:
         if self.args.sync_ref_model and self.reference is not None:
-            self.reference.model.load_state_dict(torch.load(folder / "reference.pt", weights_only=True))
+            self.reference.model.load_state_dict(torch.load(folder / "reference.pt", map_location="cpu", weights_only=True))
+            self.reference.forget_images()
         answers = folder / f"answers_{self.args.process_index}.pt"
-        self._saved_step = torch.load(answers, weights_only=True) if answers.is_file() else None
+        self._saved_step = None
+        if self.state.global_step % self.args.num_iterations:
+            place = self.args.device if self.args.device.type != "cpu" else "cpu"  # DeepSpeed's is cpu:0, unknown to torch.load
+            self._saved_step = torch.load(answers, map_location=place, weights_only=True)
 
     def _restore_step(self) -> list[MicroBatch]:
         assert self._saved_step is not None  # answers were left over when the checkpoint was saved
@@ -280,8 +286,9 @@ class GRPOTrainer(Trainer):
             for groups in self._saved_step["groups"]
         ]
         micro_batches = [self._micro_batch(groups) for groups in self.groups]
-        for micro, old in zip(micro_batches, self._saved_step["old_logprobs"], strict=True):
-            micro.old_logprobs = old
+        for name in KEPT_LOGPROBS:
+            for micro, logprobs in zip(micro_batches, self._saved_step[name], strict=True):
+                setattr(micro, name, logprobs)
         return micro_batches
 
 

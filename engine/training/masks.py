@@ -134,5 +134,5 @@ class MaskTrainer(Trainer):
         if self.args.should_save:
             self.model.save_pretrained(output_dir or self.args.output_dir)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
-        self.model.load_trained(Path(resume_from_checkpoint))
+    def load_weights(self, folder: Path) -> None:
+        self.model.load_trained(folder)

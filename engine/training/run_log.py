@@ -19,6 +19,7 @@ class RunLog(TrainerCallback):
         self.bar: tqdm | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.run.truncate(state.global_step + 1)  # here, since all that a resumed run begins with has been read by now
         if state.is_world_process_zero:
             self.bar = progress(total=state.max_steps, initial=state.global_step, desc="training", unit="step", dynamic_ncols=True)
 

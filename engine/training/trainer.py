@@ -1,7 +1,7 @@
 """What GRPO, SFT and segmentation share beyond `transformers.Trainer`: whole checkpoints, one log, and answers to evaluate.
 
-A checkpoint is whole or absent: `checkpoint-N` is written in a staging folder and renamed once every process is done. A run killed
-while it saves leaves its earlier checkpoints, and a staging folder that the next save clears.
+A checkpoint is whole or absent: `checkpoint-N` is written in a staging folder, its manifest last, and renamed once every process is
+done. A run killed while it saves leaves its earlier checkpoints, and a staging folder that the next save clears.
 """
 
 import math
@@ -23,6 +23,7 @@ from engine.report.content import Sample
 from engine.rollout.answers import Answer
 from engine.training.checkpoints import newest_checkpoint
 from engine.training.config.training import TrainingConfig
+from engine.training.manifest import Manifest, check_same, check_whole, deciding_settings, loading, sizes
 
 STAGING = ".saving"
 
@@ -45,6 +46,9 @@ class Trainer(transformers.Trainer):
             raise InputError("--deepspeed: ZeRO-3 is not supported: whole weights are needed on every device; use ZeRO-2")
         self.model_accepts_loss_kwargs = False
         self._staging: str | None = None
+        # What the manifests of its checkpoints say; a run adds the settings that are not the trainer's, and the rows.
+        self.deciding = deciding_settings([args], args.world_size)
+        self.rows: dict[str, str | None] = {}
         self.watch = FiniteWatch()
         if broken := first_not_finite(self.model.named_parameters()):
             raise InputError(f"the model's weights are not finite: {broken}")
@@ -53,12 +57,24 @@ class Trainer(transformers.Trainer):
         """The model's answers to opened rows of the data set."""
         raise NotImplementedError
 
-    def train(self, *args: Any, **options: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **options: Any) -> Any:
         """As `transformers.Trainer.train`. Then every process takes the first one's buffers, which the checkpoint has: BatchNorm's
-        statistics differ, since each process has seen rows of its own."""
-        result = super().train(*args, **options)
+        statistics differ, since each process has seen rows of its own.
+
+        InputError where the checkpoint is damaged, or training would not go on as it was begun.
+        """
+        if resume_from_checkpoint:
+            folder = Path(resume_from_checkpoint)
+            check_same(folder, check_whole(folder), self.deciding, self.rows.get("training"))
+        result = super().train(resume_from_checkpoint, *args, **options)
         share_first(self.model.buffers())
         return result
+
+    def _run_epoch(self, *args: Any, **options: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # resumed at its end: transformers would take one more step
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **options)
 
     def samples(self) -> list[Sample]:
         """What the report shows of training itself; nothing by default, and then it shows the evaluation's answers."""
@@ -126,6 +142,8 @@ class Trainer(transformers.Trainer):
             self._staging = None
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            files, only_model = sizes(staging / name), self.args.save_only_model
+            Manifest(self.state.global_step, only_model, files, self.deciding, self.rows).write(staging / name)
             shutil.rmtree(output / name, ignore_errors=True)
             os.replace(staging / name, output / name)
             staging.rmdir()
@@ -133,13 +151,43 @@ class Trainer(transformers.Trainer):
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        with loading(Path(resume_from_checkpoint)):
+            self.load_weights(Path(resume_from_checkpoint))
+
+    def load_weights(self, folder: Path) -> None:
+        """Read back the model's weights, every one of them."""
         if isinstance(self.model, PreTrainedModel):
             # Checkpoints have the hub's key names, which the Trainer does not translate back: it would load nothing and only warn.
-            saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
+            read: Any = type(self.model).from_pretrained  # which gives two things where it is asked for its loading_info
+            saved, found = read(
+                str(folder), dtype=self.model.dtype, trust_remote_code=False, local_files_only=True, output_loading_info=True
+            )
+            missing = [*found["missing_keys"], *found["mismatched_keys"]]
             self.model.load_state_dict(saved.state_dict())
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self.load_extra(Path(resume_from_checkpoint))
+        else:  # a model with adapters
+            missing = self.model.load_adapter(str(folder), self.model.active_adapter, is_trainable=True).missing_keys
+        if missing:
+            raise ValueError(f"{missing[0]} is missing in its weights")
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        if not resume_from_checkpoint:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        folder = Path(resume_from_checkpoint)
+        # DeepSpeed's engine reads its files in here, the optimizer's state and the schedule are read in here too
+        with loading(folder):
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+            self._load_rng_state(resume_from_checkpoint)  # as the loop will: a damaged one is to be found before the first step
+            self.load_extra(folder)
+        return prepared
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        optimizer = optimizer or self.optimizer
+        own: Any = optimizer
+        while not hasattr(own, "defaults"):  # DeepSpeed's has none, but torch's is in it; some schedules read the rate there
+            own = own.optimizer
+        if own is not optimizer:
+            optimizer.defaults = own.defaults
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def save_extra(self, folder: Path) -> None:
         """Write a subclass's own files beside the Trainer's."""

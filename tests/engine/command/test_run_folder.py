@@ -28,7 +28,7 @@ def test_a_resumed_run_rewrites_its_later_rows(tmp_path):
         run.append_metrics({"step": step, "reward": torch.tensor(0.5), "kl": float("nan")})
     with open(run.path / "metrics.jsonl", "a") as file:
         file.write('{"step": 6, "rew')  # killed while writing
-    run.truncate_metrics(4)
+    run.truncate(4)
     run.append_metrics({"step": 4, "reward": 1.0})
     assert [row["step"] for row in run.read_metrics()] == [1, 2, 3, 4]
     assert run.read_metrics()[0] == {"step": 1, "reward": 0.5, "kl": None}
@@ -39,7 +39,7 @@ def test_other_processes_do_not_write(tmp_path, monkeypatch):
     run = open_run("demo", tmp_path / "run")
     run.append_metrics({"step": 1})
     run.write_json("config.json", {})
-    run.truncate_metrics(1)
+    run.truncate(1)
     assert list(run.path.iterdir()) == []
 
 
