@@ -6,10 +6,12 @@ config.json, metrics.jsonl (one line a step), checkpoints, curves.png, report.ht
 import contextlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from engine import peers, processes
+from engine.command.run_lock import lock_folder
 from engine.errors import InputError
 from engine.files import as_json, plain, write_whole
 from engine.shown_text import without_secrets
@@ -21,6 +23,7 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.writes = processes.rank() == 0
+        self.unlock: Callable[[], Any] = lambda: None  # lets other processes' runs write here
 
     def write_json(self, name: str, data: Any) -> None:
         """Write `data` whole as `name`; what JSON has no word for becomes its `str`, and non-finite numbers null.
@@ -59,7 +62,10 @@ class RunFolder:
 
 
 def open_run(recipe: str, output_dir: str | Path | None = None) -> RunFolder:
-    """Make the run folder: `output_dir`, or else a new `runs/<recipe>/<YYYYmmdd-HHMMSS>`, the same one in every process."""
+    """Make the run folder: `output_dir`, or else a new `runs/<recipe>/<YYYYmmdd-HHMMSS>`, the same one in every process.
+
+    InputError where another run is writing there.
+    """
     processes.join()
     peers.watch()
     path = Path(output_dir or processes.broadcast_from_first(_new_folder, Path("runs") / recipe))
@@ -67,7 +73,10 @@ def open_run(recipe: str, output_dir: str | Path | None = None) -> RunFolder:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be the output folder ({error.strerror})") from None
-    return RunFolder(path)
+    run = RunFolder(path)
+    if refusal := processes.broadcast_from_first(lambda: lock_folder(path, run) if run.writes else None):
+        raise InputError(refusal)
+    return run
 
 
 def _new_folder(parent: Path) -> str:

@@ -105,6 +105,7 @@ def train(
         for when, evaluation in evaluations.items()
         for name, lines in evaluation.details.items()
     }
+    run.unlock()
     return headline | details
 
 
