@@ -33,12 +33,12 @@ def lock_folder(folder: Path, owner: Any) -> str | None:
         descriptor, runs = _held[path]
         _held[path] = descriptor, runs + 1
     else:
-        descriptor = _open_locked(path)
-        if descriptor is None:
+        opened = _open_locked(path)
+        if opened is None:
             return f"{folder}: another run ({_holder(path)}) is writing there: expected another --output_dir, or that it has ended"
-        if descriptor < 0:
+        if opened < 0:
             return None
-        _held[path] = descriptor, 1
+        _held[path] = opened, 1
     owner.unlock = weakref.finalize(owner, _release, path, os.getpid())
     return None
 
