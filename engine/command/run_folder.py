@@ -36,8 +36,12 @@ class RunFolder:
     def append_metrics(self, row: dict) -> None:
         """Add one line to metrics.jsonl; it is on its way to the disk when this returns."""
         if self.writes:
-            with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(plain(row)) + "\n")
+            try:
+                with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+                    file.write(json.dumps(plain(row)) + "\n")
+            except OSError as error:  # a full disk is told of without a name
+                error.filename = str(self.path / "metrics.jsonl")
+                raise
 
     def read_metrics(self) -> list[dict]:
         """The rows of metrics.jsonl in order. A last line cut short by a kill is left out."""

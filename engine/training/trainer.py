@@ -6,6 +6,7 @@ done. A run killed while it saves leaves its earlier checkpoints, and a staging 
 
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -111,9 +112,11 @@ class Trainer(transformers.Trainer):
         self.watch.check(self._advice())
 
     def _advice(self) -> str:
+        return f"{self._last_good()}; a lower --learning_rate or --max_grad_norm may help"
+
+    def _last_good(self) -> str:
         kept = newest_checkpoint(self.args.output_dir)
-        last = f"the last good checkpoint is {kept}" if kept else "no checkpoint was saved"
-        return f"{last}; a lower --learning_rate or --max_grad_norm may help"
+        return f"the last good checkpoint is {kept}" if kept else "no checkpoint was saved"
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: Hugging Face's estimate asks for tensors that our batches do not have."""
@@ -138,12 +141,19 @@ class Trainer(transformers.Trainer):
             super()._save_checkpoint(model, trial)
             if not self.args.save_only_model:
                 self.save_extra(staging / name)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                files, only_model = sizes(staging / name), self.args.save_only_model
+                Manifest(self.state.global_step, only_model, files, self.deciding, self.rows).write(staging / name)
+        except Exception as error:
+            fault = _fault_of_disk(error, staging / name)
+            shutil.rmtree(staging, ignore_errors=True)
+            if fault is None:
+                raise
+            raise InputError(f"{output / name}: cannot be saved ({fault}); {self._last_good()}") from error
         finally:
             self._staging = None
-        self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            files, only_model = sizes(staging / name), self.args.save_only_model
-            Manifest(self.state.global_step, only_model, files, self.deciding, self.rows).write(staging / name)
             shutil.rmtree(output / name, ignore_errors=True)
             os.replace(staging / name, output / name)
             staging.rmdir()
@@ -194,3 +204,24 @@ class Trainer(transformers.Trainer):
 
     def load_extra(self, folder: Path) -> None:
         """Read back what `save_extra` wrote."""
+
+
+def _fault_of_disk(error: Exception, folder: Path) -> str | None:
+    """The file that could not be written to `folder`, and why; None where that is not what the error says.
+
+    PyTorch and safetensors have errors of their own, without the file's name: PyTorch's is the one written last, and safetensors
+    takes its own away.
+    """
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    name = max(files, key=lambda path: path.stat().st_mtime_ns, default=folder).name
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        reason = error.strerror
+    elif match := re.search(r"[\w ]+ \(os error \d+\)", text):  # safetensors, which is Rust's
+        name, reason = "its .safetensors file", match[0].strip()
+    elif any(words in text for words in ("PytorchStreamWriter failed", "unexpected pos", "iostream error")):
+        reason = "it could not be written whole; is the disk full?"
+    else:
+        return None
+    named = getattr(error, "filename", None)
+    return f"{Path(named).name if isinstance(named, str) else name}: {reason}"
