@@ -107,7 +107,8 @@ def as_question(row: Any) -> dict:
         named["options"] = options
     if answer is not None:
         named[given] = answer
-    if isinstance(named.get("question"), str) and "problem" not in named and (options is None or answer not in options):
+    names_one = isinstance(options, list | tuple) and answer in options
+    if isinstance(named.get("question"), str) and "problem" not in named and not names_one:
         named["problem"] = named["question"]  # the answer is a letter, or an option in another spelling
     if "problem" in named and answer is not None:
         named["solution"] = answer
