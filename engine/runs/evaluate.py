@@ -21,6 +21,7 @@ from engine.report.report import write_report
 from engine.rollout.answers import Answers, GreedyAnswers, SampledAnswers
 from engine.rollout.policy import Policy
 from engine.rollout.sampling import GREEDY, SamplingParams
+from engine.runs.kept_results import KeptResults
 from engine.runs.published_files import write_results
 from engine.tasks.evaluation import Evaluation, comparisons, tables
 from engine.tasks.multiple_choice import MultipleChoice
@@ -65,13 +66,22 @@ def evaluate_questions(
     return headline
 
 
-def evaluate(answers: Answers, task: Task, rows: Rows, *, batch_size: int, progress: bool = True) -> Evaluation:
-    """Ask about every row (at least one) and score the answers."""
-    return task.evaluation(ask(answers, task, rows, batch_size=batch_size, progress=progress))
+def evaluate(
+    answers: Answers, task: Task, rows: Rows, *, batch_size: int, progress: bool = True, kept: KeptResults | None = None
+) -> Evaluation:
+    """Ask about every row (at least one) and score the answers; those whose results are `kept` are not asked about again."""
+    return task.evaluation(ask(answers, task, rows, batch_size=batch_size, progress=progress, kept=kept))
 
 
 def ask(
-    answers: Answers, task: Task, rows: Rows, *, batch_size: int, progress: bool = True, doing: str = "evaluating"
+    answers: Answers,
+    task: Task,
+    rows: Rows,
+    *,
+    batch_size: int,
+    progress: bool = True,
+    doing: str = "evaluating",
+    kept: KeptResults | None = None,
 ) -> list[dict[str, Any]]:
     """The task's result for each row, in the rows' order; `doing` stands at the progress bar.
 
@@ -83,10 +93,16 @@ def ask(
     with bar(total=len(mine), desc=doing, unit="row", disable=not progress, leave=False) as shown:
         for start in range(0, len(mine), batch_size):
             places = mine[start : start + batch_size]
-            batch = [rows[i] for i in places]
-            for i, row, answer in zip(places, batch, answers(batch), strict=True):
-                results[i] = task.score(row, answer) | answer.details
-            shown.update(len(batch))
+            if kept and all(i in kept.results for i in places):
+                found = {i: kept.results[i] for i in places}
+            else:
+                batch = [rows[i] for i in places]
+                scored = zip(places, batch, answers(batch), strict=True)
+                found = {i: task.score(row, answer) | answer.details for i, row, answer in scored}
+                if kept:
+                    kept.add(found)
+            results |= found
+            shown.update(len(places))
     results = gather(results)
     return [results[i] for i in range(len(rows))]
 
@@ -136,7 +152,12 @@ def run_evaluation(
     `revise(evaluation)` may add to it, in the first process, once it is written (a judge, whose server may fail: its InputError is
     raised when all else is done).
     """
-    evaluation, failure = evaluate(answers, task, rows, batch_size=args.batch_size, progress=run.writes), None
+    asked = {name: value for name, value in asdict(args).items() if name not in ("output_dir", "output_path")}
+    asked |= {"title": title, "task": type(task).__name__, "template": getattr(task, "template", None)}
+    kept = KeptResults(run.path, asked, rows, of)
+    if kept.results:
+        logger.info("%s: %d rows were answered before, and are not asked about again", run.path, len(kept.results))
+    evaluation, failure = evaluate(answers, task, rows, batch_size=args.batch_size, progress=run.writes, kept=kept), None
     if run.writes:
         write_evaluation(run.path, task, evaluation)
         if revise is not None:
@@ -145,6 +166,7 @@ def run_evaluation(
                 write_evaluation(run.path, task, evaluation)
             except InputError as error:
                 failure = error
+    kept.forget()
     log_measures(of, evaluation)
     headline = evaluation.headline | {"output": str(run.path)}
     if run.writes:
