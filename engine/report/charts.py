@@ -40,6 +40,7 @@ STYLE: Any = {  # the keys are matplotlib's
     "legend.frameon": False,
     "legend.fontsize": 8,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a name with a dollar in it is a name
     "svg.hashsalt": "vesalius",
 }
 

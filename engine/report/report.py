@@ -3,8 +3,10 @@
 A model's text is shown, never trusted: the template escapes everything but the curves, which are drawn here.
 """
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from engine.report.numbers import duration, heading, scale_of
 from engine.report.samples import shown_samples
 from engine.report.tables import already_shown, shown_comparison, shown_table
 
+logger = logging.getLogger(__name__)
 AT_A_GLANCE = (
     "model_name_or_path", "dataset_name", "template", "compat", "use_peft", "learning_rate", "max_steps", "num_train_epochs",
     "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "max_completion_length", "temperature", "beta",
@@ -23,13 +26,29 @@ AT_A_GLANCE = (
 )  # fmt: skip
 
 
+@contextmanager
+def alone(what: str | Path) -> Iterator[None]:
+    """Inside, what fails costs itself alone, a picture or a page, and not the results beside it: a warning of one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = (getattr(error, "strerror", None) or str(error)).strip().splitlines() or [""]
+        logger.warning("%s: cannot be made (%s: %s)", what, type(error).__name__, reason[0])
+
+
 def write_curves(path: str | Path, rows: list[dict]) -> None:
-    """Draw the rows of metrics.jsonl as a PNG."""
-    write_whole(path, as_png(curves_figure(rows)))
+    """Draw the rows of metrics.jsonl as a PNG; a warning where that fails."""
+    with alone(path):
+        write_whole(path, as_png(curves_figure(rows)))
 
 
-def write_report(
-    path: str | Path,
+def write_report(path: str | Path, **content: Any) -> None:
+    """Write the page that `page_of` makes of its content; a warning where that fails."""
+    with alone(path):
+        write_whole(path, page_of(**content))
+
+
+def page_of(
     *,
     title: str,
     headline: dict[str, Any],
@@ -40,8 +59,8 @@ def write_report(
     samples: Sequence[Sample] = (),
     legend: str = "",
     skipped: Sequence[str] = (),
-) -> None:
-    """Write the page.
+) -> str:
+    """The page.
 
     headline: name -> number or text; what a comparison shows is not shown twice. settings: name -> value, or group -> {name:
     value}. rows: those of metrics.jsonl. `legend` says what is drawn over the images. skipped: a line for each bad row left out.
@@ -60,7 +79,7 @@ def write_report(
         lstrip_blocks=True,
         loader=jinja2.PackageLoader("engine.report", ""),
     )
-    page = environment.get_template("report.html").render(
+    return environment.get_template("report.html").render(
         title=title,
         written=time.strftime("%Y-%m-%d %H:%M"),
         comparisons=[shown_comparison(comparison) for comparison in comparisons],
@@ -81,7 +100,6 @@ def write_report(
         glance={name: every[name] for name in AT_A_GLANCE if every.get(name) is not None},
         settings={"": loose} | groups if loose else groups,
     )
-    write_whole(path, page)
 
 
 def _tile(name: str, value: Any) -> str:

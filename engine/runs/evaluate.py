@@ -17,7 +17,7 @@ from engine.errors import InputError
 from engine.files import write_whole
 from engine.processes import gather, my_share
 from engine.progress import progress as bar
-from engine.report.report import write_report
+from engine.report.report import alone, write_report
 from engine.rollout.answers import Answers, GreedyAnswers, SampledAnswers
 from engine.rollout.policy import Policy
 from engine.rollout.sampling import GREEDY, SamplingParams
@@ -108,10 +108,11 @@ def ask(
 
 
 def write_evaluation(folder: Path, task: Task, evaluation: Evaluation, suffix: str = "") -> None:
-    """Write evaluation{suffix}.json and the task's own files."""
+    """Write evaluation{suffix}.json, then the task's own files; a warning where these cannot be made."""
     evaluation.write(folder / f"evaluation{suffix}.json")
-    for name, content in task.files(evaluation).items():
-        write_whole(folder / name.format(suffix), content)
+    with alone(f"{folder}: pictures and tables of evaluation{suffix}.json"):
+        for name, content in task.files(evaluation).items():
+            write_whole(folder / name.format(suffix), content)
 
 
 def log_measures(when: str, evaluation: Evaluation) -> None:
@@ -170,19 +171,20 @@ def run_evaluation(
     log_measures(of, evaluation)
     headline = evaluation.headline | {"output": str(run.path)}
     if run.writes:
-        shown = {f"of {of}": evaluation}
-        write_report(
-            run.path / "report.html",
-            title=title,
-            headline=headline,
-            settings=asdict(args),
-            rows=[],
-            comparisons=comparisons(shown),
-            tables=tables(shown),
-            samples=task.samples(evaluation, rows, answers),
-            legend=task.legend,
-            skipped=rows.skipped,
-        )
+        with alone(run.path / "report.html"):
+            shown = {f"of {of}": evaluation}
+            write_report(
+                run.path / "report.html",
+                title=title,
+                headline=headline,
+                settings=asdict(args),
+                rows=[],
+                comparisons=comparisons(shown),
+                tables=tables(shown),
+                samples=task.samples(evaluation, rows, answers),
+                legend=task.legend,
+                skipped=rows.skipped,
+            )
     if failure is not None:
         raise failure
     return headline | evaluation.details

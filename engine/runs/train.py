@@ -15,7 +15,7 @@ from engine.data.splits import Splits, readable_prompts
 from engine.device import describe_device
 from engine.errors import InputError, Interrupted
 from engine.report.content import value_of
-from engine.report.report import write_curves, write_report
+from engine.report.report import alone, write_curves, write_report
 from engine.runs.evaluate import evaluate, log_measures, write_evaluation
 from engine.tasks.evaluation import Evaluation, comparisons, tables
 from engine.tasks.task import Task
@@ -83,23 +83,24 @@ def train(
     headline |= first_and_last(trainer.headline_metric, metrics) if trainer.headline_metric else {}
     headline |= {"seconds": time.perf_counter() - started, "checkpoint": checkpoint}
     if run.writes:
-        shown = {f"{when} training": evaluation for when, evaluation in evaluations.items()}
-        samples = trainer.samples()
-        if not samples and test is not None:
-            samples = task.samples(evaluations["after"], test, trainer.answer)
         write_curves(run.path / "curves.png", metrics)
-        write_report(
-            run.path / "report.html",
-            title=title,
-            headline=headline,
-            settings=groups,
-            rows=metrics,
-            comparisons=comparisons(shown) if shown else [],
-            tables=tables(shown) if shown else [],
-            samples=samples,
-            legend=task.legend,
-            skipped=rows.skipped,
-        )
+        with alone(run.path / "report.html"):
+            shown = {f"{when} training": evaluation for when, evaluation in evaluations.items()}
+            samples = trainer.samples()
+            if not samples and test is not None:
+                samples = task.samples(evaluations["after"], test, trainer.answer)
+            write_report(
+                run.path / "report.html",
+                title=title,
+                headline=headline,
+                settings=groups,
+                rows=metrics,
+                comparisons=comparisons(shown) if shown else [],
+                tables=tables(shown) if shown else [],
+                samples=samples,
+                legend=task.legend,
+                skipped=rows.skipped,
+            )
     details = {
         f"{name}_{when}": {line: value_of(cell) for line, cell in lines.items()}
         for when, evaluation in evaluations.items()

@@ -1,6 +1,7 @@
 """Curves show what was logged, bars the shares that were given."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from engine.report.charts import accuracy_figure, as_png, as_svg, curves_figure
@@ -63,3 +64,15 @@ def test_bars_are_the_shares_with_their_intervals():
 def test_a_run_without_metrics_has_an_empty_figure():
     figure = curves_figure([])
     assert not figure.axes and figure.texts[0].get_text() == "no metrics were logged"
+
+
+@pytest.mark.parametrize("name", ["$5 and $6 x_y", "a $\\frac{$", "$", "\\alpha_1^2", "$$", "{}%s\x1b", "中文 $x$"])
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_names_are_drawn_as_they_are_whatever_is_in_them(name):
+    """A dollar begins no formula."""
+    share = {"accuracy": 0.5, "low": 0.0, "high": 1.0, "num_correct": 1, "num_samples": 2}
+    figure = accuracy_figure({"": {"All questions": share}, "By modality": {name: share}})
+    assert as_png(figure).startswith(b"\x89PNG")
+    assert not any(label.get_parse_math() for label in figure.axes[0].get_yticklabels())
+    rows = [{"step": i, "reward": 1.0, f"rewards/{name}/mean": 0.5} for i in range(3)]
+    assert as_svg(curves_figure(rows)).startswith("<svg")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from engine.report.content import Comparison, Sample, ShownAnswer, Table
-from engine.report.report import write_report
+from engine.report.report import write_curves, write_report
 from tests.engine.report.page import Element, read_page
 
 EVIL = "<think>x</think><script>alert(1)</script><img src=http://evil.example/x.png>{{ 7 * 7 }}<answer> C </answer>"
@@ -234,3 +234,14 @@ def test_drawing_libraries_are_imported_when_something_is_drawn(module):
     code = f"import sys, {module}; sys.exit(str({{'matplotlib', 'jinja2', 'torch', 'transformers'}} & set(sys.modules) or 0))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == "0"
+
+
+def test_what_cannot_be_drawn_costs_itself_alone(tmp_path, caplog, monkeypatch):
+    """A page and a picture that fail are a line each; what is written beside them stays."""
+    monkeypatch.setattr("engine.report.report.as_png", lambda figure: 1 / 0)
+    write_curves(tmp_path / "curves.png", [{"step": 1, "reward": 1.0}])
+    write_report(tmp_path / "report.html", title="t", headline={}, settings={}, rows=[], samples=[None])
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0].endswith("curves.png: cannot be made (ZeroDivisionError: division by zero)")
+    assert len(lines) == 2 and "report.html: cannot be made (AttributeError" in lines[1]
+    assert not list(tmp_path.iterdir())
