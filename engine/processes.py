@@ -21,9 +21,14 @@ def rank() -> int:
     return _number_from_environment("RANK", 0)
 
 
+def are_several() -> bool:
+    """Whether `torchrun` started more than this process."""
+    return _number_from_environment("WORLD_SIZE", 1) > 1
+
+
 def join() -> None:
     """Start the process group where several processes were started and none is up yet."""
-    if _number_from_environment("WORLD_SIZE", 1) > 1:
+    if are_several():
         import torch.distributed as dist  # here: it takes two seconds, and most commands run alone
 
         if not dist.is_initialized():

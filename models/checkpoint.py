@@ -5,12 +5,14 @@ one line that names it.
 """
 
 import json
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
@@ -22,6 +24,10 @@ SHOWN_KEYS, SHOWN_CHARACTERS = 4, 160  # of what an error quotes
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 MODEL, ADAPTER = "config.json", "adapter_config.json"  # which of them a folder holds says what it is
 DESCRIPTIONS = ("*.json", "*.model", "*.jinja", "*.txt")
+SCALAR = np.float64(0).__reduce__()[0]  # numpy's function that makes a number, which has another module in each of its versions
+NUMPY_NUMBERS: list[Any] = [*((SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")), np.dtype]
+NUMPY_NUMBERS += [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
+FORBIDDEN = re.compile(r"Unsupported (?:global: GLOBAL|class) (\S+)|but got <class '([^']+)'>")
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 JSON_BYTES = 1 << 28  # a tokenizer.json has up to 40 MB
 
@@ -170,16 +176,24 @@ def check_weights(file: Path) -> None:
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors, .pth, .pt or .bin file by key, on the CPU. No code of a pickle is run.
 
+    Numbers, also numpy's, texts and lists may stand beside them, as in a training checkpoint; they are left out.
+
     Raises CheckpointError where the file cannot be read or holds anything but tensors, plainly or in one of CONTAINERS.
     """
     check_file(Path(path))
     try:
         if Path(path).suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_NUMBERS):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
     except Exception as error:  # a damaged pickle raises anything
+        if forbidden := FORBIDDEN.search(str(error)):
+            found = (forbidden[1] or forbidden[2])[:SHOWN_CHARACTERS]
+            raise CheckpointError(
+                f"{path}: not a file of tensors alone, it also needs {found} (expected a saved state_dict)"
+            ) from None
         raise CheckpointError(f"{path}: not a file of tensors ({_reason(error)})") from None
     for key in CONTAINERS:
         if isinstance(state, dict) and isinstance(state.get(key), dict):

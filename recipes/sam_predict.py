@@ -15,6 +15,7 @@ LiteMedSAM reaches on real images is measured by `python -m bench.medsam_dice`.
 """
 
 import logging
+import re
 import time
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -42,7 +43,7 @@ class PredictionArguments:
     """What is segmented, by which model."""
 
     image: str | None = setting(None, "The image file. None: a fundus photograph.", metavar="FILE")
-    box: str | None = setting(None, "The box in pixels of the image.", metavar="x1,y1,x2,y2")
+    box: str | None = setting(None, "The box in pixels of the image, in brackets or not.", metavar="x1,y1,x2,y2")
     out: str | None = setting(None, "The mask to write, 0 and 255. None: mask.png in a new run folder.", metavar="FILE")
     overlay: bool = setting(False, "Also write the mask drawn over the image.")
     mask: str | None = setting(None, "The true mask, to compute Dice.", metavar="FILE")
@@ -98,7 +99,7 @@ def read_prompt(image: str | None, box: str | None) -> tuple[Image.Image, tuple[
     if box is None:
         raise InputError(f"--box is missing: x1,y1,x2,y2 in pixels of {image} ({opened.width} x {opened.height})")
     try:
-        x1, y1, x2, y2 = (float(part) for part in box.split(","))
+        x1, y1, x2, y2 = (float(part) for part in re.sub(r"^\((.*)\)$|^\[(.*)\]$", r"\1\2", box.strip()).split(","))
     except ValueError:
         raise InputError(f"--box {box}: expected four numbers x1,y1,x2,y2") from None
     if not (0 <= x1 < x2 <= opened.width and 0 <= y1 < y2 <= opened.height):

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import importlib.util
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -12,6 +13,8 @@ from trl import TrlParser
 from engine.command.config_file import read_config
 from engine.command.settings import LIMITS, check_ranges
 from engine.errors import InputError
+
+NEGATIVE = re.compile(r"-\.?\d|-(inf|nan)", re.IGNORECASE)  # how a value begins that argparse would take for a flag
 
 
 class _Parser(TrlParser):
@@ -139,6 +142,7 @@ def _without_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
 def _build_parser(dataclass_types: Any, recipe: str, description: str | None, *, everything: bool) -> _Parser:
     usage = f"python -m recipes.{recipe} [--config FILE.yaml] [--flag value ...]"
     parser = _Parser(dataclass_types, usage=usage, description=description, allow_abbrev=False, formatter_class=_Help)
+    parser._negative_number_matcher = NEGATIVE  # argparse's own knows -5 and -0.5, not -1e-3 nor -5,20,80,80
     if any(_is_trainers(owner) for kind in parser.dataclass_types for owner in kind.__mro__):
         parser.add_argument("--help_all", action="help", help="show every flag of transformers.TrainingArguments too")
     _group_by_class(parser, everything=everything)

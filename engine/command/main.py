@@ -3,6 +3,8 @@
 standard output    one line: a JSON object with the headline numbers
 standard error     everything else, the prints of libraries included
 exit code          0 done, 2 bad input (one line, no traceback), 130 interrupted; a traceback is a bug of ours
+
+Of processes that `torchrun` started together, the first that fails says so, and all end with its code (`engine/peers.py`).
 """
 
 import contextlib
@@ -12,11 +14,12 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
-from engine import processes
+from engine import peers, processes
 from engine.command.streams import Terminal, occupy_streams, write_output
 from engine.errors import InputError, Interrupted
 from engine.files import plain
@@ -35,7 +38,8 @@ def run_command(main: Callable[[list[str]], dict | None], argv: list[str] | None
     """Run a recipe's `main(argv)` under the conventions above; raises SystemExit where the exit code is not 0.
 
     While it runs, standard output goes to standard error; the dict that it returns is printed by the first process at the end, when
-    all else is written. Where it cannot be printed it stands in the error's line.
+    all else is written. Where it cannot be printed it stands in the error's line. Of several processes started together, one that
+    fails ends without SystemExit.
     """
     argv = sys.argv[1:] if argv is None else argv
     occupy_streams()
@@ -53,6 +57,12 @@ def run_command(main: Callable[[list[str]], dict | None], argv: list[str] | None
             _end("interrupted", 130)
         if isinstance(error, OSError) and error.errno in REFUSALS:
             _end(f"error: {error.filename or 'a file'}: {error.strerror}", 2)
+        if peers.is_loss(error):
+            _end("error: another process of this run has ended (was it killed?)", 2)
+        if peers.are_several():
+            if (code := peers.failed_before(1)) is None:
+                traceback.print_exc()
+            peers.leave(code or 1)
         raise
 
 
@@ -65,7 +75,7 @@ def _run(main: Callable[[list[str]], dict | None], argv: list[str]) -> None:
     except SystemExit:  # after help
         _check_output(write_output())
         raise
-    processes.close()
+    peers.close()
     if result is not None and processes.rank() == 0:
         headline = json.dumps(plain(result, digits=6)).replace("\x7f", "\\u007f")
         _check_output(write_output(headline), f"; the results: {headline}")
@@ -77,14 +87,18 @@ def _check_output(error: OSError | None, rest: str = "") -> None:
 
 
 class _Interrupts:
-    """Ctrl-C is a KeyboardInterrupt; remembered, since some libraries turn that into another exception."""
+    """Ctrl-C and SIGTERM are a KeyboardInterrupt; remembered, since some libraries turn that into another exception."""
 
     def __init__(self) -> None:
-        self.received = False
+        self.received, self.process = False, os.getpid()
         with contextlib.suppress(ValueError):  # in a thread
-            signal.signal(signal.SIGINT, self._note)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:  # a worker that was forked ends as it would have
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         self.received = True
         raise KeyboardInterrupt
 
@@ -116,7 +130,11 @@ def _set_up_logging() -> None:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    print(without_secrets(printable(message)), file=sys.stderr, flush=True)
+    of_first = peers.failed_before(code)
+    if of_first is None:
+        print(without_secrets(printable(message)), file=sys.stderr, flush=True)
+    if peers.are_several():
+        peers.leave(code if of_first is None else of_first)
     raise SystemExit(code) from None
 
 

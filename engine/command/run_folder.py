@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine import processes
+from engine import peers, processes
 from engine.command.run_lock import lock_folder
 from engine.errors import InputError
 from engine.files import as_json, plain, write_whole
@@ -71,6 +71,7 @@ def open_run(recipe: str, output_dir: str | Path | None = None) -> RunFolder:
     InputError where another run is writing there.
     """
     processes.join()
+    peers.watch()
     path = Path(output_dir or processes.broadcast_from_first(_new_folder, Path("runs") / recipe))
     try:
         path.mkdir(parents=True, exist_ok=True)

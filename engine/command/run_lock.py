@@ -29,14 +29,16 @@ def lock_folder(folder: Path, owner: Any) -> str | None:
     path = os.path.join(os.path.realpath(folder), LOCK)
     if fcntl is None:
         return None
-    if path not in _held:
-        descriptor = _open_locked(path)
-        if descriptor is None:
+    if path in _held:
+        descriptor, runs = _held[path]
+        _held[path] = descriptor, runs + 1
+    else:
+        opened = _open_locked(path)
+        if opened is None:
             return f"{folder}: another run ({_holder(path)}) is writing there: expected another --output_dir, or that it has ended"
-        if descriptor < 0:
+        if opened < 0:
             return None
-        _held[path] = descriptor, 0
-    _held[path] = _held[path][0], _held[path][1] + 1
+        _held[path] = opened, 1
     owner.unlock = weakref.finalize(owner, _release, path, os.getpid())
     return None
 

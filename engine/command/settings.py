@@ -120,7 +120,7 @@ class ModelArguments:
     def load_options(self, bf16: bool) -> dict[str, Any]:
         """Keyword arguments of `models.loading.load_policy`; `bf16` is the run's mixed precision.
 
-        Flash attention without its package gives way to SDPA, with a warning.
+        Flash attention gives way to SDPA, with a warning, without its package and where it would be handed float32.
         """
         import torch
 
@@ -130,6 +130,9 @@ class ModelArguments:
         attention = self.attn_implementation
         if attention.startswith("flash_attention") and importlib.util.find_spec("flash_attn") is None:
             logger.warning("--attn_implementation %s: flash-attn is not installed; using sdpa", attention)
+            attention = "sdpa"
+        elif attention.startswith("flash_attention") and dtype == "float32" and not bf16:
+            logger.warning("--attn_implementation %s: it has no float32 (expected --bf16); using sdpa", attention)
             attention = "sdpa"
         lora = {
             "r": self.lora_r,

@@ -39,12 +39,13 @@ class ImageError(InputError):
     """An image that cannot be used. `.reason` is the middle of the message, for callers that name the row instead."""
 
     reason = ""
+    expected = EXPECTED
 
 
-def image_error(name: str, reason: str) -> ImageError:
+def image_error(name: str, reason: str, expected: str = EXPECTED) -> ImageError:
     """`NAME: reason (expected ...)`. Not a constructor, since a data loader's worker passes an error on by its message alone."""
-    error = ImageError(f"{name}: {reason} (expected {EXPECTED})")
-    error.reason = reason
+    error = ImageError(f"{name}: {reason} (expected {expected})")
+    error.reason, error.expected = reason, expected
     return error
 
 
@@ -84,6 +85,17 @@ def decode_stored(data: bytes, name: str) -> Image.Image | np.ndarray:
         return _with_pixels(image)
     except Exception as error:
         raise image_error(name, _reason(error, data)) from None
+
+
+def count_pages(data: bytes) -> int:
+    """Pages of a TIFF of the first one's size, frames of a GIF, WebP or PNG; 1 of other files."""
+    try:
+        if data.startswith(tiff.SIGNATURES):
+            return tiff.count_pages(data)
+        with Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "GIF")) as image:
+            return getattr(image, "n_frames", 1)
+    except Exception:  # damaged, or another kind
+        return 1
 
 
 def is_turned(data: bytes) -> bool:

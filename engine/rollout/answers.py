@@ -1,14 +1,16 @@
 """What a model says about a row of a data set: a text, and a mask where the task asks for one."""
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from engine.rollout.policy import Message, Policy
 from engine.rollout.rollout import rollout
-from engine.rollout.sampling import GREEDY
+from engine.rollout.sampling import GREEDY, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,29 @@ Answers = Callable[[list[dict]], list[Answer]]  # opened rows -> an answer to ea
 class GreedyAnswers:
     """`policy`'s likeliest answers, at most `max_new_tokens` long, to the prompts that `prompt_of` makes of rows."""
 
+    sampling = GREEDY
+
     def __init__(self, policy: Policy, prompt_of: Callable[[dict], list[Message]], max_new_tokens: int):
         self.policy, self.prompt_of, self.max_new_tokens = policy, prompt_of, max_new_tokens
 
     def __call__(self, rows: list[dict]) -> list[Answer]:
         encode = self.policy.processor.encode
         batch = self.policy.batch([encode(self.prompt_of(row), row["images"], row.get("image_id")) for row in rows])
-        answers = rollout(self.policy, batch, GREEDY, num_generations=1, max_new_tokens=self.max_new_tokens)
+        seeds = [self.seed_of(row) for row in rows]
+        answers = rollout(self.policy, batch, self.sampling, num_generations=1, max_new_tokens=self.max_new_tokens, seeds=seeds)
         return [Answer(text) for text in answers.texts(self.policy.processor)]
+
+    def seed_of(self, row: dict) -> int:
+        """What decides a row's randomness."""
+        return 0
+
+
+class SampledAnswers(GreedyAnswers):
+    """One answer to each row, drawn with `sampling`: by the seed and the row's place in its file, however rows are batched."""
+
+    def __init__(self, *of: Any, sampling: SamplingParams, seed: int):
+        super().__init__(*of)
+        self.sampling, self.seed = sampling, seed
+
+    def seed_of(self, row: dict) -> int:
+        return zlib.crc32(f"{self.seed} {Path(row['source']).name} {row['row']}".encode())

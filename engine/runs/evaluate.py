@@ -18,8 +18,9 @@ from engine.files import write_whole
 from engine.processes import gather, my_share
 from engine.progress import progress as bar
 from engine.report.report import write_report
-from engine.rollout.answers import Answers, GreedyAnswers
+from engine.rollout.answers import Answers, GreedyAnswers, SampledAnswers
 from engine.rollout.policy import Policy
+from engine.rollout.sampling import GREEDY, SamplingParams
 from engine.runs.kept_results import KeptResults
 from engine.runs.published_files import write_results
 from engine.tasks.evaluation import Evaluation, comparisons, tables
@@ -49,13 +50,16 @@ def evaluate_questions(
     template: str,
     args: QuestionArguments,
     modalities: Collection[str] | None = None,
+    sampling: SamplingParams = GREEDY,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """Ask the policy that `args` name multiple-choice questions by `template`; see `run_evaluation`."""
+    """Ask the policy that `args` name multiple-choice questions by `template`; see `run_evaluation`. `seed`: of what is drawn."""
     questions, policy = load_questions_of(args, modalities), args.load(load_policy)
     task = MultipleChoice(template, scoring(template, args.compat))
     questions = readable_prompts(questions, task.prompt, policy.processor, args.on_bad_row)
     run = start_evaluation(recipe, title, questions, args)
-    answers = GreedyAnswers(policy, task.prompt, args.max_new_tokens)
+    asked = (policy, task.prompt, args.max_new_tokens)
+    answers = GreedyAnswers(*asked) if sampling == GREEDY else SampledAnswers(*asked, sampling=sampling, seed=seed)
     headline = run_evaluation(run, title, answers, task, questions, args, of=args.model or "the starter policy")
     if args.output_path and run.writes:
         write_results(args.output_path, Evaluation.read(run.path / "evaluation.json"))

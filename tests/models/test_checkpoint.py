@@ -1,9 +1,12 @@
 """Checkpoints are found and read without running their code; what is wrong with one is said in one line that names it."""
 
+import argparse
 import json
 import os
 import pickle
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -34,6 +37,27 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path, capsys):
         with pytest.raises(CheckpointError, match="not a file of tensors"):
             read_state_dict(tmp_path / name)
     assert "must not run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_numbers_of_numpy_beside_the_weights_do_no_harm(tmp_path, zipped):
+    """As a training loop leaves them; in files of numpy 1 too, whose module has another name."""
+    beside = {"loss": np.float64(1), "epoch": np.int64(2), "best": np.bool_(True), "score": np.float32(3)}
+    torch.save({"model": {"a": torch.ones(2)}, **beside}, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    assert torch.equal(read_state_dict(tmp_path / "x.pth")["a"], torch.ones(2))
+    if not zipped:
+        content = (tmp_path / "x.pth").read_bytes()
+        assert b"numpy._core.multiarray" in content
+        (tmp_path / "old.pth").write_bytes(content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+        assert torch.equal(read_state_dict(tmp_path / "old.pth")["a"], torch.ones(2))
+
+
+def test_what_else_a_pickle_needs_is_named(tmp_path):
+    for thing, name in ((argparse.Namespace(a=1), "argparse.Namespace"), (Path("x"), "Path"), (np.zeros(2), "_reconstruct")):
+        torch.save({"model": {"a": torch.ones(2)}, "other": thing}, tmp_path / "x.pth")
+        with pytest.raises(CheckpointError, match=rf"x\.pth: not a file of tensors alone, it also needs \S*{name}") as error:
+            read_state_dict(tmp_path / "x.pth")
+        assert "\n" not in str(error.value) and "\x1b" not in str(error.value)
 
 
 def test_unreadable_files_are_named(tmp_path):

@@ -75,12 +75,38 @@ def test_without_data_the_three_modalities_of_the_starter_questions_are_asked(ch
     assert headline["num_samples"] == 12 and set(headline["by_modality"]) == {"CT", "MRI", "X-Ray"}
 
 
+def test_the_other_modalities_are_asked_about_where_the_data_have_them(checkpoint, tmp_path):
+    flags = ["--model_path", checkpoint, "--max_new_tokens", "2", "--limit", "3", "--output_dir", str(tmp_path / "run")]
+    for name, label in {"Fundus": "Fundus photography", "Ultrasound": "Ultrasound", "Microscopy": "Microscopy"}.items():
+        assert set(main([*flags, "--modality", name])["by_modality"]) == {label}
+
+
+def test_the_published_command_line_and_its_file(checkpoint, data, tmp_path):
+    flags = ["--modality", "MRI", "--prompt_type", "complex", "--model_path", checkpoint, "--bsz", "1", "--prompt_path", data]
+    flags += ["--base_path", str(tmp_path), "--max_new_tokens", "6", "--do_sample", "false", "--temperature", "1.0"]
+    main([*flags, "--output_path", str(tmp_path / "Ours.json"), "--output_dir", str(tmp_path / "run")])
+    published = json.loads((tmp_path / "Ours.json").read_text())
+    assert list(published) == ["accuracy", "results"] and len(published["results"]) == 3
+    assert all(list(r) == ["question", "ground_truth", "model_output", "extracted_answer"] for r in published["results"])
+
+
+def test_drawn_answers_depend_on_seed_and_temperature_but_not_on_the_batch(checkpoint, data, tmp_path):
+    def answers(*flags):
+        ask(checkpoint, data, tmp_path / "run", *flags)
+        return [result["model_output"] for result in json.loads((tmp_path / "run" / "evaluation.json").read_text())["results"]]
+
+    drawn = answers("--do_sample", "--batch_size", "9")
+    assert drawn == answers("--do_sample", "--batch_size", "2") != answers()
+    assert drawn != answers("--do_sample", "--seed", "1") and len(set(drawn)) > 1
+    assert answers("--do_sample", "--temperature", "0.001") == answers()
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--modality", "Fundus"], "invalid choice: 'Fundus' (choose from 'MRI', 'CT', 'Xray')"),
+        (["--modality", "PET"], "invalid choice: 'PET' (choose from 'CT', 'Dermoscopy', 'Fundus', 'MRI', "),
         (["--prompt_type", "think"], "invalid choice: 'think' (choose from 'complex', 'simple', 'train_complex')"),
-        (["--do_sample", "true"], "unknown flag --do_sample"),
+        (["--do_sample", "true", "--temperature", "0"], "--temperature 0.0: expected a number, more than 0"),
         (["--max_new_tokens", "0"], "--max_new_tokens 0: expected a number, at least 1"),
         (["--data", "CT.json", "--modality", "MRI"], "CT.json: no row about MRI (expected such a `modality` or `subset`)"),
     ],

@@ -14,7 +14,7 @@ from engine.errors import InputError
 from models.checkpoint import CheckpointError
 from models.sam.loading import lite_medsam_checkpoint
 from models.sam.sam import BUILDERS, lite_medsam
-from recipes.sam_predict import MODELS, main
+from recipes.sam_predict import MODELS, main, read_prompt
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,8 @@ def test_without_flags_the_starter_image_is_segmented(real_weights, tmp_path, mo
     [
         (["--box", "1,2,3"], "expected four numbers x1,y1,x2,y2"),
         (["--box", "a,b,c,d"], "expected four numbers x1,y1,x2,y2"),
+        (["--box", "[1,2,3,4)"], "expected four numbers x1,y1,x2,y2"),
+        (["--box", "-5,5,9,9"], "--box -5,5,9,9: expected 0 <= x1 < x2 <= 60 and 0 <= y1 < y2 <= 40"),
         (["--box", "5,5,3,9"], "expected 0 <= x1 < x2 <= 60 and 0 <= y1 < y2 <= 40"),
         (["--box", "0,0,61,9"], "expected 0 <= x1 < x2 <= 60 and 0 <= y1 < y2 <= 40"),
         (["--box", "nan,0,6,9"], "expected 0 <= x1 < x2 <= 60"),
@@ -78,6 +80,11 @@ def test_a_users_mistake_is_one_line(image, flags, message):
     with pytest.raises(InputError) as error:
         main(["--image", image, *flags])
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_box_may_stand_in_brackets(image):
+    for box in ("[5,6,30,20]", "(5, 6, 30, 20)", " [ 5,6.0, 30,20 ] ", "5,6,30,20"):
+        assert read_prompt(image, box)[1] == (5, 6, 30, 20)
 
 
 def test_a_mask_of_another_size_is_refused(image, tmp_path):

@@ -18,6 +18,7 @@ from engine.errors import InputError
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"  # the storage class
 GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")  # rescale; window or table
 
 
@@ -37,8 +38,15 @@ def read_dicom(data: bytes) -> np.ndarray:
 
 
 def read_stored(data: bytes) -> np.ndarray:
-    """[H, W] values as they are stored, MONOCHROME1 turned so that 0 is black; [H, W, 3] uint8 of a file in colour."""
+    """[H, W] values as they are stored, MONOCHROME1 turned so that 0 is black; [H, W, 3] uint8 of a file in colour.
+
+    InputError for a segmentation of several frames: these are different lesions or slices, of which one would be left.
+    """
     dataset, pixels = _read_frame(data)
+    if dataset.get("SOPClassUID") == SEGMENTATION and int(dataset.get("NumberOfFrames") or 1) > 1:
+        raise InputError(
+            f"a DICOM segmentation of {dataset.NumberOfFrames} frames, where one is read: save each as a mask of its own"
+        )
     if pixels.ndim == 2 and dataset.PhotometricInterpretation == "MONOCHROME1":
         return pixels.max() - pixels.astype(np.int64)
     return pixels

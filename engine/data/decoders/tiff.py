@@ -64,6 +64,16 @@ def read_tiff(data: bytes) -> np.ndarray:
     return turn_upright(values, turned)
 
 
+def count_pages(data: bytes) -> int:
+    """Pages of the first one's size: others are thumbnails."""
+    from tifffile import TiffFile
+
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    with TiffFile(io.BytesIO(data)) as file:
+        first = file.pages.first
+        return sum(page.shape == first.shape for page in file.pages)
+
+
 def turn_upright(values: np.ndarray, orientation: int) -> np.ndarray:
     """[H, W, ...] by TIFF's and EXIF's orientation, 1 to 8 (TIFF 6.0, tag 274); others are as 1."""
     if orientation in (5, 6, 7, 8):

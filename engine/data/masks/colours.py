@@ -114,10 +114,12 @@ def describe_colours(colours: np.ndarray) -> str:
 
 
 def _brightest(values: np.ndarray) -> np.ndarray:
-    """The brightest channel of colours with noise [H, W, 3]. UnclearMask where two colours touch."""
+    """The brightest channel of colours with noise [H, W, 3]. UnclearMask where two colours touch, or there is no ground."""
     from scipy import ndimage  # here: it takes a third of a second, which reading flags does not need
 
     brightest = values.max(axis=-1)
+    if (brightest <= brightest.max() / 4).sum() <= STRAY * brightest.size:
+        raise UnclearMask(unclear("it has many colours and hardly any black", "255/0/0"))
     strong = values > brightest.max() / 2
     codes = strong @ np.array([4, 2, 1])  # which channels are bright: 0 to 7
     found = [code for code in solid_levels(codes) if code]

@@ -99,10 +99,12 @@ def _is_two_toned(values: np.ndarray, levels: np.ndarray, solid: np.ndarray, top
     """Whether the values are a dark and a bright part with soft or noisy edges, so that half of `top` parts them."""
     from scipy import ndimage
 
-    bright, most, half = (values > share * top for share in (0.75, 0.25, 0.5))
-    grown = ndimage.binary_dilation(bright, np.ones((3, 3)), iterations=_soft_edge(values.shape, MIN_SOFT))
-    if (most & ~grown).sum() > STRAY * half.sum():
-        return False  # there is something between dark and bright
+    dark, bright, half = values <= 0.25 * top, values > 0.75 * top, values > 0.5 * top
+    width, edges = _soft_edge(values.shape, MIN_SOFT), np.ones(values.shape, bool)
+    for part, most in ((bright, width), (dark, 2 * width)):
+        edges &= ndimage.binary_dilation(part, np.ones((3, 3)), iterations=most)
+    if (~dark & (values < 0.9 * top) & ~edges).sum() > STRAY * half.sum():
+        return False  # there is something between dark and bright, as in a photograph
     darkest = 0.1 * top if len(levels) >= FEW_LEVELS else 0  # noise has flat parts too, all of them dark
     flat = solid[(solid > darkest) & (solid < 0.9 * top)]
     return bool(np.isin(values, flat).sum() <= STRAY * half.sum())

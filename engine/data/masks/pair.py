@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from engine.data.images import ImageError, decode_stored, image_error, open_image, read_image_file
+from engine.data.images import ImageError, count_pages, decode_stored, image_error, open_image, read_image_file
 from engine.data.masks.chosen import read_mask_values
 from engine.data.masks.colours import find_lesion
 from engine.data.masks.levels import UnclearMask
 from engine.errors import InputError
 
+EXPECTED = "a mask of 0 and one other value"
 SHAPE_TOLERANCE = 0.02  # a mask may have another size than its image; its height / width differs by at most this fraction
 
 
@@ -59,16 +60,18 @@ def open_mask(path: Path, mask_values: str | None = None) -> Image.Image:
     try:
         return decode_mask(read_image_file(path), str(path), mask_values)
     except ImageError as error:
-        raise image_error(str(path), f"mask {path.name!r}: {error.reason}") from None
+        raise image_error(str(path), f"mask {path.name!r}: {error.reason}", error.expected) from None
 
 
 def decode_mask(data: bytes, name: str, mask_values: str | None = None) -> Image.Image:
     """The bytes of a mask file as L, 0 and 255; `name` is what an ImageError calls it."""
     stored = decode_stored(data, name)
+    if (pages := count_pages(data)) > 1:
+        raise image_error(name, f"it has {pages} pages, where one is read: save each as a mask of its own", EXPECTED)
     try:
         lesion = find_lesion(stored) if mask_values is None else read_mask_values(mask_values).select(stored)
     except UnclearMask as error:
-        raise image_error(name, str(error)) from None
+        raise image_error(name, str(error), EXPECTED) from None
     return Image.fromarray(lesion.astype(np.uint8) * 255)
 
 

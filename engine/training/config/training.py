@@ -8,6 +8,7 @@ import torch
 
 from engine.command.settings import check_ranges, refuse, setting
 from engine.command.training_arguments import TrainingArguments
+from engine.training.config.trainer_values import check_values
 
 # What the numbers of `transformers.TrainingArguments` are held to, whichever class of ours declares them anew.
 TRAINER_RANGES: dict[str, dict[str, float]] = {
@@ -57,6 +58,7 @@ class TrainingConfig(TrainingArguments):
 
     def __post_init__(self):
         check_ranges(type(self), vars(self))
+        check_values(self)
         self.use_cpu = self.use_cpu or not torch.cuda.is_available()
         self.bf16 = not self.use_cpu if self.bf16 is None else self.bf16
         if self.use_liger_kernel:  # its fused cross entropy replaces the model's forward, which is where the engine's head comes in

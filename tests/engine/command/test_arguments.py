@@ -27,6 +27,11 @@ def parse(*argv) -> Settings:
     return settings
 
 
+@pytest.mark.parametrize("value", ["-1", "-.5", "-1e-3", "-2E5"])
+def test_a_value_may_be_negative_however_it_is_written(value):
+    assert parse("--learning_rate", value).learning_rate == float(value)
+
+
 def test_flags_go_on_top_of_the_config_file(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text("steps: 5\nlearning_rate: 1e-5\n")

@@ -125,3 +125,20 @@ def test_a_yaml_value_out_of_range_names_file_and_flag(tmp_path, capsys):
         run_command(prs_med_train.main, ["--config", str(tmp_path / "c.yaml")])
     assert end.value.code == 2
     assert capsys.readouterr().err.endswith(f"error: {Path(tmp_path / 'c.yaml')}: --lora_r 0: expected a number, at least 1\n")
+
+
+@pytest.mark.parametrize(
+    ("installed", "bf16", "dtype", "used", "said"),
+    [
+        (True, True, None, "flash_attention_2", ""),
+        (True, False, None, "sdpa", "it has no float32 (expected --bf16); using sdpa"),
+        (True, False, "bfloat16", "flash_attention_2", ""),
+        (False, True, None, "sdpa", "flash-attn is not installed; using sdpa"),
+    ],
+)
+def test_flash_attention_is_never_handed_float32(monkeypatch, caplog, installed, bf16, dtype, used, said):
+    """Weights in float32 reach it in bfloat16 under --bf16's autocast, and not without."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: "a spec" if installed else None)
+    arguments = ModelArguments(attn_implementation="flash_attention_2", dtype=dtype)
+    assert arguments.load_options(bf16)["attn_implementation"] == used
+    assert said in caplog.text and bool(said) == bool(caplog.text)

@@ -33,6 +33,20 @@ def test_every_container_gives_the_same_weights_back(state, container, tmp_path)
     assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "sam.", "model.", "module._orig_mod.", "_orig_mod.module.sam."])
+def test_prefixes_that_all_keys_have_are_left_out_and_named(state, tmp_path, prefix, caplog):
+    torch.save({"model": {prefix + key: tensor for key, tensor in state.items()}}, tmp_path / "x.pth")
+    model = load_sam("lite_medsam", tmp_path / "x.pth")
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+    assert f"x.pth: its keys begin with {prefix}, which is left out" in caplog.text
+
+
+def test_prefixes_of_some_keys_are_not_left_out(state, tmp_path):
+    torch.save({f"module.{key}": tensor for key, tensor in state.items()} | {"step": torch.zeros(1)}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"and 1 more unexpected|module\."):
+        load_sam("lite_medsam", tmp_path / "x.pth")
+
+
 def test_missing_unexpected_and_misshapen_keys_are_named(state, tmp_path):
     wrong = dict(state)
     del wrong["mask_decoder.iou_token.weight"]

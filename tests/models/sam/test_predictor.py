@@ -149,9 +149,29 @@ def test_an_image_the_first_round_is_sure_of_needs_no_second(small_sam, monkeypa
     assert asked == [4]
 
 
-def test_nothing_found_is_an_empty_list(small_sam):
+def test_masks_are_kept_packed_and_looked_at_a_few_at_a_time(small_sam, monkeypatch):
+    image = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    sizes, brought = [], Predictor(small_sam)
+    brought.set_image(image)
+    whole = type(brought.frame).masks
+    monkeypatch.setattr(type(brought.frame), "masks", lambda *args: sizes.append(args[1].shape[1]) or whole(*args))
+    loose = {"points_per_side": 8, "min_iou": -1.0, "min_stability": 0.1}
+    together = segment_everything(Predictor(small_sam), image, **loose)
+    assert max(sizes) > 4
+    sizes.clear()
+    monkeypatch.setattr("models.sam.everything.PIXELS_AT_ONCE", 4 * 48 * 64)
+    apart = segment_everything(Predictor(small_sam), image, **loose)
+    assert max(sizes) == 4
+    for one, other in zip(together, apart, strict=True):
+        assert one.box == other.box and np.array_equal(one.mask, other.mask) and one.mask.shape == (48, 64)
+        x1, y1, x2, y2 = one.box
+        assert one.packed.nbytes == -(-(x2 - x1 + 1) * (y2 - y1 + 1) // 8)
+
+
+def test_nothing_found_is_an_empty_list_and_a_warning(small_sam, caplog):
     black = np.zeros((32, 48, 3), np.uint8)
     assert segment_everything(Predictor(small_sam), black, points_per_side=4, min_iou=2.0) == []
+    assert "no segment: the best mask has a predicted IoU of" in caplog.text and "more than 2, and" in caplog.text
 
 
 def test_the_second_round_asks_what_the_first_left_open():

@@ -22,6 +22,13 @@ def jpeg(*parts, ground=0) -> bytes:
     return encoded(painted(*parts, ground=ground), "JPEG", quality=75)
 
 
+def skin() -> np.ndarray:
+    """[160, 200, 3] uint8: a brown mole, which the brightest channel hardly shows."""
+    rows, columns = np.mgrid[:160, :200]
+    mole = np.exp(-((rows - 90) ** 2 + (columns - 110) ** 2) / 400)[..., None]
+    return (np.array([225, 170, 140]) * (1 - mole) + np.array([170, 90, 60]) * mole).astype(np.uint8)
+
+
 CLEAR = {
     "red": (encoded(painted((A, RED))), A),
     "red and green apart": (encoded(painted((A, RED), (B, GREEN))), A | B),
@@ -66,6 +73,8 @@ UNCLEAR = {
     "labels of a palette that touch": (encoded(palette(A + 1 * CORE, {1: RED, 2: YELLOW})), "the values 0, 1 and 2"),
     "two lesions": (encoded(with_alpha(painted((A, RED)), B * 255)), "its alpha channel and its colours show different lesions"),
     "a photograph": (encoded(data.astronaut()), "it has "),
+    "a photograph of skin": (encoded(skin(), "JPEG"), "many colours and hardly any black"),
+    "a photograph of noise": (encoded(np.random.default_rng(0).integers(0, 256, (160, 200, 3), np.uint8)), "it has "),
 }
 
 

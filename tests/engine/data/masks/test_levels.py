@@ -19,6 +19,11 @@ def blurred(radius: float) -> np.ndarray:
     return np.asarray(Image.fromarray(painted((A, 255))).filter(ImageFilter.GaussianBlur(radius)))
 
 
+def bright_picture() -> np.ndarray:
+    """[160, 200] uint8: grain between 200 and 250, nothing of it dark."""
+    return np.random.default_rng(0).integers(200, 251, SHAPE, np.uint8)
+
+
 def instances() -> np.ndarray:
     """[160, 200] uint16: ids of many squares that do not touch, more than 8 bits hold."""
     ids = np.zeros(SHAPE, np.uint16)
@@ -50,6 +55,7 @@ CLEAR = {
     "JPEG of 100": (jpeg(painted((A, 100))), A),
     "soft edges": (blurred(1), A),
     "made smaller": (np.asarray(Image.fromarray(LARGE).resize(SHAPE[::-1], Image.Resampling.BICUBIC)), A),
+    "soft edges of three pixels": (blurred(2), A),
     "a stray 1 beside 255": (painted((A, 255), (disk(150, 120, 1), 1)), A),
     "all of the image but a speck": (painted((disk(3, 3, 2), 0), ground=255), ~disk(3, 3, 2)),
     "all": (painted(ground=255), np.ones(SHAPE, bool)),
@@ -76,6 +82,7 @@ UNCLEAR = {
     "255 far around 1": (painted((disk(50, 40, 35), 255), (A, 1)), "the values 0, 1 and 255"),
     "the lesion is black": (painted((A, 0), ground=255), "the values 0 and 255, the higher ones all around the lower"),
     "the lesion is black in a JPEG": (jpeg(painted((A, 0), ground=255)), "the higher ones all around the lower"),
+    "a bright photograph": (bright_picture(), "values, most often "),
     "JPEG of two labels": (jpeg(painted((A, 127), (CORE, 255))), "values, most often 0, "),
     "blurred": (blurred(6), "values, most often 0, "),
     "a photograph": (data.camera(), "values, most often "),
