@@ -9,12 +9,14 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
 
 import torch
 from torch.distributed import TCPStore
+from tqdm import tqdm
 
 from engine.command.main import run_command
 from engine.data.rows import Rows
@@ -28,6 +30,7 @@ from models.qwen.policy import load_qwen_vl
 from tests.engine.training.grpo_run import TextTask, questions, variety
 
 LONGEST = 60  # seconds, of a run that hangs
+tqdm.set_lock(threading.RLock())  # its own is one for all processes of a fork, and would stay locked after a killed one
 SETTINGS = {"max_steps": 4, "save_steps": 2, "max_completion_length": 6, "num_generations": 2, "learning_rate": 1e-3}
 
 

@@ -16,10 +16,12 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from engine.command.run_folder import open_run
 from engine.runs.train import train_to_end
@@ -32,6 +34,7 @@ STEPS = 6
 SETTINGS = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2, "use_cpu": True}
 SETTINGS |= {"num_iterations": 2, "sync_ref_model": True, "ref_model_sync_steps": 3, "max_completion_length": 4}
 LONGEST = 60  # seconds that a process may take
+tqdm.set_lock(threading.RLock())  # its own is one for all processes of a fork, and would stay locked after a killed one
 
 
 def go_on(model: str, folder: Path) -> None:
@@ -102,12 +105,13 @@ def kill_and_resume(kills: int, seed: int, work: Path) -> dict[str, int]:
     while done["kills"] < kills:
         folder = work / f"run{done['runs']}"
         while True:
-            before, child = save_of(folder), fork(model, folder)
+            before, forked, child = save_of(folder), time.monotonic(), fork(model, folder)
             if done["kills"] == kills:
                 code = ended(child, LONGEST)
             elif chance.random() < 0.5:
                 code = ended(child, usual / 4 * chance.random())
                 code = ended(child, LONGEST, folder) if code is None else code
+                assert time.monotonic() < forked + LONGEST, f"{folder}: neither saves nor ends"
                 time.sleep(0.05 * chance.random() if code is None else 0)
             else:
                 code = ended(child, usual / 2 * chance.random())
