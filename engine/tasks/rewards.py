@@ -25,6 +25,8 @@ from engine.tasks.task import Reward
 # Of a row: what is ours, or given by another name.
 NOT_COLUMNS = {"index", "encoded", "prompt", "completion", "prompts", "completions", "completion_ids"}
 NOT_COLUMNS |= {"trainer_state", "log_metric", "log_extra"}
+# What a function may raise: sys.exit() in one of several processes would leave the others waiting.
+FAILURES = (Exception, SystemExit, asyncio.CancelledError)
 logger = logging.getLogger(__name__)
 
 
@@ -73,7 +75,7 @@ class RewardFunctions:
         for name, function in zip(self.names, self.functions, strict=True):
             try:
                 found.append(function(**given))
-            except Exception as error:
+            except FAILURES as error:
                 raise _raised(name, error, step) from error
         self._await(found, step)
         columns = [_checked(name, values, len(texts), step) for name, values in zip(self.names, found, strict=True)]
@@ -93,7 +95,7 @@ class RewardFunctions:
         async def one(name: str, values: Awaitable[Any]) -> Any:
             try:
                 return await values
-            except Exception as error:
+            except FAILURES as error:
                 raise _raised(name, error, step) from error
 
         async def every() -> list[Any]:
@@ -123,7 +125,7 @@ class RewardFunctions:
             )
 
 
-def _raised(name: str, error: Exception, step: int) -> InputError:
+def _raised(name: str, error: BaseException, step: int) -> InputError:
     """One line that names the function, what it raised and where."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     said = " ".join(str(error).split())

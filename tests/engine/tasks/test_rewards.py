@@ -1,6 +1,7 @@
 """Reward functions get what TRL gives them, and what they give is checked."""
 
 import asyncio
+import sys
 
 import numpy as np
 import pytest
@@ -124,6 +125,21 @@ def test_anything_but_numbers_is_one_line(given, said):
 
     with pytest.raises(InputError, match=f"^step 3: reward scoring gave {said}$"):
         rewards_of(scoring, step=3)
+
+
+def test_a_function_that_ends_the_process_is_one_line_too():
+    """Its exit code is a success's, and other processes would wait for it."""
+
+    def leaving(completions, **columns):
+        sys.exit(0)
+
+    async def cancelled(completions, **columns):
+        raise asyncio.CancelledError("timeout")
+
+    with pytest.raises(InputError, match=r"reward leaving raised SystemExit: 0 \(.*test_rewards.py, line \d+\)$"):
+        rewards_of(leaving)
+    with pytest.raises(InputError, match=r"reward cancelled raised CancelledError: timeout \(.*test_rewards.py, line \d+\)$"):
+        rewards_of(cancelled)
 
 
 def test_a_function_that_raises_is_one_line_that_says_where():

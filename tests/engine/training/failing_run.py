@@ -29,7 +29,7 @@ from engine.training.grpo import GRPOTrainer
 from models.qwen.policy import load_qwen_vl
 from tests.engine.training.grpo_run import TextTask, questions, variety
 
-LONGEST = 60  # seconds, of a run that hangs
+LONGEST = 150  # seconds, of a run that hangs
 tqdm.set_lock(threading.RLock())  # its own is one for all processes of a fork, and would stay locked after a killed one
 SETTINGS = {"max_steps": 4, "save_steps": 2, "max_completion_length": 6, "num_generations": 2, "learning_rate": 1e-3}
 
@@ -55,6 +55,8 @@ class FailingTrainer(GRPOTrainer):
         return self.kind == kind and rank() == place
 
     def answer(self, rows):
+        if self.at("SIGTERM_in_evaluation"):
+            os.kill(os.getpid(), signal.SIGTERM)
         if self.at("evaluation"):
             raise InputError("test.json: row 2: image changed (expected a picture; rows count from 0)")
         if self.kind == "waiting_for_ever":
@@ -80,6 +82,8 @@ def reward_of(kind: str):
 
     def reward(prompts, completions, **columns):
         calls.append(1)
+        if rank() == 0 and len(calls) == 2 and kind == "raises_in_first":
+            raise KeyError("organ")
         if rank() == 1 and kind == "none_of_one_rank":
             return [None] * len(completions)
         if rank() == 1 and len(calls) == 2:
@@ -89,8 +93,8 @@ def reward_of(kind: str):
                 return [1.0]
             if kind == "not_a_number":
                 return ["much"] * len(completions)
-            if kind == "bug":
-                raise SystemError("of ours")  # what no reward raises is tried below
+            if kind == "exits":
+                sys.exit(0)
             if kind in ("SIGTERM", "SIGINT", "SIGKILL"):
                 os.kill(os.getpid(), getattr(signal, kind))
         return variety(prompts, completions, **columns)
@@ -100,6 +104,9 @@ def reward_of(kind: str):
 
 def main(argv: list[str]) -> dict:
     model, folder, kind = argv
+    if kind == "before_joining" and rank() == 1:  # while the other waits for this one to join it, in GRPOConfig
+        time.sleep(1)
+        raise InputError("settings.yaml: No such file or directory")
     args = GRPOConfig(output_dir=str(Path(folder) / kind), report_to="none", disable_tqdm=True, **SETTINGS)
     rows = Questions([*questions(12)], list(range(12)))
     if kind == "bad_row" and rank() == 1:

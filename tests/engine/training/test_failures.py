@@ -16,6 +16,8 @@ EXPECTED = "(expected 4 numbers, one a completion, None where it does not apply)
 # kind: (exit code, the beginning of the line, its end)
 ENDS = {
     "raises": (2, "error: step 2: reward reward raised ValueError: no such organ (", ")"),
+    "raises_in_first": (2, "error: step 2: reward reward raised KeyError: 'organ' (", ")"),
+    "exits": (2, "error: step 2: reward reward raised SystemExit: 0 (", ")"),
     "wrong_number": (2, f"error: step 2: reward reward gave 1 values {EXPECTED}", ""),
     "not_a_number": (2, f"error: step 2: reward reward gave 'much' {EXPECTED}", ""),
     "bad_row": (2, "error: train.json: row ", ": image changed (expected a picture; rows count from 0)"),
@@ -23,10 +25,12 @@ ENDS = {
     "not_finite": (2, "error: step 3: the ", " or --max_grad_norm may help"),
     "save_of_first": (2, "error: ", "checkpoint-2: cannot be saved (extra.pt: No space left on device); no checkpoint was saved"),
     "save_of_second": (2, "error: ", "checkpoint-2: cannot be saved (extra.pt: No space left on device); no checkpoint was saved"),
+    "SIGTERM_in_evaluation": (130, "interrupted", ""),
     "SIGTERM": (130, "stopped by a signal after step 2; resume from ", "/SIGTERM/checkpoint-2"),
     "SIGINT": (130, "stopped by a signal after step 2; resume from ", "/SIGINT/checkpoint-2"),
     "SIGKILL": (2, "error: another process of this run has ended (was it killed?)", ""),
     "waiting_for_ever": (2, "error: the second process failed", ""),
+    "before_joining": (2, "error: settings.yaml: No such file or directory", ""),
     "setting": (2, "error: --learning_rate nan: expected a number, more than 0", ""),
 }
 
@@ -37,7 +41,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("failures")
     command = [sys.executable, "-m", "tests.engine.training.failing_run", save_tiny(folder / "model"), str(folder)]
     done = subprocess.run(
-        [*command, *ENDS, "bug", "none_of_one_rank"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=540
+        [*command, *ENDS, "bug", "none_of_one_rank"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=1200
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
@@ -46,7 +50,7 @@ def folder(tmp_path_factory) -> Path:
 def said(folder: Path, kind: str) -> tuple[list[int], list[str]]:
     """Exit codes of the two processes and what they said, but for the lines of a run that goes well."""
     ends = json.loads((folder / f"{kind}.json").read_text())
-    assert all(end["seconds"] < 30 for end in ends), ends
+    assert abs(ends[0]["seconds"] - ends[1]["seconds"]) < 30, ends  # the first to end is the one that failed
     lines = [line for rank in range(2) for line in (folder / f"{kind}.{rank}.err").read_text().splitlines()]
     usual = ("A run: ", "before training: ", "after training: ", "training:", "evaluating:", "[Gloo]", "[rank0]:[W", "[rank1]:[W")
     return [end["code"] for end in ends], [line for line in lines if line.strip() and not line.startswith(usual)]
