@@ -27,8 +27,8 @@ import numpy as np
 
 from engine.data.images import open_image
 from engine.data.lesions import DIAGNOSES
-from engine.tasks.lesions import REWARDS, WEIGHTS
 from engine.tasks.multiple_choice import named
+from engine.tasks.skin.task import REWARDS, WEIGHTS
 from engine.tasks.task import Reward
 
 QUALITY_WORDS, QUALITY_WORD_COUNT = ("lesion", "appears", "diagnosis", "skin"), 5

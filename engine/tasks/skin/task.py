@@ -8,7 +8,7 @@ and 30 % box, as the published README has it; the form is logged and weighs noth
     box         intersection over union with the true box, 0 to 1
     format      1 where the whole text has the form of the answers to learn
 
-`engine.tasks.published_skin` rewards as the published code does.
+`engine.tasks.skin.published` rewards as the published code does.
 """
 
 import re
@@ -24,8 +24,8 @@ from engine.report.overlay import draw_overlay
 from engine.rollout.answers import Answer, Answers
 from engine.rollout.policy import Message
 from engine.tasks.evaluation import Evaluation, instructive
-from engine.tasks.lesion_answers import box_iou, read_box, read_diagnosis, read_region, tagged
 from engine.tasks.multiple_choice import named
+from engine.tasks.skin.answers import box_iou, read_box, read_diagnosis, read_region, tagged
 from engine.tasks.task import Reward
 
 _SENTENCE = r"This appears to be [^.\n]+\."
