@@ -40,6 +40,7 @@ REQUIREMENTS = [
 EXTRAS = {
     "test": [
         "pytest>=9.2",
+        "pytest-xdist>=3.8",  # pytest -n 2
         "hypothesis>=6.170",
         "ruff>=0.17.6",
         "mypy>=2.4",
