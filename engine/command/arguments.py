@@ -107,7 +107,8 @@ def parse_arguments(
     flags = [option for action in parser._actions for option in action.option_strings]
     for part in argv:  # before the dataclasses are made, which for the Trainer's takes seconds
         if part.startswith("--") and part.split("=")[0] not in flags:
-            raise InputError(f"unknown flag {part}{_nearest(part, flags)} (--help lists the flags)")
+            flag = part.split("=")[0]  # without its value, which may be a secret
+            raise InputError(f"unknown flag {flag}{_nearest(flag, flags)} (--help lists the flags)")
     if config is not None and not asked:
         found = read_config(config, parser)
         for kind in parser.dataclass_types:
@@ -182,5 +183,5 @@ def _named(parser: _Parser, argv: Sequence[str]) -> set[str]:
 
 
 def _nearest(flag: str, flags: Sequence[str]) -> str:
-    near = difflib.get_close_matches(flag.split("=")[0], flags, n=1)
+    near = difflib.get_close_matches(flag, flags, n=1)
     return f", did you mean {near[0]}?" if near else ""
