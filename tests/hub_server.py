@@ -76,7 +76,7 @@ class Handler(BaseHTTPRequestHandler):
         parts = path.split("/")
         if self.server.refusal in REFUSALS:
             return self.refuse(self.server.refusal)
-        if parts[1] == "api" and len(parts) == 5:
+        if parts[1] == "api" and parts[5:] in ([], ["revision", "main"]):
             return self.send(200, json.dumps({"id": "O/N", "sha": COMMIT, "siblings": []}).encode())
         if parts[1] == "api" and parts[5:] == ["tree", COMMIT]:
             return self.listing(parse_qs(urlsplit(self.path).query))
