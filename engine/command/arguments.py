@@ -31,6 +31,9 @@ class _Parser(TrlParser):
             TrlParser._parse_dataclass_field(parser, field)
         finally:
             field.metadata = declared
+        if field.default is None and field.type == bool | None:  # a switch without a value is true, whatever its default
+            switch = parser._option_string_actions[f"--{field.name}"]
+            switch.nargs, switch.const = "?", True
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, left_over = super().parse_known_args(args, namespace)
@@ -87,6 +90,7 @@ def parse_arguments(
     defaults: Mapping[str, Any] | None = None,
     starter: Mapping[str, Any] | None = None,
     starter_unless: Collection[str] = ("model_name_or_path", "dataset_name"),
+    refused: Mapping[str, str] | None = None,
 ) -> tuple[Any, ...]:
     """One instance of each dataclass, filled from `argv`; `--config FILE.yaml` gives defaults, flags go on top.
 
@@ -94,7 +98,7 @@ def parse_arguments(
 
     `defaults`: the recipe's, where they differ from the dataclasses'. `starter`: those of the run on starter data; they come before
     `defaults`, and are used only where `argv` has no `--config` and sets none of `starter_unless`, the settings that bring a user's
-    own model or data.
+    own model or data. `refused`: flags of published scripts that are not taken, and what there is instead.
     Raises InputError for an unknown flag or setting (naming the nearest one), for a value that does not parse or is missing, and
     with the first line of any ValueError that a dataclass raises about its values.
     """
@@ -108,6 +112,8 @@ def parse_arguments(
     for part in argv:  # before the dataclasses are made, which for the Trainer's takes seconds
         if part.startswith("--") and part.split("=")[0] not in flags:
             flag = part.split("=")[0]  # without its value, which may be a secret
+            if refused and flag in refused:
+                raise InputError(f"{flag} is not taken: {refused[flag]}")
             raise InputError(f"unknown flag {flag}{_nearest(flag, flags)} (--help lists the flags)")
     if config is not None and not asked:
         found = read_config(config, parser)

@@ -113,7 +113,7 @@ class _OneForm(logging.Formatter):
 
 
 def _set_up_logging() -> None:
-    """Our log goes to standard error; libraries say less, show no bar for each file they load, save or fetch, and report nothing."""
+    """Our log goes to standard error; libraries say less, show no bar a file that they load, save or fetch, and report nothing."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneForm("%(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.INFO)

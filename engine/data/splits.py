@@ -26,16 +26,19 @@ class Splits(NamedTuple):
     on_bad_row: str = "error"
 
 
-def load_splits(data: DataArguments, starter_modalities: Collection[str] | None = None) -> Splits:
+def load_splits(
+    data: DataArguments, starter_modalities: Collection[str] | None = None, train_modalities: Collection[str] | None = None
+) -> Splits:
     """The training questions and those to test on, where there are any. Skipped rows are logged.
 
     `starter_modalities`: the modalities to take where the starter data are used (no `--dataset_name`); None: all of them.
+    `train_modalities`: those to train on, of whichever data; None: all that are taken.
     """
     named = [data.dataset_name] if isinstance(data.dataset_name, str) else data.dataset_name  # a text where no flags were parsed
     sources = named or [str(build_starter_data())]
     modalities = None if data.dataset_name else starter_modalities
     load = partial(load_questions, image_root=data.image_root, on_bad_row=data.on_bad_row)
-    train = load(sources, split=data.dataset_train_split, modalities=modalities)
+    train = load(sources, split=data.dataset_train_split, modalities=train_modalities or modalities)
     test = None
     if data.eval_limit and data.eval_dataset_name:
         test = load(data.eval_dataset_name, split=data.dataset_test_split)
