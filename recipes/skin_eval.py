@@ -10,7 +10,7 @@ lesion's.
 
 The run folder gets evaluation.json (scores and every row), confusion.png and report.html, with boxes drawn over images. The last
 line is JSON, of fractions: diagnosis_accuracy, balanced_accuracy, region_accuracy (exact match), mean_iou, iou_over_50 (boxes that
-overlap by more than a half), num_samples, unanswered, output, recall of each diagnosis, and low and high, the ends of 95 % intervals.
+overlap by more than a half), num_samples, unanswered, output; recall of each diagnosis; low and high, the ends of 95 % intervals.
 `--question tagged` asks as the published variant on the hub's data does: its location is the body part.
 
 The published code asks 10 or 50 lesions, draws answers at a temperature of 0.7, and counts those that raise no error as passed.

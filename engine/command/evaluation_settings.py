@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.command.settings import check_ranges, refuse, setting
+from engine.command.settings import check_ranges, refuse, setting, usable_attention
 from engine.errors import input_errors
 
 ATTACKS = ("fgsm", "pgd")
@@ -34,6 +34,11 @@ class PolicyArguments(EvaluationSettings):
     )
     base_model_name_or_path: str | None = setting(None, "Base model of an adapter. None: what its adapter_config.json names.")
     load_in_4bit: bool = setting(False, "Quantize the language model; needs bitsandbytes.")
+    attn_implementation: str = setting(
+        "sdpa",
+        "Attention of the vision tower; the language model uses the engine's own.",
+        choices=["auto", "flash_attention_2", "sdpa", "eager"],
+    )
     data: list[str] | None = setting(
         None, "Files or folders of rows. None: the starter test rows.", aliases=["--test_data", "--prompt_path"]
     )
@@ -52,11 +57,13 @@ class PolicyArguments(EvaluationSettings):
         from engine.device import inference_dtype, local_device, one_thread_if_small  # torch, which flags do not need
 
         device = local_device()
+        dtype = inference_dtype(device)
         one_thread_if_small(self.model is None, device)
         with input_errors("--model"):
             policy = load_policy(
                 self.model,
-                dtype=inference_dtype(device),
+                dtype=dtype,
+                attn_implementation=usable_attention(self.attn_implementation, half=dtype.itemsize == 2),
                 max_pixels=self.max_pixels,
                 base_model=self.base_model_name_or_path,
                 load_in_4bit=self.load_in_4bit,

@@ -33,14 +33,22 @@ class Load(Protocol[Read]):
     def __call__(self, sources: list[str], *, split: str) -> Read: ...
 
 
-def load_splits(data: DataArguments, starter_modalities: Collection[str] | None = None) -> Splits:
+def load_splits(
+    data: DataArguments, starter_modalities: Collection[str] | None = None, train_modalities: Collection[str] | None = None
+) -> Splits:
     """The training questions and those to test on, where there are any. Skipped rows are logged.
 
     `starter_modalities`: the modalities to take where the starter data are used (no `--dataset_name`); None: all of them.
+    `train_modalities`: those to train on, of whichever data; None: all that are taken.
     """
     modalities = None if data.dataset_name else starter_modalities
-    load = partial(load_questions, image_root=data.image_root, on_bad_row=data.on_bad_row, modalities=modalities)
-    return read_splits(data, build_starter_data, load, partial(load, modalities=None) if data.eval_dataset_name else load)
+    load = partial(load_questions, image_root=data.image_root, on_bad_row=data.on_bad_row)
+    return read_splits(
+        data,
+        build_starter_data,
+        partial(load, modalities=train_modalities or modalities),
+        partial(load, modalities=None if data.eval_dataset_name else modalities),
+    )
 
 
 def read_splits(data: DataArguments, starter: Callable[[], Path], load: Load[Rows], load_test: Load[Rows]) -> Splits:
