@@ -5,8 +5,8 @@
         --ann_paths annotations/brain_tumors_ct_scan.csv,annotations/polyp_endoscopy.csv \\
         --vlm_path microsoft/llava-med-v1.5-mistral-7b --sam_ckpt tinysam_42.3.pth --batch_size 8 --epochs 20
 
-With no flags: a small LLaVA, built on the spot and taught to speak and to see (`engine.training.warm_up`), and a small encoder
-learn from lesions drawn on real images. The last line is JSON: dice_before and dice_after (held-out rows, mean of the images' Dice
+With no flags: a small LLaVA, built on the spot and taught to speak and to see (`engine.training.warm_up.masked`), and a small
+encoder learn from lesions drawn on real images. The last line is JSON: dice_before and dice_after (held-out rows, mean of the images' Dice
 at 0.5), place_accuracy_before and _after, majority_accuracy, seconds, checkpoint (for `recipes.prs_med_infer` and `_eval`).
 What trains: LoRA on the language model's attention, the image encoder, the mask decoder, the class head.
 
@@ -120,7 +120,7 @@ def load_model(task: PRSMedArguments, args: MaskConfig, rows):
     import torch
 
     from engine.device import one_thread_if_small
-    from engine.training.warm_up import warm_up
+    from engine.training.warm_up.masked import warm_up
     from models.llava.llava_med import load_llava
     from models.prs_med.model import PRSMed, PRSMedConfig, build_prs_med
     from models.prs_med.processor import PROMPT

@@ -61,12 +61,12 @@ def main(argv: list[str]) -> dict:
     truth = None if args.mask is None else read_mask(args.mask, image, args.mask_values)
     if args.checkpoint is None and args.model != "lite_medsam":
         raise InputError(f"--checkpoint is missing: the published weights of {args.model}")
-    from engine.device import describe_device  # here: torch takes two seconds, which flags and files do not need
+    from engine.device import describe_device, local_device  # here: torch takes two seconds, which flags and files do not need
     from engine.evaluation.mask_metrics import dice_score
     from models.sam.loading import load_predictor
 
     with input_errors("--checkpoint"):
-        predictor = load_predictor(args.model, args.checkpoint)
+        predictor = load_predictor(args.model, args.checkpoint, local_device())
     logger.info("%s on %s", args.model, describe_device())
 
     start = time.perf_counter()

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from engine.command.arguments import parse_arguments
-from engine.command.lesion_settings import PUBLISHED_KEYS, LesionArguments, OverlapArguments
+from engine.command.lesion_settings import PUBLISHED_KEYS, OverlapArguments
 from engine.command.main import run_command
 from engine.command.settings import ModelArguments, refuse, setting
+from engine.data.lesion_splits import LesionArguments, load_lesion_splits
 from engine.errors import input_errors
 from engine.training.config.grpo import STARTER, GRPOConfig
 
@@ -64,7 +65,6 @@ def main(argv: list[str]) -> dict:
     own, data, model, args = parse_arguments(kinds, argv, recipe="skin_grpo", description=__doc__, **shared)
 
     # Imported once the flags are known to be good, since these take seconds.
-    from engine.data.lesion_splits import load_lesion_splits
     from engine.runs.train import train
     from engine.tasks.skin.published import skin_rewards
     from engine.tasks.skin.task import LesionTask

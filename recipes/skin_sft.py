@@ -11,9 +11,10 @@ TODO
 from functools import partial
 
 from engine.command.arguments import parse_arguments
-from engine.command.lesion_settings import PUBLISHED_KEYS, LesionArguments
+from engine.command.lesion_settings import PUBLISHED_KEYS
 from engine.command.main import run_command
 from engine.command.settings import ModelArguments
+from engine.data.lesion_splits import LesionArguments, load_lesion_splits
 from engine.training.config.sft import SFTConfig
 
 PUBLISHED = {
@@ -51,7 +52,6 @@ def main(argv: list[str]) -> dict:
     data, model, args = parse_arguments(kinds, argv, recipe="skin_sft", description=__doc__, **shared)
 
     # Imported once the flags are known to be good, since these take seconds.
-    from engine.data.lesion_splits import load_lesion_splits
     from engine.runs.train import train
     from engine.tasks.skin.task import LesionTask
     from engine.training.sft import SFTTrainer

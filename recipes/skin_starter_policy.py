@@ -35,8 +35,8 @@ from engine.rollout.answers import GreedyAnswers
 from engine.runs.evaluate import evaluate
 from engine.tasks.skin.lessons import LesionLessons
 from engine.tasks.skin.task import LesionTask
+from engine.training.warm_up.lessons import teach
 from models.starter.qwen_vl import build_tiny_qwen_vl, save_tiny_qwen_vl
-from models.starter.teaching import teach
 
 logger = logging.getLogger(__name__)
 

@@ -36,8 +36,8 @@ from engine.rollout.answers import GreedyAnswers
 from engine.runs.evaluate import evaluate
 from engine.tasks.lessons import TEMPLATE, corpus, form, lookup, sight
 from engine.tasks.multiple_choice import MultipleChoice, format_reward
+from engine.training.warm_up.lessons import teach
 from models.starter.qwen_vl import build_tiny_qwen_vl, save_tiny_qwen_vl
-from models.starter.teaching import teach
 
 VALIDATION = 140  # questions
 logger = logging.getLogger(__name__)

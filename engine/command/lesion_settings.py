@@ -1,4 +1,4 @@
-"""Flags of the skin recipes: which lesions, what is asked about them, how boxes are scored; and the published files' keys for them.
+"""Flags of the skin recipes: how boxes are scored; and the keys of the published files for all of their settings.
 
 The published files are `config.json`, `config_stage2.json` and `config_stage2_hf.json` of the code of Skin diagnosis with spatial
 awareness (https://github.com/rasoulcarrera/DR_Diag_Skin_main).
@@ -9,32 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.command.published_keys import PublishedKeys, Unused
-from engine.command.settings import SAM_MODELS, DataArguments, check_ranges, refuse, setting
-from engine.data.lesions import QUESTIONS
+from engine.command.settings import SAM_MODELS, refuse, setting
 from engine.errors import input_errors
-
-
-@dataclass
-class LesionArguments(DataArguments):
-    """Which lesions to learn from and to be tested on, and what is asked about them."""
-
-    question: str | None = setting(
-        None,
-        "diagnosis; location: and the region; box: and the bounding box too; tagged: diagnosis, body part and box in tags. None: "
-        "as the recipe says.",
-        choices=list(QUESTIONS),
-    )
-    eval_question: str | None = setting(
-        None, "What held-out lesions are asked. None: box, which asks for all, or tagged as in training.", choices=list(QUESTIONS)
-    )
-    spatial_description_ratio: float = setting(
-        1.0, "Part of the lesions that are asked this; all others are asked for the diagnosis.", at_least=0, at_most=1
-    )
-    limit: int | None = setting(None, "Train on at most so many lesions, evenly spread.", at_least=1, aliases=["--train_limit"])
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_ranges(type(self), vars(self))
 
 
 @dataclass
@@ -56,12 +32,14 @@ class OverlapArguments:
             ]
         )
 
-    def segmenter(self, load_predictor: Callable[[str, str | None], Any]) -> Any:
-        """With --iou mask `load_predictor(sam_model, sam_ckpt).masks_of`: an image and boxes -> masks. None: boxes are scored."""
+    def segmenter(self, load_predictor: Callable[..., Any]) -> Any:
+        """`load_predictor(sam_model, sam_ckpt, device).masks_of`, which gives the masks of an image's boxes; None without --iou mask."""
         if self.iou == "box":
             return None
+        from engine.device import local_device  # torch, which flags do not need
+
         with input_errors("--sam_ckpt"):
-            return load_predictor(self.sam_model, self.sam_ckpt).masks_of
+            return load_predictor(self.sam_model, self.sam_ckpt, local_device()).masks_of
 
 
 def _mixed_precision(value: Any) -> dict[str, Any]:

@@ -9,11 +9,11 @@ drawn with replacement, seeded, so that one evaluation always has the same.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from engine.report.content import Share
-
+Share = dict[str, Any]  # as `Score.as_dict` has it
 NONE = "none"
 DRAWS = 2000
 

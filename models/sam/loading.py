@@ -5,9 +5,9 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from engine.device import local_device
 from models.checkpoint import CheckpointError, check_keys, read_state_dict
 from models.sam.predictor import Predictor
 from models.sam.sam import BUILDERS, Sam
@@ -32,9 +32,9 @@ def load_sam(name: str, checkpoint: str | Path) -> Sam:
     return model.eval()
 
 
-def load_predictor(name: str, checkpoint: str | Path | None = None) -> Predictor:
-    """The model `name` on this process's device; `checkpoint` None: LiteMedSAM's, as `lite_medsam_checkpoint` finds it."""
-    return Predictor(load_sam(name, checkpoint or lite_medsam_checkpoint()).to(local_device()))
+def load_predictor(name: str, checkpoint: str | Path | None, device: torch.device) -> Predictor:
+    """The model `name` on a device; `checkpoint` None: LiteMedSAM's, as `lite_medsam_checkpoint` finds it."""
+    return Predictor(load_sam(name, checkpoint or lite_medsam_checkpoint()).to(device))
 
 
 def without_prefixes(state: dict[str, Tensor], expected: Mapping[str, Tensor], what: str | Path) -> dict[str, Tensor]:

@@ -7,13 +7,12 @@ import torch
 
 from engine.progress import progress
 from kernels.linear_logprob import linear_logprob
-from models.qwen.policy import QwenVLPolicy
 
 Example = tuple[list[dict], list[Any], list[str]]  # a prompt, its images, and answers to it: as many in each example of a batch
 
 
 def teach(
-    policy: QwenVLPolicy,
+    policy: Any,
     example: Callable[[], Example],
     steps: int,
     batch_size: int,
