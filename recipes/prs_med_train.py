@@ -6,8 +6,8 @@
         --vlm_path microsoft/llava-med-v1.5-mistral-7b --sam_ckpt tinysam_42.3.pth --batch_size 8 --epochs 20
 
 With no flags: a small LLaVA, built on the spot and taught to speak and to see (`engine.training.warm_up.masked`), and a small
-encoder learn from lesions drawn on real images. The last line is JSON: dice_before and dice_after (held-out rows, mean of the images' Dice
-at 0.5), place_accuracy_before and _after, majority_accuracy, seconds, checkpoint (for `recipes.prs_med_infer` and `_eval`).
+encoder learn from lesions drawn on real images. The last line is JSON: dice_before and dice_after (held-out rows, mean of the
+images' Dice at 0.5), place_accuracy_before and _after, majority_accuracy, seconds, checkpoint (for `recipes.prs_med_infer`).
 What trains: LoRA on the language model's attention, the image encoder, the mask decoder, the class head.
 
 Measured without flags, in 120 steps: Dice from 0.10 to 0.90, right places from 14 % to 78 % (83 and 87 % with seeds 1, 2; the best

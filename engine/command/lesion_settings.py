@@ -33,7 +33,7 @@ class OverlapArguments:
         )
 
     def segmenter(self, load_predictor: Callable[..., Any]) -> Any:
-        """`load_predictor(sam_model, sam_ckpt, device).masks_of`, which gives the masks of an image's boxes; None without --iou mask."""
+        """`load_predictor(sam_model, sam_ckpt, device).masks_of`, the masks of an image's boxes; None without --iou mask."""
         if self.iou == "box":
             return None
         from engine.device import local_device  # torch, which flags do not need
