@@ -1,4 +1,4 @@
-"""`--full_determinism`: PRS-Med's decoders train the same each time, by operations that have deterministic gradients on a GPU too."""
+"""`--full_determinism`: PRS-Med's decoders train the same each time, by operations with deterministic gradients on a GPU too."""
 
 import os
 
