@@ -1,7 +1,8 @@
 """Requests to one web server; a request that failed for a reason that may pass is sent again.
 
-Redirects are not followed: a POST would lose its body, an API key would go to another server, a download would leave HTTPS. Bodies
-are asked for uncompressed. Proxies are taken from `http_proxy`, `https_proxy` and `no_proxy`.
+Redirects are not followed: a POST would lose its body, an API key would go to another server, a download would leave HTTPS. Only a
+GET whose answer is checked by its hash may ask for it (`follow_redirects`), and other servers get no API key then. Bodies are asked
+for uncompressed. Proxies are taken from `http_proxy`, `https_proxy` and `no_proxy`.
 
 A user and password in the address, and what follows its question mark, are sent with each request, and stand in no message. No more
 do the given headers, should the server repeat them.

@@ -14,13 +14,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import get_cached_repo_tree, snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 CONTAINERS = ("model", "state_dict")  # keys under which a training checkpoint keeps its weights
-SHOWN_KEYS, SHOWN_CHARACTERS = 4, 160  # of what an error quotes
+SHOWN_KEYS, SHOWN_FOLDERS, SHOWN_CHARACTERS = 4, 20, 160  # of what an error quotes
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 MODEL, ADAPTER = "config.json", "adapter_config.json"  # which of them a folder holds says what it is
 DESCRIPTIONS = ("*.json", "*.model", "*.jinja", "*.txt")
@@ -57,29 +57,51 @@ def reading(what: str | Path) -> Iterator[None]:
 def local_folder(path: str | Path) -> Path | None:
     """The checkpoint folder that `path` names, or None where it is a hub name: relative, and no folder here.
 
-    Raises OSError where `path` is local and holds neither config.json nor adapter_config.json.
+    Raises OSError where `path` is local and holds neither config.json nor adapter_config.json; it names the folders in it that do.
     """
     folder = Path(path)
     if not (folder.is_absolute() or str(path).startswith(".") or folder.is_dir()):
         return None
-    if not any((folder / name).is_file() for name in (MODEL, ADAPTER)):
+    if not holds_checkpoint(folder):
+        within = sorted(inner.name for inner in folder.iterdir() if holds_checkpoint(inner)) if folder.is_dir() else []
+        if within:
+            raise OSError(f"{path}: {_one_of(within)}")
         raise OSError(f"{path}: no checkpoint there (expected a folder with config.json, or adapter_config.json for an adapter)")
     return folder
 
 
+def holds_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds the file that says what a model or an adapter is."""
+    return any((folder / name).is_file() for name in (MODEL, ADAPTER))
+
+
+def _one_of(folders: list[str]) -> str:
+    """What is wrong with a folder, such as a download of Med-R1, that is no checkpoint but holds some."""
+    shown = ", ".join(folders[:SHOWN_FOLDERS]) + (", ..." if len(folders) > SHOWN_FOLDERS else "")
+    return f"no checkpoint itself, but holds {len(folders)} (expected one of these folders in it to be named: {shown})"
+
+
 def find_folder(path: str | Path, revision: str = "main") -> Path:
     """The folder `path`, or the local copy of the hub repository of that name; OSError where there is neither."""
-    folder = local_folder(path)
+    folder, name = local_folder(path), str(path)
     if folder is not None:
         return folder
     try:
-        folder = Path(snapshot_download(str(path), revision=revision, allow_patterns=[*DESCRIPTIONS, "*.safetensors"]))
+        # not what lies in folders: a repository such as Med-R1's has a whole model in each of them
+        folder = Path(
+            snapshot_download(name, revision=revision, allow_patterns=[*DESCRIPTIONS, "*.safetensors"], ignore_patterns="*/*")
+        )
         if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(str(path), revision=revision, allow_patterns=[*DESCRIPTIONS, "*.bin"]))
+            folder = Path(
+                snapshot_download(name, revision=revision, allow_patterns=[*DESCRIPTIONS, "*.bin"], ignore_patterns="*/*")
+            )
+        tree = () if holds_checkpoint(folder) else get_cached_repo_tree(name, revision=revision)
     except Exception as error:  # the hub has a dozen kinds, not all of them OSErrors
         raise OSError(f"{path}: no such folder, and not to be had from the hub ({type(error).__name__})") from None
-    if not any((folder / name).is_file() for name in (MODEL, ADAPTER)):
-        raise OSError(f"{path}: no checkpoint in this hub repository (expected config.json or adapter_config.json)")
+    if not holds_checkpoint(folder):
+        within = sorted({file.path.split("/")[0] for file in tree if re.fullmatch(rf"[^/]+/({MODEL}|{ADAPTER})", file.path)})
+        mend = f"{_one_of(within)}; fetch one: python -m recipes.download --model {path} --include {within[0]}/" if within else ""
+        raise OSError(f"{path}: {mend or 'no checkpoint in this hub repository (expected config.json or adapter_config.json)'}")
     return folder
 
 

@@ -16,7 +16,7 @@ SYSTEMS = {
     "sam": "Segment anything",
     "merge": "Adapters",
     "starter": "Starter data and policy",
-    "download": "Published data sets",
+    "download": "Published models and data sets",
 }
 
 

@@ -37,7 +37,7 @@ class BatchArguments(AttackArguments):
     evaluation_type: str = setting(
         "modality", "Which files of it; task is question_type.", choices=["modality", "task", "question_type", "both"]
     )
-    modalities: list[str] | None = setting(None, "Of the modalities only these, by short names: CT MRI X-Ray ... None: all.")
+    modalities: list[str] | None = setting(None, "Of the modalities only these, as CT or by published names. None: all.")
     template: str | None = setting(
         None,
         "Ask as the published evaluation does, or as training does. None: think, for the starter policy train_think.",

@@ -35,6 +35,7 @@ from engine.data.split_names import RADIOLOGY
 from engine.training.config.grpo import STARTER, GRPOConfig
 
 TEMPLATE = "medvlm_train_complex"
+SELECTIONS = {"MR": ("MRI",), "CT": ("CT",), "XRAY": ("X-Ray",), "COMBINED": RADIOLOGY}  # by their published names
 # The published training script, where it differs from GRPOConfig's defaults.
 PUBLISHED = {"max_prompt_length": 512, "max_completion_length": 512, "num_train_epochs": 2, "save_steps": 50}
 
@@ -43,6 +44,9 @@ PUBLISHED = {"max_prompt_length": 512, "max_completion_length": 512, "num_train_
 class MedVLMArguments:
     """The task."""
 
+    dataset_selection: str | None = setting(
+        None, "Train on these questions alone; tested on all. None: all.", choices=list(SELECTIONS)
+    )
     compat: str = setting("default", "Score answers well, or exactly as the published code does.", choices=["default", "reference"])
 
 
@@ -66,7 +70,7 @@ def main(argv: list[str]) -> dict:
         GRPOTrainer,
         partial(model.load, load_policy, args.bf16, use_cpu=args.use_cpu),
         MultipleChoice(TEMPLATE, scoring(TEMPLATE, own.compat)),
-        load_splits(data, starter_modalities=RADIOLOGY),
+        load_splits(data, RADIOLOGY, SELECTIONS[own.dataset_selection] if own.dataset_selection else None),
         args,
         settings={"task": own, "data": data, "model": model, "training": args},
     )

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 class EvaluationArguments(EvaluationSettings):
     """What is asked of which model."""
 
-    model: str | None = setting(None, "Checkpoint folder. None: the newest one of recipes.prs_med_train.")
+    model: str | None = setting(None, "Checkpoint folder. None: the newest one of recipes.prs_med_train.", aliases=["--checkpoint"])
     vlm_path: str | None = setting(None, "Where the VLM is, if not where the checkpoint says.")
     data_root: str | None = setting(None, "Folder of the sets. None: the starter data.")
     ann_paths: str | None = setting(None, "Annotation CSVs, comma-separated. None: all of DATA_ROOT/annotations.")

@@ -30,7 +30,7 @@ from engine.command.main import run_command
 from engine.command.settings import setting
 from engine.data.masks.chosen import HELP
 from engine.errors import InputError, input_errors
-from engine.training.config.masks import MaskConfig
+from engine.training.config.masks import REFUSED, MaskConfig
 
 # What the run without flags uses instead of the published settings: its networks are small and start from nothing.
 STARTER = {
@@ -46,13 +46,13 @@ STARTER = {
 class PRSMedArguments:
     """Which model learns from which rows."""
 
-    data_root: str | None = setting(None, "Folder of the sets. None: the starter data.")
-    ann_paths: str | None = setting(None, "Annotation CSVs, comma-separated. None: all of DATA_ROOT/annotations.")
-    vlm_path: str | None = setting(None, "LLaVA-Med or LLaVA, folder or hub name. None: a small one, built on the spot.")
+    data_root: str | None = setting(None, "Folder of the sets. None: the starter data.", aliases=["--data_path"])
+    ann_paths: str | None = setting(None, "CSVs or folders, with commas. None: all annotations.", aliases=["--annotation_path"])
+    vlm_path: str | None = setting(None, "LLaVA-Med or LLaVA, folder or hub name. None: a small one.", aliases=["--model_path"])
     sam_ckpt: str | None = setting(None, "TinySAM's checkpoint (tinysam_42.3.pth), needed with --vlm_path.")
     vision_tower: str = setting("checkpoint", "The checkpoint's vision tower, or OpenAI's.", choices=["checkpoint", "openai"])
     decoder: str = setting("v5", "Published mask decoder 5 or 6, or that of the paper's text.", choices=["v5", "v6", "paper"])
-    lora_r: int = setting(16, "LoRA rank.", at_least=1)
+    lora_r: int = setting(16, "LoRA rank.", at_least=1, aliases=["--lora_rank"])
     lora_alpha: int = setting(16, "LoRA scale: updates are multiplied by lora_alpha / lora_r.", at_least=1)
     lora_dropout: float = setting(0.05, "Dropout on the input of the adapters.", at_least=0, less_than=1)
     eval_split: str = setting("test", "Rows to evaluate on before and after training.", choices=["test", "val"])
@@ -77,6 +77,7 @@ def main(argv: list[str]) -> dict:
         description=__doc__,
         starter=STARTER,
         starter_unless=("data_root", "vlm_path"),
+        refused=REFUSED,
     )
     if task.compat == "reference":
         args.cosine_epochs = args.cosine_epochs or 20

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from trl import TrlParser
 
 from engine.command.config_file import read_config
+from engine.command.published_keys import PublishedKeys
 from engine.command.settings import LIMITS, check_ranges
 from engine.errors import InputError
 
@@ -31,6 +32,9 @@ class _Parser(TrlParser):
             TrlParser._parse_dataclass_field(parser, field)
         finally:
             field.metadata = declared
+        if field.default is None and field.type == bool | None:  # a switch without a value is true, whatever its default
+            switch = parser._option_string_actions[f"--{field.name}"]
+            switch.nargs, switch.const = "?", True
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, left_over = super().parse_known_args(args, namespace)
@@ -87,6 +91,8 @@ def parse_arguments(
     defaults: Mapping[str, Any] | None = None,
     starter: Mapping[str, Any] | None = None,
     starter_unless: Collection[str] = ("model_name_or_path", "dataset_name"),
+    published: PublishedKeys | None = None,
+    refused: Mapping[str, str] | None = None,
 ) -> tuple[Any, ...]:
     """One instance of each dataclass, filled from `argv`; `--config FILE.yaml` gives defaults, flags go on top.
 
@@ -94,7 +100,8 @@ def parse_arguments(
 
     `defaults`: the recipe's, where they differ from the dataclasses'. `starter`: those of the run on starter data; they come before
     `defaults`, and are used only where `argv` has no `--config` and sets none of `starter_unless`, the settings that bring a user's
-    own model or data.
+    own model or data. `published`: what the keys of a published configuration file mean, where they are not ours. `refused`: flags
+    of published scripts that are not taken, and what there is instead.
     Raises InputError for an unknown flag or setting (naming the nearest one), for a value that does not parse or is missing, and
     with the first line of any ValueError that a dataclass raises about its values.
     """
@@ -107,9 +114,12 @@ def parse_arguments(
     flags = [option for action in parser._actions for option in action.option_strings]
     for part in argv:  # before the dataclasses are made, which for the Trainer's takes seconds
         if part.startswith("--") and part.split("=")[0] not in flags:
-            raise InputError(f"unknown flag {part}{_nearest(part, flags)} (--help lists the flags)")
+            flag = part.split("=")[0]  # without its value, which may be a secret
+            if refused and flag in refused:
+                raise InputError(f"{flag} is not taken: {refused[flag]}")
+            raise InputError(f"unknown flag {flag}{_nearest(flag, flags)} (--help lists the flags)")
     if config is not None and not asked:
-        found = read_config(config, parser)
+        found = read_config(config, parser, published)
         for kind in parser.dataclass_types:
             check_ranges(kind, found, f"{config}: ")
         parser.set_defaults_with_config(**found)
@@ -182,5 +192,5 @@ def _named(parser: _Parser, argv: Sequence[str]) -> set[str]:
 
 
 def _nearest(flag: str, flags: Sequence[str]) -> str:
-    near = difflib.get_close_matches(flag.split("=")[0], flags, n=1)
+    near = difflib.get_close_matches(flag, flags, n=1)
     return f", did you mean {near[0]}?" if near else ""

@@ -113,7 +113,7 @@ class _OneForm(logging.Formatter):
 
 
 def _set_up_logging() -> None:
-    """Our log goes to standard error; libraries say less, and show no bar for each file that they load, save or fetch."""
+    """Our log goes to standard error; libraries say less, show no bar a file that they load, save or fetch, and report nothing."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneForm("%(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.INFO)
@@ -121,10 +121,12 @@ def _set_up_logging() -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno > logging.WARNING)  # it sets its own level when imported
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when huggingface_hub is imported, for transformers too
+    telemetry = os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if "huggingface_hub" in sys.modules:
         import huggingface_hub.utils
 
         huggingface_hub.utils.disable_progress_bars()
+        huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = telemetry == "1"
     if "transformers" in sys.modules:
         import transformers
 

@@ -21,6 +21,8 @@ LIMITS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "at_most": ("at most", lambda number, limit: number <= limit),
     "less_than": ("less than", lambda number, limit: number < limit),
 }
+# The keys of models.sam.sam.BUILDERS, which flags are checked against before torch is imported.
+SAM_MODELS = ("lite_medsam", "tiny_sam", "sam_med2d", "sam_vit_b", "sam_vit_l", "sam_vit_h")
 LARGEST_INTEGER = 2**31 - 1  # of a setting that names no limit above: what PyTorch and NumPy count with everywhere
 
 
@@ -65,6 +67,24 @@ def out_of_range(number: float, limits: Mapping[str, float]) -> str | None:
     words = [f"{LIMITS[key][0]} {limit}" for key, limit in limits.items()]
     words += [f"at most {LARGEST_INTEGER}"] if largest and number > LARGEST_INTEGER else []
     return f"a number, {' and '.join(words)}" if words else "a finite number"
+
+
+def usable_attention(name: str, *, half: bool) -> str:
+    """The attention to use where `name` is asked for; `half`: computed in 16 bits.
+
+    Flash attention gives way to SDPA, with a warning, without its package and where it would be handed float32. "auto" is flash
+    attention where it can be had, and SDPA elsewhere.
+    """
+    installed = importlib.util.find_spec("flash_attn") is not None
+    if name == "auto":
+        return "flash_attention_2" if installed and half else "sdpa"
+    if name.startswith("flash_attention") and not installed:
+        logger.warning("--attn_implementation %s: flash-attn is not installed; using sdpa", name)
+        return "sdpa"
+    if name.startswith("flash_attention") and not half:
+        logger.warning("--attn_implementation %s: it has no float32 (expected --bf16); using sdpa", name)
+        return "sdpa"
+    return name
 
 
 @dataclass
@@ -118,22 +138,13 @@ class ModelArguments:
             return load_policy(self.model_name_or_path, **self.load_options(bf16))
 
     def load_options(self, bf16: bool) -> dict[str, Any]:
-        """Keyword arguments of `models.loading.load_policy`; `bf16` is the run's mixed precision.
-
-        Flash attention gives way to SDPA, with a warning, without its package and where it would be handed float32.
-        """
+        """Keyword arguments of `models.loading.load_policy`; `bf16` is the run's mixed precision."""
         import torch
 
         dtype = self.dtype
         if dtype in (None, "auto"):
             dtype = "bfloat16" if self.use_peft and bf16 and torch.cuda.is_available() else "float32"
-        attention = self.attn_implementation
-        if attention.startswith("flash_attention") and importlib.util.find_spec("flash_attn") is None:
-            logger.warning("--attn_implementation %s: flash-attn is not installed; using sdpa", attention)
-            attention = "sdpa"
-        elif attention.startswith("flash_attention") and dtype == "float32" and not bf16:
-            logger.warning("--attn_implementation %s: it has no float32 (expected --bf16); using sdpa", attention)
-            attention = "sdpa"
+        attention = usable_attention(self.attn_implementation, half=dtype != "float32" or bf16)
         lora = {
             "r": self.lora_r,
             "alpha": self.lora_alpha,

@@ -13,7 +13,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,33 +51,43 @@ def find_parts(args: AttackArguments, splits_dir: str | None, kinds: Sequence[st
     """Every part with its questions, at most `args.limit` of each. All are checked: a bad file ends a batch before it begins.
 
     `splits_dir` holds <kind>/test/*.json as Med-R1 publishes them; without it the parts are `args.data`, a file each, and without
-    these the starter test questions by their modality. `modalities`: only these, by their short names.
+    these the starter test questions by their modality. `modalities`: only these, by their short or published names, each of which
+    must be there.
     """
+    wanted = {short_modality(name) or name for name in modalities or ()}
     if splits_dir is None and not args.data:
-        return _starter_parts(args, kinds, modalities)
+        return _starter_parts(args, kinds, wanted)
     files = [Path(path) for path in args.data or []]
     for kind in kinds if splits_dir is not None else ():
         inside = Path(splits_dir or "", kind, args.split)
         files += [path for path in visible_files(inside, "*.json") if inside.is_dir()]
-    parts = {}
+    parts: dict[str, Part] = {}
+    there: set[str] = set()
     for path in files:
         labels = name_of_split(path)
         kind, label = next(iter(labels.items()), ("modality", path.stem))
         name = short_modality(label) or label if kind == "modality" else label
-        if kind not in kinds or modalities and kind == "modality" and name not in modalities:
+        there |= {name} if kind == "modality" else set()
+        if kind not in kinds or wanted and kind == "modality" and name not in wanted:
             continue
         found = load_questions(path, image_root=args.image_root, on_bad_row=args.on_bad_row, split=args.split, limit=args.limit)
         part = Part(name, kind, str(path), found)
         if part.folder in parts:
             raise InputError(f"{path}: a second file of {name} (expected one of each, or --output_dir and a run for either)")
         parts[part.folder] = part
+    if "modality" in kinds and there and wanted - there:
+        raise _absent(wanted - there, there)
     if not parts:
         where = f"{splits_dir}: no file <kind>/{args.split}/*.json in it" if splits_dir is not None else "--data: no file of these"
         raise InputError(f"{where} (expected {' or '.join(kinds)}, as Med-R1's Splits have it)")
     return list(parts.values())
 
 
-def _starter_parts(args: AttackArguments, kinds: Sequence[str], modalities: Sequence[str] | None) -> list[Part]:
+def _absent(names: Collection[str], there: Collection[str]) -> InputError:
+    return InputError(f"--modalities {' '.join(sorted(names))}: expected some of {', '.join(sorted(there))}")
+
+
+def _starter_parts(args: AttackArguments, kinds: Sequence[str], wanted: Collection[str]) -> list[Part]:
     if "modality" not in kinds:
         raise InputError("--splits_dir is missing: the starter questions are divided by modality only")
     folder = build_starter_data()
@@ -85,9 +95,9 @@ def _starter_parts(args: AttackArguments, kinds: Sequence[str], modalities: Sequ
     found: dict[str, list[int]] = {}
     for index, record in enumerate(questions.records):
         found.setdefault(record["modality"], []).append(index)
-    names = [name for name in sorted(found) if not modalities or short_modality(name) in modalities]
-    if not names:
-        raise InputError(f"--modalities {' '.join(modalities or ())}: expected some of {', '.join(sorted(found))}")
+    names = [name for name in sorted(found) if not wanted or short_modality(name) in wanted]
+    if absent := set(wanted) - {short_modality(name) for name in names}:
+        raise _absent(absent, found)
     return [Part(name, "modality", str(folder / "test.json"), questions.select(found[name])) for name in names]
 
 

@@ -1,4 +1,4 @@
-"""The download against a real server that lists and serves files as S3 does, also one that fails midway."""
+"""The download of a bucket against a real server that lists and serves files as S3 does, also one that fails midway."""
 
 import hashlib
 import threading
@@ -104,10 +104,10 @@ def written() -> dict[str, bytes]:
 
 def test_the_whole_bucket_arrives_and_stays(server):
     size = sum(map(len, FILES.values()))
-    assert download(server) == {"files": 4, "fetched": 4, "kept": 0, "bytes": size, "output": "out"}
+    assert download(server) == {"path": "out", "files": 4, "size": size, "fetched": 4, "kept": 0, "bytes": size}
     assert written() == FILES
     server.log.clear()
-    assert download(server) == {"files": 4, "fetched": 0, "kept": 4, "bytes": 0, "output": "out"}
+    assert download(server) == {"path": "out", "files": 4, "size": size, "fetched": 0, "kept": 4, "bytes": 0}
     assert all(name == "" for name, _ in server.log)
 
 
@@ -181,12 +181,14 @@ def test_names_that_leave_the_folder_are_refused(server):
     [
         (["--url", "http://127.0.0.1:9"], "error: http://127.0.0.1:9: cannot be reached: [", "refused"),
         (["--url", "file:///etc"], "error: file:///etc: not the address of a bucket", "(expected https://HOST)"),
-        (["--dataset", "other"], "error: argument --dataset: invalid choice: 'other'", "prs-med"),
+        (["--dataset", "other"], "error: --url: is for prs-med", "HF_ENDPOINT"),
+        (["--dataset", "abaryan/ham10000_bbox"], "error: --url: is for prs-med", "HF_ENDPOINT"),
+        (["--model", "med-r1"], "error: --model and --dataset: expected one of them", ""),
     ],
 )
 def test_what_cannot_be_fetched_is_one_line(server, capsys, flags, line, reason):
     with pytest.raises(SystemExit) as end:
-        run_command(main, ["--output", "out", *flags])
+        run_command(main, ["--output", "out", "--dataset", "prs-med", "--url", server.url, *flags])
     out, err = capsys.readouterr()
     last = err.splitlines()[-1]
     assert end.value.code == 2 and out == "" and last.startswith(line) and reason in last and "Traceback" not in err
@@ -201,3 +203,9 @@ def test_other_answers_than_a_listing_are_one_line(server):
             download(server)
     finally:
         Handler.listing = original
+
+
+def test_a_file_that_was_changed_here_is_fetched_again(server):
+    download(server)
+    Path("out/prs-med-dataset/skin/b.bin").write_bytes(b"c" * 70000)
+    assert download(server)["fetched"] == 1 and written() == FILES

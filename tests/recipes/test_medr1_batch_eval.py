@@ -99,6 +99,7 @@ def test_other_settings_and_another_file_are_asked_again(run, splits):
     [
         (["--splits_dir", "nowhere"], r"^nowhere: no file <kind>/test/\*.json in it \(expected modality"),
         (["--modalities", "PET"], r"^--modalities PET: expected some of CT, Fundus photography, "),
+        (["--modalities", "CT", "PET"], r"^--modalities PET: expected some of CT, Fundus photography, "),
         (["--evaluation_type", "task"], "^--splits_dir is missing: the starter questions are divided by modality only$"),
         (["--attacks", "pdg"], "^--attacks pdg: expected fgsm or pgd"),
     ],
@@ -108,6 +109,12 @@ def test_mistakes_are_one_line(flags, line, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=line):
         main([*flags, "--output_dir", "out"])
     assert not Path("out").exists()
+
+
+def test_a_modality_that_no_file_is_about_is_not_left_out_in_silence(splits, tmp_path):
+    flags = ["--splits_dir", str(splits), "--dataset_root", str(splits.parent), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(InputError, match="^--modalities Dermoscopy: expected some of "):
+        main([*flags, "--modalities", "CT(Computed Tomography)", "dermoscopy"])
 
 
 def test_a_bad_file_ends_the_batch_before_it_begins(splits, tmp_path):

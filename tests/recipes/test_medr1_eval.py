@@ -9,6 +9,7 @@ from transformers import LlamaConfig
 
 from engine.command.main import run_command
 from engine.errors import InputError
+from models.loading import load_policy
 from recipes.medr1_eval import EvaluationArguments, main
 from tests.tiny_qwen import save_tiny
 
@@ -99,3 +100,9 @@ def test_what_cannot_be_used_is_one_line(flags, message, data, tmp_path, capsys,
 def test_published_files_are_read_as_they_are(checkpoint, mini_data, tmp_path):
     headline = ask(checkpoint, mini_data / "omnimedvqa_test.json", tmp_path / "run", "--limit", "3", "--max_pixels", "50176")
     assert headline["num_samples"] == 3
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_tower_attends_as_it_is_asked_to(checkpoint, attention):
+    policy = EvaluationArguments(model=checkpoint, attn_implementation=attention).load(load_policy)
+    assert policy.base.model.visual.config._attn_implementation.startswith(attention)

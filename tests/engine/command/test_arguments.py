@@ -16,6 +16,7 @@ class Settings:
     learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate."})
     steps: int = field(default=3, metadata={"help": "How many."})
     bf16: bool = field(default=False, metadata={"help": "Short floats."})
+    tf32: bool | None = field(default=None, metadata={"help": "Shorter products. None: where there is a GPU."})
 
     def __post_init__(self):
         if self.steps < 1:
@@ -25,6 +26,16 @@ class Settings:
 def parse(*argv) -> Settings:
     (settings,) = parse_arguments(Settings, list(argv), recipe="demo", description="A demo.\n\n    with a table")
     return settings
+
+
+@pytest.mark.parametrize("flags, value", [([], None), (["--tf32"], True), (["--tf32", "true"], True), (["--tf32", "no"], False)])
+def test_a_switch_that_may_be_left_open_needs_no_value(flags, value):
+    assert parse(*flags, "--steps", "4").tf32 is value
+
+
+def test_a_flag_that_is_not_taken_is_refused_with_what_there_is_instead():
+    with pytest.raises(InputError, match="^--device is not taken: the GPU is chosen elsewhere$"):
+        parse_arguments(Settings, ["--device=cuda:0"], recipe="demo", refused={"--device": "the GPU is chosen elsewhere"})
 
 
 @pytest.mark.parametrize("value", ["-1", "-.5", "-1e-3", "-2E5"])

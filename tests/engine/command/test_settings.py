@@ -10,7 +10,7 @@ import pytest
 
 from engine.command.arguments import parse_arguments
 from engine.command.main import run_command
-from engine.command.settings import DataArguments, ModelArguments, limits_of, out_of_range
+from engine.command.settings import DataArguments, ModelArguments, limits_of, out_of_range, usable_attention
 from engine.errors import InputError
 from engine.training.config.grpo import GRPOConfig
 from engine.training.config.masks import MaskConfig
@@ -142,3 +142,12 @@ def test_flash_attention_is_never_handed_float32(monkeypatch, caplog, installed,
     arguments = ModelArguments(attn_implementation="flash_attention_2", dtype=dtype)
     assert arguments.load_options(bf16)["attn_implementation"] == used
     assert said in caplog.text and bool(said) == bool(caplog.text)
+
+
+@pytest.mark.parametrize(
+    "installed, half, used",
+    [(True, True, "flash_attention_2"), (True, False, "sdpa"), (False, True, "sdpa"), (False, False, "sdpa")],
+)
+def test_automatic_attention_is_the_fastest_that_can_be_had_without_a_word(monkeypatch, caplog, installed, half, used):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: "a spec" if installed else None)
+    assert usable_attention("auto", half=half) == used and usable_attention("eager", half=half) == "eager" and not caplog.text

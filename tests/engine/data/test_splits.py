@@ -53,6 +53,23 @@ def test_an_eval_limit_is_spread_over_the_held_out_rows():
     assert [record["row"] for record in test.records] == [0, 2, 5, 7]
 
 
+def test_one_modality_can_be_trained_on_and_all_be_tested():
+    folder = write("both", train=2, test=2)
+    for part in ("train", "test"):
+        rows = [
+            {"image": "a.png", "question": f"{i}?", "answer": "no", "modality": name} for i, name in enumerate(["CT", "MRI", "MRI"])
+        ]
+        Path(folder, f"{part}.json").write_text(json.dumps(rows))
+    train, test, _ = load_splits(DataArguments(dataset_name=[folder]), train_modalities=["MRI"])
+    assert [row["modality"] for row in train.records] == ["MRI"] * 2 and [row["modality"] for row in test.records] == [
+        "CT",
+        "MRI",
+        "MRI",
+    ]
+    with pytest.raises(InputError, match="no row about X-Ray"):
+        load_splits(DataArguments(dataset_name=[folder]), train_modalities=["X-Ray"])
+
+
 def test_a_limit_is_spread_over_all_sources_and_first_takes_the_first():
     sources = [write("one", test=3) + "/test.json", write("two", test=5) + "/test.json"]
     places = [(record["source"][:3], record["row"]) for record in load_questions(sources, limit=4).records]

@@ -13,7 +13,7 @@ from engine.rollout.answers import Answer
 from engine.runs.evaluate import evaluate
 from engine.runs.train import first_and_last, train
 from engine.tasks.evaluation import comparisons
-from engine.tasks.lesions import LesionTask
+from engine.tasks.skin.task import LesionTask
 from engine.training.config.grpo import GRPOConfig
 from engine.training.config.sft import SFTConfig
 from engine.training.grpo import GRPOTrainer

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from engine.data.lesions import DIAGNOSES, QUESTIONS, ask
-from engine.tasks.lesion_answers import box_iou, read_box, read_diagnosis, read_region
-from engine.tasks.published_skin import skin_rewards
+from engine.tasks.skin.answers import box_iou, read_box, read_diagnosis, read_region
+from engine.tasks.skin.published import skin_rewards
 
 RECORD = {
     "dx": "mel",
