@@ -5,7 +5,22 @@
     torchrun --nproc_per_node=2 -m recipes.skin_sft --output_dir OUT --model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct --use_peft \\
         --dataset_name data/skin
 
-TODO
+The second command takes the published settings file; the defaults are its values. A fifth of the lesions are asked where they lie
+too (`--question`, `--spatial_description_ratio`), the others for the diagnosis alone; `--dataset_name` takes what
+`recipes.skin_prepare` makes, the published JSON or CSV file, or a copy of the hub's abaryan/ham10000_bbox. Held-out lesions are
+asked for everything, before and after training. Which keys of the file are not used, and why, is logged.
+
+With no flags: the starter policy for skin lesions (see `recipes.skin_starter_policy`), which calls lesions wrongly, on lesions drawn
+on real images, a tenth of which are asked for everything. Measured with seeds 42, 1 and 2, in 25 seconds on one CPU thread:
+diagnoses from 24.2 % to 81.5, 63.7 and 76.6 % of 124 held-out lesions, mean IoU of boxes from 0.567 to 0.650, 0.665 and 0.700;
+regions fall from 94.4 % to 85.5, 90.3 and 87.1 %, which stage 2 mends in part.
+
+The last line is JSON: diagnosis_accuracy, balanced_accuracy, region_accuracy, mean_iou and iou_over_50, each _before and _after
+(fractions), majority_accuracy, loss_first and _last (nats a token), seconds, checkpoint, recall_before and _after by diagnosis.
+
+Differences from the published code (https://github.com/rasoulcarrera/DR_Diag_Skin_main): lesions are split by lesion and not by
+image, whose other photographs would be trained on; the loss is that of the answer alone; which lesions are asked where they lie
+follows from the seed and the image, not from the order of reading.
 """
 
 from functools import partial
@@ -33,6 +48,7 @@ PUBLISHED = {
 # What a run without flags uses instead: the starter policy is small, and shown few lesions.
 STARTER = {
     "question": "box",
+    "spatial_description_ratio": 0.1,
     "learning_rate": 5e-4,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.1,
