@@ -80,8 +80,7 @@ def main(argv: list[str]) -> dict:
         refused=REFUSED,
     )
     if task.compat == "reference":
-        args.cosine_epochs = args.cosine_epochs or 20
-        args.check_cosine()
+        args.follow_cosine(args.cosine_epochs or 20)
         args.mask_loss = "published_structure" if args.mask_loss == "structure" else args.mask_loss
     # Imported once the flags are known to be good, since these take seconds.
     from engine.runs.train import train

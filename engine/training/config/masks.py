@@ -54,16 +54,16 @@ class MaskConfig(TrainingConfig):
         if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:
             self.lr_scheduler_kwargs = self._lowest()
         super().__post_init__()
-        self.check_cosine()
+        if self.cosine_epochs is not None:
+            self.follow_cosine(self.cosine_epochs)
         known = ", ".join(MASK_LOSSES)
         refuse([(self.mask_loss in MASK_LOSSES, f"--mask_loss {self.mask_loss}: expected one of {known}")])
 
-    def check_cosine(self) -> None:
-        """InputError where `cosine_epochs` takes the place of settings that say otherwise."""
-        if self.cosine_epochs is None:
-            return
+    def follow_cosine(self, epochs: int) -> None:
+        """Set `cosine_epochs`; InputError where it takes the place of settings that say otherwise."""
+        self.cosine_epochs = epochs
         kind = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type))
-        cosine = f"--cosine_epochs {self.cosine_epochs} is a schedule of its own"
+        cosine = f"--cosine_epochs {epochs} is a schedule of its own"
         refuse(
             [
                 (kind == "cosine_with_min_lr", f"{cosine}: --lr_scheduler_type {kind} has no place beside it"),

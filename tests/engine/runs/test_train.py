@@ -9,6 +9,7 @@ from PIL import Image
 
 from engine.data.lesions import DIAGNOSES, load_skin
 from engine.data.splits import Splits
+from engine.report.content import value_of
 from engine.rollout.answers import Answer
 from engine.runs.evaluate import evaluate
 from engine.runs.train import first_and_last, train
@@ -71,7 +72,8 @@ def test_what_was_known_before_training_is_of_the_same_rows(model, lesions, tmp_
             )
         told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("before training: ")]
         written = json.loads((tmp_path / "evaluation_before.json").read_text())
-        assert headline["accuracy_before"] == written["shown"]["headline"]["accuracy"]
+        for name, cell in written["shown"]["measures"].items():
+            assert headline[f"{name}_before"] == value_of(cell)
         return [int(line.split(", ")[-1].split()[0]) for line in told], len(written["results"])
 
     first = str(tmp_path / "checkpoint-1")
