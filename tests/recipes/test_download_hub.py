@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -105,13 +106,19 @@ def test_a_cut_connection_is_continued(hub, tmp_path):
     assert hub.storage.ranges(STORED) == [None, "bytes=1000-", "bytes=1000-"]
 
 
+def arrived(folder: Path) -> Path:
+    """The part of the file on which the server stalls, once most of what it sent is there."""
+    part, deadline = folder / "out/VQA_CT/.model.safetensors.part", time.monotonic() + 60
+    while not (part.exists() and part.stat().st_size > 150_000) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return part
+
+
 @pytest.mark.parametrize("flags, continued", [((), True), (("--no-resume",), False)])
 def test_a_killed_process_is_continued_by_the_next(hub, tmp_path, flags, continued):
     hub.storage.fail[STORED] = ["stalled"]
     process = start(tmp_path, hub.url, "--model", "O/N", "--output", "out")
-    part, deadline = tmp_path / "out/VQA_CT/.model.safetensors.part", time.monotonic() + 60
-    while not (part.exists() and part.stat().st_size > 150_000) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    part = arrived(tmp_path)
     process.kill()
     process.communicate()
     hub.storage.going_on.set()
@@ -121,6 +128,16 @@ def test_a_killed_process_is_continued_by_the_next(hub, tmp_path, flags, continu
     assert written(tmp_path) == FILES
     assert hub.storage.ranges(STORED) == [None, f"bytes={there}-" if continued else None]
     assert headline["bytes"] <= SIZE - (there if continued else 0)
+
+
+def test_an_interrupt_ends_it_at_once_and_keeps_what_arrived(hub, tmp_path):
+    hub.storage.fail[STORED] = ["stalled"]
+    process = start(tmp_path, hub.url, "--model", "O/N", "--output", "out")
+    part = arrived(tmp_path)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and out == "" and err.splitlines()[-1] == "interrupted"
+    assert part.stat().st_size > 150_000 and hub.storage.ranges(STORED) == [None]
 
 
 def test_a_part_of_another_version_is_not_built_upon(hub, tmp_path):

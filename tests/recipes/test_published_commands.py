@@ -180,7 +180,7 @@ def filled(place):
     for number, subset in enumerate(["CT(Computed Tomography)", *["MR (Mag-netic Resonance Imaging)"] * 2]):
         problem, letter = "Which technique is it? A)CT, B)MRI", "BA"[number == 0]
         name = f"Images/Chest CT Scan/{number} (1).png"
-        for base in (root, place / "data/VQA/CT_384", place / "data/Huatuo"):
+        for base in (root / "OmniMedVQA", place / "data/VQA/CT_384", place / "data/Huatuo"):  # as their READMEs place them
             (base / name).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.random.default_rng(number).integers(0, 255, (56, 56, 3), dtype=np.uint8)).save(base / name)
         rows.append({"image": name, "problem": problem, "solution": f"<answer> {letter} </answer>", "subset": subset})
