@@ -6,6 +6,7 @@ and writes what a server sends beyond the listed size.
 """
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -52,7 +53,7 @@ class Repository:
         return self.name[:200]
 
     def files(self, include: str = "") -> list[RemoteFile]:
-        """All files whose path begins with `include`, at the newest commit of the main branch.
+        """All files whose path begins with `include`, or is like that pattern (`*.json`), at the newest commit of the main branch.
 
         InputError if the repository cannot be read, or lists a path outside a folder, one path twice, or too many of them.
         """
@@ -67,7 +68,7 @@ class Repository:
             for count, entry in enumerate(progress(entries, desc="listing", unit=" files")):
                 if count >= MOST_FILES:
                     raise ValueError(f"it lists more than {MOST_FILES:,} files")
-                if isinstance(entry, RepoFile) and str(entry.path).startswith(include):
+                if isinstance(entry, RepoFile) and (entry.path.startswith(include) or fnmatchcase(entry.path, include)):
                     file = self._remote_file(entry, commit)
                     if file.name in found:
                         raise ValueError(f"it lists {file.name[:80]!r} twice")

@@ -83,6 +83,13 @@ def test_a_data_set_and_a_part_of_a_repository(hub, tmp_path):
     assert any(path.startswith("/datasets/O/N/resolve/") for _, path, _ in hub.log)
 
 
+def test_the_command_of_hugging_face_means_the_same(hub, tmp_path):
+    flags = ["--repo-type", "dataset", "--local-dir", "out", "--local-dir-use-symlinks", "False", "--include", "*.json"]
+    code, out, err = run(tmp_path, hub.url, "O/N", *flags)
+    assert code == 0 and json.loads(out)["path"] == "out", err
+    assert set(written(tmp_path)) == {"config.json", "VQA_CT/a (1) & b.json"}
+
+
 def test_the_names_of_the_five_systems_are_listed(tmp_path):
     for flags in ((), ("--list",)):
         code, out, err = run(tmp_path, "http://127.0.0.1:9", *flags)
@@ -214,6 +221,8 @@ def test_each_refusal_of_the_hub_is_one_line(hub, tmp_path, kind, token, line):
         ("http://127.0.0.1:9", ["--model", "a..b/c"], {}, "error: a..b/c: no name of the Hub (expected OWNER/NAME)"),
         ("http://127.0.0.1:9", ["--model", "nothing"], {}, "error: --model nothing: expected OWNER/NAME on the Hub, or one of"),
         ("http://127.0.0.1:9", ["--model", "O/N", "--token", "a b"], {}, "error: --token (or HF_TOKEN): expected printable ASCII"),
+        ("http://127.0.0.1:9", ["O/N", "--model", "O/N"], {}, "error: --model and --dataset: expected one of them, once"),
+        ("http://127.0.0.1:9", ["O/N", "--local-dir-use-symlinks", "True"], {}, "error: --local_dir_use_symlinks is not supported"),
         ("http://127.0.0.1:9", ["--output", "out"], {}, "error: expected --model NAME or --dataset NAME"),
         ("http://127.0.0.1:9", [f"--tokn={TOKEN}"], {}, "error: unknown flag --tokn, did you mean --token?"),
     ],
