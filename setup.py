@@ -25,6 +25,7 @@ REQUIREMENTS = [
     "numpy>=2.4",
     "scipy>=1.17",
     "pillow>=13",
+    "scikit-learn>=1.9",  # recall and confusion of diagnoses
     "scikit-image>=0.26",  # its example images are starter data
     "tifffile>=2026.3.3",  # TIFF files that Pillow reads with a loss or not at all
     "pydicom>=3.0.2",
@@ -41,6 +42,7 @@ REQUIREMENTS = [
 EXTRAS = {
     "test": [
         "pytest>=9.2",
+        "pytest-xdist>=3.8",  # pytest -n 2
         "hypothesis>=6.170",
         "ruff>=0.17.6",
         "mypy>=2.4",
@@ -83,7 +85,7 @@ setup(
         "Topic :: Scientific/Engineering :: Medical Science Apps.",
     ],
     packages=find_packages(include=["kernels*", "models*", "engine*", "recipes*", "bench*"]),
-    package_data={"models": ["starter/policy/*"], "engine": ["report/*.html"]},
+    package_data={"models": ["starter/policy/*", "starter/skin_policy/*"], "engine": ["report/*.html"]},
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
 )

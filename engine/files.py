@@ -112,6 +112,15 @@ def as_json(data: Any) -> str:
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
+_BREAKS = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+
+
+def json_line(data: Any) -> bytes:
+    """`data` as one line of JSON (UTF-8), its letters as they are; what some readers take for the end of a line is escaped."""
+    text = json.dumps(plain(data), ensure_ascii=False).translate(_BREAKS)
+    return text.encode("utf-8", "backslashreplace") + b"\n"  # a lone surrogate as \ud800, which is JSON
+
+
 def plain(value: Any, digits: int | None = None) -> Any:
     """`value` in JSON's own types: tensors and NumPy numbers as numbers, non-finite ones as None, the rest by `str`.
 

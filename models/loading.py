@@ -22,6 +22,7 @@ from models.qwen.processor import PIXEL_FILES
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STARTER_POLICY = Path(__file__).parent / "starter" / "policy"
+SKIN_STARTER_POLICY = Path(__file__).parent / "starter" / "skin_policy"
 TOWER = "model.visual"
 LONGEST_NAME = 250  # characters of a file's name that any system has
 # Layers as older versions of transformers called them, and what they are called: adapters were trained with both.
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 def load_policy(
     path: str | None,
     *,
+    starter: Path = STARTER_POLICY,
     dtype: torch.dtype = torch.float32,
     freeze_vision: bool = False,
     lora: dict[str, Any] | None = None,
@@ -40,7 +42,7 @@ def load_policy(
     revision: str = "main",
     **options: Any,
 ) -> QwenVLPolicy:
-    """Load `path` (None: the starter policy).
+    """Load `path` (None: the starter policy, `starter`).
 
     `lora` holds the arguments of `add_lora`. With it an adapter is trained further, and keeps its own settings. Without it an
     adapter is applied and frozen, or with `merge_adapter` merged into its base, all of whose weights can then be trained.
@@ -48,7 +50,7 @@ def load_policy(
 
     Raises CheckpointError for a checkpoint that cannot be used, OSError where there is none.
     """
-    path = str(path or STARTER_POLICY)
+    path = str(path or starter)
     folder = find_folder(path, revision)
     if not is_adapter(folder):
         if base_model is not None:

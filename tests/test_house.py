@@ -47,7 +47,13 @@ ENGINE = {
     "serve": {"leaves", "command", "data", "rollout", "evaluation", "export"},
 }
 # Distributions whose modules have another name, and those that no module of ours imports (setup.py says what for).
-DISTRIBUTIONS = {"PIL": "pillow", "skimage": "scikit-image", "yaml": "pyyaml", "liger_kernel": "liger-kernel"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+    "liger_kernel": "liger-kernel",
+}
 NOT_IMPORTED = {"protobuf", "pydicom-data", "python-gdcm"}
 BANNED_NAMES = {"utils", "helpers", "common", "misc", "base", "manager", "v2", "new", "fast"}
 FILE_LINES, RECIPE_LINES, FUNCTION_LINES, KERNEL_LINES, FOLDER_FILES = 500, 150, 80, 150, 14

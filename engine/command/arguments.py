@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from trl import TrlParser
 
 from engine.command.config_file import read_config
+from engine.command.published_keys import PublishedKeys
 from engine.command.settings import LIMITS, check_ranges
 from engine.errors import InputError
 
@@ -90,6 +91,7 @@ def parse_arguments(
     defaults: Mapping[str, Any] | None = None,
     starter: Mapping[str, Any] | None = None,
     starter_unless: Collection[str] = ("model_name_or_path", "dataset_name"),
+    published: PublishedKeys | None = None,
     refused: Mapping[str, str] | None = None,
 ) -> tuple[Any, ...]:
     """One instance of each dataclass, filled from `argv`; `--config FILE.yaml` gives defaults, flags go on top.
@@ -98,7 +100,8 @@ def parse_arguments(
 
     `defaults`: the recipe's, where they differ from the dataclasses'. `starter`: those of the run on starter data; they come before
     `defaults`, and are used only where `argv` has no `--config` and sets none of `starter_unless`, the settings that bring a user's
-    own model or data. `refused`: flags of published scripts that are not taken, and what there is instead.
+    own model or data. `published`: what the keys of a published configuration file mean, where they are not ours. `refused`: flags
+    of published scripts that are not taken, and what there is instead.
     Raises InputError for an unknown flag or setting (naming the nearest one), for a value that does not parse or is missing, and
     with the first line of any ValueError that a dataclass raises about its values.
     """
@@ -116,7 +119,7 @@ def parse_arguments(
                 raise InputError(f"{flag} is not taken: {refused[flag]}")
             raise InputError(f"unknown flag {flag}{_nearest(flag, flags)} (--help lists the flags)")
     if config is not None and not asked:
-        found = read_config(config, parser)
+        found = read_config(config, parser, published)
         for kind in parser.dataclass_types:
             check_ranges(kind, found, f"{config}: ")
         parser.set_defaults_with_config(**found)

@@ -1,4 +1,4 @@
-"""Settings out of a YAML file, by the types of their flags.
+"""Settings out of a YAML or JSON file, by the types of their flags.
 
 A value is read as its flag would be: `bf16: yes`, `learning_rate: 1e-5` and `save_strategy: no` mean what they say, whatever YAML
 makes of such words. A single value stands for a list of one; nothing (`limit:` or `limit: null`) for None. A mapping `env` sets
@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from engine.command.published_keys import PublishedKeys, translate
 from engine.errors import InputError
 
 LONGEST_FILE = 2**18  # bytes
@@ -32,18 +33,21 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_config(path: str, parser: Any) -> dict[str, Any]:
-    """{setting: value} of the file, which a `trl.TrlParser` knows; InputError, naming file and setting, for what it cannot use."""
+def read_config(path: str, parser: Any, published: PublishedKeys | None = None) -> dict[str, Any]:
+    """{setting: value} of the file, which a `trl.TrlParser` knows; InputError, naming file and setting, for what it cannot use.
+
+    `published`: what a published file's keys mean, where the recipe has one.
+    """
     hints = {name: hint for kind in parser.dataclass_types for name, hint in typing.get_type_hints(kind).items()}
     actions = {option: action for action in parser._actions for option in action.option_strings}
     settings: dict[str, Any] = {}
-    for key, node in _entries(path):
-        if key == "env":
+    for key, name, node in translate(path, _entries(path), published or {}):
+        if name == "env":
             _set_environment(path, node)
             continue
-        action = actions.get(f"--{key}")
+        action = actions.get(f"--{name}")
         if action is None or action.dest not in hints or action.nargs == 0:
-            near = difflib.get_close_matches(f"--{key}", [option for option in actions if option.startswith("--")], n=1)
+            near = difflib.get_close_matches(f"--{name}", [option for option in actions if option.startswith("--")], n=1)
             raise InputError(f"{path}: unknown setting {key!r}{f', did you mean {near[0]}?' if near else ''}")
         if action.dest in settings:
             raise InputError(f"{path}: {key}: given twice")

@@ -13,7 +13,7 @@ from typing import Any
 from engine import peers, processes
 from engine.command.run_lock import lock_folder
 from engine.errors import InputError
-from engine.files import as_json, plain, write_whole
+from engine.files import as_json, json_line, plain, write_whole
 from engine.shown_text import without_secrets
 
 
@@ -37,8 +37,8 @@ class RunFolder:
         """Add one line to metrics.jsonl; it is on its way to the disk when this returns."""
         if self.writes:
             try:
-                with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-                    file.write(json.dumps(plain(row)) + "\n")
+                with open(self.path / "metrics.jsonl", "ab") as file:
+                    file.write(json_line(row))
             except OSError as error:  # a full disk is told of without a name
                 error.filename = str(self.path / "metrics.jsonl")
                 raise
@@ -49,10 +49,9 @@ class RunFolder:
 
     def _read(self, name: str) -> list[dict]:
         path = self.path / name
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
         rows = []
-        for line in lines:
-            with contextlib.suppress(json.JSONDecodeError):
+        for line in path.read_bytes().split(b"\n") if path.exists() else []:
+            with contextlib.suppress(ValueError):  # cut short, perhaps within a letter
                 rows.append(json.loads(line))
         return [row for row in rows if isinstance(row, dict)]
 
@@ -61,8 +60,8 @@ class RunFolder:
         again. So does one that was killed before it saved anything, and starts anew."""
         for name in ("metrics.jsonl", "completions.jsonl"):
             if self.writes and (self.path / name).exists():
-                kept = [json.dumps(row, ensure_ascii=False) + "\n" for row in self._read(name) if row.get("step", 0) < step]
-                write_whole(self.path / name, "".join(kept))
+                kept = [json_line(row) for row in self._read(name) if row.get("step", 0) < step]
+                write_whole(self.path / name, b"".join(kept))
 
 
 def open_run(recipe: str, output_dir: str | Path | None = None) -> RunFolder:

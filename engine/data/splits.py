@@ -16,6 +16,7 @@ from engine.errors import InputError
 
 logger = logging.getLogger(__name__)
 Questions = TypeVar("Questions", bound=Rows)
+Read = TypeVar("Read", bound=Rows, covariant=True)
 
 
 class Splits(NamedTuple):
@@ -26,6 +27,12 @@ class Splits(NamedTuple):
     on_bad_row: str = "error"
 
 
+class Load(Protocol[Read]):
+    """Reads one split of sources."""
+
+    def __call__(self, sources: list[str], *, split: str) -> Read: ...
+
+
 def load_splits(
     data: DataArguments, starter_modalities: Collection[str] | None = None, train_modalities: Collection[str] | None = None
 ) -> Splits:
@@ -34,18 +41,27 @@ def load_splits(
     `starter_modalities`: the modalities to take where the starter data are used (no `--dataset_name`); None: all of them.
     `train_modalities`: those to train on, of whichever data; None: all that are taken.
     """
-    named = [data.dataset_name] if isinstance(data.dataset_name, str) else data.dataset_name  # a text where no flags were parsed
-    sources = named or [str(build_starter_data())]
     modalities = None if data.dataset_name else starter_modalities
     load = partial(load_questions, image_root=data.image_root, on_bad_row=data.on_bad_row)
-    train = load(sources, split=data.dataset_train_split, modalities=train_modalities or modalities)
-    test = None
+    return read_splits(
+        data,
+        build_starter_data,
+        partial(load, modalities=train_modalities or modalities),
+        partial(load, modalities=None if data.eval_dataset_name else modalities),
+    )
+
+
+def read_splits(data: DataArguments, starter: Callable[[], Path], load: Load[Rows], load_test: Load[Rows]) -> Splits:
+    """What `data` names, by default the folder that `starter` makes, read by `load` to train on and by `load_test` to test on."""
+    named = [data.dataset_name] if isinstance(data.dataset_name, str) else data.dataset_name  # a text where no flags were parsed
+    sources = named or [str(starter())]
+    train, test = load(sources, split=data.dataset_train_split), None
     if data.eval_limit and data.eval_dataset_name:
-        test = load(data.eval_dataset_name, split=data.dataset_test_split)
+        test = load_test(data.eval_dataset_name, split=data.dataset_test_split)
     elif data.eval_limit:
         held_out = [source for source in sources if has_split(Path(source), data.dataset_test_split)]
         if held_out:
-            test = load(held_out, split=data.dataset_test_split, modalities=modalities)
+            test = load_test(held_out, split=data.dataset_test_split)
         for source in sources:
             if source not in held_out:
                 logger.warning("%s: no split %r, so that none of its questions is held out", source, data.dataset_test_split)

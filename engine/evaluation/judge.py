@@ -1,13 +1,12 @@
 """A language model as judge: does the answer say the same place as the truth? (PRS-Med, arXiv:2505.11872, appendix A.3)
 
 Three prompts are asked, each answered yes or no. accuracy of a prompt = yes / all, of the judge = mean over the prompts (the paper
-reports the mean of two judges, Qwen 3 and Llama 3.1). The judge is any server that speaks OpenAI's protocol (vLLM, SGLang, Ollama,
-llama.cpp, OpenAI): `POST URL/chat/completions`. It is asked greedily; a reply counts as yes if yes is its first word that is yes or
-no, thoughts between <think> tags left out. A reply with neither counts as no and is counted in `unclear`; where there is no reply,
-or it is no text, the question counts as not judged.
+reports the mean of two judges, Qwen 3 and Llama 3.1). The judge is any server that speaks OpenAI's protocol
+(`engine.chat_session`). It is asked greedily; a reply counts as yes if yes is its first word that is yes or no, thoughts between
+<think> tags left out. A reply with neither counts as no and is counted in `unclear`; where there is no reply, or it is no text, the
+question counts as not judged.
 """
 
-import json
 import logging
 import os
 import re
@@ -18,8 +17,8 @@ from multiprocessing.pool import ThreadPool
 
 import numpy as np
 
+from engine.chat_session import KEY_VARIABLE, ChatSession, NoText
 from engine.errors import InputError
-from engine.http_session import HTTPSession, is_web_address, shown_address
 from engine.progress import progress
 
 Verdict = bool | str | None  # yes or no; None: a reply with neither; a text: why there is none
@@ -37,12 +36,6 @@ PROMPTS = (  # the appendix's, as a public re-implementation transcribes them
     "captures the same or similar positional context as the ground truth, based on the provided question.\n\nQuestion: {question}\n"
     'Groundtruth: {truth}\nPrediction: {answer}\n\nAnswer with "Yes" if the position is similar, otherwise "No".',
 )
-KEY_VARIABLE = "OPENAI_API_KEY"
-LONGEST_REPLY = 2**20  # bytes
-
-
-class NoText(InputError):
-    """One reply that cannot be read; the next may be better."""
 
 
 @dataclass
@@ -62,29 +55,13 @@ class Judge:
     api_key: str | None = field(default_factory=lambda: os.environ.get(KEY_VARIABLE), repr=False)
 
     def __post_init__(self):
-        if not is_web_address(self.url):
-            raise InputError(f"--judge_url {shown_address(self.url)}: expected http://HOST[:PORT]/v1 or https://...")
-        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
-            raise InputError(f"{KEY_VARIABLE}: expected printable ASCII characters")
-        address, mark, query = self.url.partition("?")
-        address = address.rstrip("/").removesuffix("/chat/completions")
-        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        self.session = HTTPSession(
-            address + mark + query, timeout=self.timeout, tries=self.tries, pause=self.pause, headers=headers
-        )
+        options = {"timeout": self.timeout, "tries": self.tries, "pause": self.pause}
+        self.session = ChatSession(self.url, self.model, flag="--judge_url", api_key=self.api_key, **options)
         self.url = self.session.url
 
     def reply(self, prompt: str) -> str:
-        """The model's text. InputError, naming server and reason, where it gives none; NoText where it gives something else."""
-        messages = [{"role": "user", "content": prompt}]
-        question = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": self.max_tokens}
-        try:
-            return _text_of(self.session.read("POST", "/chat/completions", LONGEST_REPLY, json=question))
-        except OSError as error:
-            kind, reason = InputError, str(error)
-        except ValueError as error:
-            kind, reason = NoText, f"not a chat completion: {self.session.hide(str(error))[:200]}"
-        raise kind(f"--judge_url {self.url}: no answer from {self.model!r} ({reason})")
+        """The model's text; errors as `ChatSession.ask`."""
+        return self.session.ask([{"role": "user", "content": prompt}], temperature=0, max_tokens=self.max_tokens).text
 
     def judge(self, cases: Sequence[dict]) -> list[list[Verdict]]:
         """For each case {question, truth, answer}, whether each of PROMPTS was answered yes.
@@ -141,22 +118,3 @@ def judge_scores(verdicts: Sequence[Sequence[Verdict]]) -> dict[str, float | Non
     yes = np.array([np.mean([v is True for v in of_prompt]) for of_prompt in of_prompts if of_prompt])
     unclear = sum(v is None for of_prompt in of_prompts for v in of_prompt) / judged
     return {"accuracy": float(yes.mean()), "std": float(yes.std()), "unclear": unclear} | unjudged
-
-
-def _text_of(data: bytes) -> str:
-    """The text of a chat completion, also where it comes in parts; ValueError, saying what it is, if it is something else."""
-    try:
-        reply = json.loads(data)
-        if isinstance(reply, dict) and "choices" not in reply and "error" in reply:
-            error = reply["error"]
-            raise ValueError(error["message"] if isinstance(error, dict) and "message" in error else error)
-        content = reply["choices"][0]["message"]["content"]
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"{type(error).__name__} {error}") from None
-    except RecursionError:
-        raise ValueError("JSON nested too deeply") from None
-    parts = content if isinstance(content, list) else [content or ""]
-    texts = [part.get("text", "") if isinstance(part, dict) else part for part in parts]
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"the message's content is no text: {content!r:.80}")
-    return "".join(texts)

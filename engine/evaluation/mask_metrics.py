@@ -43,6 +43,12 @@ def dice_score(mask: np.ndarray, truth: np.ndarray) -> float:
     return float(2 * (mask & truth).sum() / size) if size else 1.0
 
 
+def iou_score(mask: np.ndarray, truth: np.ndarray) -> float:
+    """Intersection over union of two masks (bool, one shape); 1 where both are empty."""
+    union = (mask | truth).sum()
+    return float((mask & truth).sum() / union) if union else 1.0
+
+
 def score_mask(levels: np.ndarray, truth: np.ndarray) -> dict:
     """All measures of one image. levels: [H, W] uint8 (see `mask_levels`); truth: [H, W] bool.
 

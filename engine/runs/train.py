@@ -1,9 +1,10 @@
 """A training run from start to end: evaluate, train, evaluate again, report. Any model on any task with any of the trainers."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,8 @@ def train(
     logger.info("%s: %d training rows, on %s, output in %s", title, len(rows), describe_device(), run.path)
 
     evaluations = {}
-    same_rows = told is not None and told.rows.get("held-out") == identity["held-out"]
     if test is not None:
-        evaluations["before"] = _evaluate(trainer, task, test, run, "before", reuse=same_rows)
+        evaluations["before"] = _evaluate(trainer, task, test, run, "before", reuse=resume is not None)
     checkpoint = train_to_end(trainer, run, resume)
     if test is not None:
         evaluations["after"] = _evaluate(trainer, task, test, run, "after")
@@ -142,11 +142,16 @@ def train_to_end(trainer: Trainer, run: RunFolder, resume: Path | None) -> Path 
 
 
 def _evaluate(trainer: Trainer, task: Task, test: Rows, run: RunFolder, when: str, reuse: bool = False) -> Evaluation:
-    """Greedy answers to held-out rows, kept as evaluation_<when>.json; a resumed run reads what it knew before."""
+    """Greedy answers to held-out rows, kept as evaluation_<when>.json; with `reuse`, what is kept there of the same rows."""
+    identity = row_identity(test)
     kept = run.path / f"evaluation_{when}.json"
     if reuse and kept.is_file():
-        return Evaluation.read(kept)
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # of a version that wrote otherwise
+            known = Evaluation.read(kept)
+            if known.summary["rows"] == identity:
+                return known
     evaluation = evaluate(trainer.answer, task, test, batch_size=trainer.evaluation_batch_size, progress=run.writes)
+    evaluation = replace(evaluation, summary=evaluation.summary | {"rows": identity})
     if run.writes:
         write_evaluation(run.path, task, evaluation, suffix=f"_{when}")
     log_measures(f"{when} training", evaluation)

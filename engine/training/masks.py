@@ -117,17 +117,17 @@ class MaskTrainer(Trainer):
         self.num_steps = 0
         return dict(zip(("loss/mask", "loss/class", "loss/text"), means, strict=True))
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+    def make_schedule(self, num_steps: int, optimizer: Any) -> Any:
         if self.args.cosine_epochs is None:
-            return super().create_scheduler(num_training_steps, optimizer)
+            return super().make_schedule(num_steps, optimizer)
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         steps = math.ceil(len(self.train_dataset) / batch)
-        low, period = MIN_LEARNING_RATE / self.args.learning_rate, self.args.cosine_epochs
+        low, period = min(1.0, MIN_LEARNING_RATE / self.args.learning_rate), self.args.cosine_epochs
 
         def factor(step: int) -> float:
             return low + (1 - low) * (1 + math.cos(math.pi * (step // steps) / period)) / 2
 
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)  # type: ignore[arg-type]
+        self.lr_scheduler = LambdaLR(optimizer, factor)
         return self.lr_scheduler
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:

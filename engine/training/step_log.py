@@ -3,7 +3,6 @@
 Letters: G answers a prompt, N answers in all, F reward functions.
 """
 
-import json
 import math
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from engine.files import plain
+from engine.files import json_line
 from engine.report.content import Sample, ShownAnswer
 from engine.rollout.answers import Answer
 from engine.tasks.task import Task
@@ -179,7 +178,7 @@ class StepLog:
 
     def _show_answers(self, step: int) -> None:
         samples = [self._sample(group, step) for group in self.last_groups]
-        with open(Path(self.args.output_dir) / "completions.jsonl", "a", encoding="utf-8") as file:
+        with open(Path(self.args.output_dir) / "completions.jsonl", "ab") as file:
             for group, sample in zip(self.last_groups, samples, strict=True):
                 answers = [
                     {"text": answer.text, "rewards": answer.scores, "advantage": answer.advantage}
@@ -187,7 +186,7 @@ class StepLog:
                     for i, answer in enumerate(sample.answers)
                 ]
                 line = {"step": step, "question": sample.question, "solution": sample.solution, "completions": answers}
-                file.write(json.dumps(plain(line), ensure_ascii=False) + "\n")
+                file.write(json_line(line))
         lines = [f"question: {samples[0].question}"]
         for answer in samples[0].answers:
             scores = ", ".join(f"{name} {value:g}" for name, value in answer.scores.items())

@@ -23,6 +23,7 @@ from engine.processes import share_first
 from engine.report.content import Sample
 from engine.rollout.answers import Answer
 from engine.training.checkpoints import newest_checkpoint
+from engine.training.config.optimization import with_rates
 from engine.training.config.training import TrainingConfig
 from engine.training.manifest import Manifest, check_same, check_whole, deciding_settings, loading, sizes
 
@@ -197,7 +198,11 @@ class Trainer(transformers.Trainer):
             own = own.optimizer
         if own is not optimizer:
             optimizer.defaults = own.defaults
-        return super().create_scheduler(num_training_steps, optimizer)
+        return with_rates(self.args, num_training_steps, lambda: self.make_schedule(num_training_steps, optimizer))
+
+    def make_schedule(self, num_steps: int, optimizer: Any) -> Any:
+        """The learning rate of so many steps, which becomes `lr_scheduler`."""
+        return super().create_scheduler(num_steps, optimizer)
 
     def save_extra(self, folder: Path) -> None:
         """Write a subclass's own files beside the Trainer's."""

@@ -119,7 +119,7 @@ class PooledMaskDecoder(nn.Module):
 
     def forward(self, image_embeddings: Tensor, prompt_states: Tensor, prompt_mask: Tensor | None = None) -> Tensor:
         """As `PromptedMaskDecoder.forward`, -> [B, 1, image_size, image_size]."""
-        pooled = F.adaptive_avg_pool2d(image_embeddings, 16)
+        pooled = block_means(image_embeddings, 16)
         image = self.proj_image(pooled).flatten(2).transpose(1, 2)  # [B, 256, C]
         prompt = self.norm(self.proj_text(prompt_states))  # [B, T, C]
 
@@ -127,6 +127,14 @@ class PooledMaskDecoder(nn.Module):
         x = image + self.attn(self.norm(image), prompt, prompt, key_padding_mask=ignored, need_weights=False)[0]
         x = x + self.mlp(x)
         return self.upscale(self.fuse(x.transpose(1, 2).view_as(pooled) + pooled))
+
+
+def block_means(x: Tensor, side: int) -> Tensor:
+    """[B, C, h, w] -> [B, C, side, side], the means of equal blocks; `side` divides h and w.
+
+    Adaptive average pooling, whose gradient has no deterministic implementation on a GPU.
+    """
+    return x.unflatten(3, (side, -1)).unflatten(2, (side, -1)).mean((3, 5))
 
 
 def _doubling(in_channels: int, channels: int) -> nn.Sequential:

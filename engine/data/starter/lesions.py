@@ -69,13 +69,12 @@ def draw_lesions(root: Path) -> None:
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(COLUMNS)
     for lesion in range(LESIONS):
-        with Image.open(crops / questions[grounds[lesion % len(grounds)]]["image"]) as opened:
-            ground = np.asarray(opened.convert("L"), dtype=np.float32)
+        ground = _ground(crops / questions[grounds[lesion]]["image"])
         dx = list(DIAGNOSES)[lesion % len(DIAGNOSES)]
         about = [dx, "drawn", int(rng.integers(4, 18)) * 5, rng.choice(("female", "male")), rng.choice(BODY_PARTS)]
-        radius = rng.uniform(0.09, 0.15) * SIDE
+        radius = draw_radius(rng)
         for _ in range(1 + rng.integers(2)):
-            pixels, mask = _draw(ground, dx, radius, rng)
+            pixels, mask = draw_lesion(ground, dx, radius, rng)
             name = f"DRAWN_{number:05d}"
             Image.fromarray(pixels).save(root / "HAM10000_images" / f"{name}.jpg", quality=95)
             Image.fromarray(mask.astype(np.uint8) * 255).save(root / "HAM10000_segmentations" / f"{name}{MASK_SUFFIX}.png")
@@ -84,7 +83,25 @@ def draw_lesions(root: Path) -> None:
     write_whole(root / METADATA, table.getvalue())
 
 
-def _draw(ground: np.ndarray, dx: str, radius: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def spare_grounds() -> list[np.ndarray]:
+    """Grey values [H, W] of the crops on which no lesion of the starter data lies: for what a policy learns before."""
+    crops = build_starter_data()
+    questions = json.loads((crops / "train.json").read_text(encoding="utf-8"))
+    order = np.random.default_rng(SEED).permutation(len(questions))  # as in `draw_lesions`
+    return [_ground(crops / questions[place]["image"]) for place in order[LESIONS:]]
+
+
+def _ground(path: Path) -> np.ndarray:
+    with Image.open(path) as opened:
+        return np.asarray(opened.convert("L"), dtype=np.float32)
+
+
+def draw_radius(rng: np.random.Generator) -> float:
+    """Pixels."""
+    return float(rng.uniform(0.09, 0.15) * SIDE)
+
+
+def draw_lesion(ground: np.ndarray, dx: str, radius: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """[H, W] grey values -> [H, W, 3] uint8 with a lesion, and its mask [H, W] (bool)."""
     from scipy import ndimage  # here: the starter data are made once
 

@@ -52,7 +52,28 @@ class MaskConfig(TrainingConfig):
 
     def __post_init__(self):
         if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:
-            self.lr_scheduler_kwargs = {"min_lr": min(MIN_LEARNING_RATE, self.learning_rate)}
+            self.lr_scheduler_kwargs = self._lowest()
         super().__post_init__()
+        self.check_cosine()
         known = ", ".join(MASK_LOSSES)
         refuse([(self.mask_loss in MASK_LOSSES, f"--mask_loss {self.mask_loss}: expected one of {known}")])
+
+    def check_cosine(self) -> None:
+        """InputError where `cosine_epochs` takes the place of settings that say otherwise."""
+        if self.cosine_epochs is None:
+            return
+        kind = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type))
+        cosine = f"--cosine_epochs {self.cosine_epochs} is a schedule of its own"
+        refuse(
+            [
+                (kind == "cosine_with_min_lr", f"{cosine}: --lr_scheduler_type {kind} has no place beside it"),
+                (self.lr_scheduler_kwargs in (None, self._lowest()), f"{cosine}: --lr_scheduler_kwargs has no place beside it"),
+                (
+                    not self.warmup_steps,
+                    f"{cosine}, without a warm-up: --warmup_steps {self.warmup_steps:g} has no place beside it",
+                ),
+            ]
+        )
+
+    def _lowest(self) -> dict[str, float]:
+        return {"min_lr": min(MIN_LEARNING_RATE, self.learning_rate)}

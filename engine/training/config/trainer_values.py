@@ -7,11 +7,13 @@ import dataclasses
 import importlib.util
 import inspect
 import json
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from engine.errors import InputError
 from engine.files import read_bounded
+from engine.training.config.optimization import parse_optim_args, refuse_schedules_of_evaluation
 
 OBJECTS = ("accelerator_config", "deepspeed", "gradient_checkpointing_kwargs", "lr_scheduler_kwargs")
 IN_FILES = ("accelerator_config", "deepspeed")  # what may also be the name of a JSON file
@@ -21,17 +23,17 @@ OPTIONS = {"use_reentrant", "preserve_rng_state", "context_fn", "determinism_che
 
 def check_values(args: Any) -> None:
     """InputError, naming flag and value, for the first value of `transformers.TrainingArguments` that means nothing."""
+    refuse_schedules_of_evaluation(args.lr_scheduler_type)
     for name in OBJECTS:
         value = getattr(args, name, None)
         if value is None or value == "" or not isinstance(value, str | Mapping):
             continue
         found = _object(name, value)
+        _check_finite(name, found)
         _check_keys(name, found, args)
     if args.deepspeed and importlib.util.find_spec("deepspeed") is None:
         raise InputError("--deepspeed: deepspeed is not installed (pip install 'vesalius[scale]')")
-    for pair in filter(None, (args.optim_args or "").replace(" ", "").split(",")):
-        if pair.count("=") != 1 or pair.startswith("="):
-            raise InputError(f"--optim_args {args.optim_args}: expected name=value,name=value")
+    parse_optim_args(args.optim_args)
     _check_trackers(args.report_to)
 
 
@@ -52,6 +54,17 @@ def _object(name: str, value: str | Mapping) -> Mapping:
     if not isinstance(found, dict):
         raise InputError(f"--{name} {shown}: expected a JSON object{or_file}")
     return found
+
+
+def _check_finite(name: str, found: Mapping) -> None:
+    """InputError for a number in it, at whatever depth, that is none: Python reads NaN in JSON, and 1e999 as infinite."""
+    left: list[tuple[str, Any]] = [("", found)]
+    while left:
+        place, value = left.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"--{name}: {place[:80]} is {value}: expected finite numbers")
+        inside = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+        left += [(f"{place}.{key}" if place else str(key), item) for key, item in inside]
 
 
 def _check_keys(name: str, found: Mapping, args: Any) -> None:

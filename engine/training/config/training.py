@@ -8,6 +8,7 @@ import torch
 
 from engine.command.settings import check_ranges, refuse, setting
 from engine.command.training_arguments import TrainingArguments
+from engine.training.config.optimization import check_learning
 from engine.training.config.trainer_values import check_values
 
 # What the numbers of `transformers.TrainingArguments` are held to, whichever class of ours declares them anew.
@@ -93,6 +94,12 @@ class TrainingConfig(TrainingArguments):
                 ),
             ]
         )
+        check_learning(self)
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """As of `transformers`; but a share of the steps is never all of them, so that a run of one step learns."""
+        steps = super().get_warmup_steps(num_training_steps)
+        return steps if self.warmup_steps >= 1 else min(steps, num_training_steps - 1)
 
     @property
     def n_gpu(self) -> int:

@@ -34,6 +34,21 @@ def test_a_resumed_run_rewrites_its_later_rows(tmp_path):
     assert run.read_metrics()[0] == {"step": 1, "reward": 0.5, "kl": None}
 
 
+def test_logged_answers_are_cut_with_the_metrics_and_stay_a_line_each(tmp_path):
+    """Whatever separates lines elsewhere, and where the kill came within a letter of the last one."""
+    run = open_run("demo", tmp_path)
+    rows = [{"step": step, "completions": [{"text": f"{step}\u2028b\u2029c\x85ä"}]} for step in (1, 1, 2, 3)]
+    whole = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    cut = '{"step": 3, "completions": [{"text": "ä'.encode()[:-1]
+    (tmp_path / "completions.jsonl").write_bytes(whole + cut)
+    run.truncate(3)
+    kept = (tmp_path / "completions.jsonl").read_text(encoding="utf-8")
+    assert [json.loads(line) for line in kept.splitlines()] == rows[:3]
+    assert not (tmp_path / "metrics.jsonl").exists()  # what was not there is not made
+    run.truncate(1)
+    assert (tmp_path / "completions.jsonl").read_bytes() == b""
+
+
 def test_other_processes_do_not_write(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     run = open_run("demo", tmp_path / "run")

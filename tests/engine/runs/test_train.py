@@ -13,7 +13,7 @@ from engine.rollout.answers import Answer
 from engine.runs.evaluate import evaluate
 from engine.runs.train import first_and_last, train
 from engine.tasks.evaluation import comparisons
-from engine.tasks.lesions import LesionTask
+from engine.tasks.skin.task import LesionTask
 from engine.training.config.grpo import GRPOConfig
 from engine.training.config.sft import SFTConfig
 from engine.training.grpo import GRPOTrainer
@@ -53,6 +53,34 @@ def test_lesions_are_trained_and_evaluated_like_any_task(model, lesions, tmp_pat
         assert (tmp_path / name).stat().st_size > 100
     results = json.loads((tmp_path / "evaluation_after.json").read_text())["results"]
     assert [result["iou"] is None for result in results] == [False, True]
+
+
+def test_what_was_known_before_training_is_of_the_same_rows(model, lesions, tmp_path, caplog):
+    """A resumed run takes it from the folder, where it is of its held-out rows: not of others, whatever its checkpoint says."""
+
+    def evaluated_before(rows, resume=None):
+        """How many rows were asked about before training, and how many evaluation_before.json is of."""
+        args = SFTConfig(
+            output_dir=str(tmp_path), **SETTINGS | {"save_strategy": "steps", "save_steps": 1}, resume_from_checkpoint=resume
+        )
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            splits = Splits(lesions, lesions.select(rows))
+            headline = train(
+                "skin", "Skin", SFTTrainer, partial(load_policy, model), LesionTask(), splits, args, {"training": args}
+            )
+        told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("before training: ")]
+        written = json.loads((tmp_path / "evaluation_before.json").read_text())
+        assert headline["accuracy_before"] == written["shown"]["headline"]["accuracy"]
+        return [int(line.split(", ")[-1].split()[0]) for line in told], len(written["results"])
+
+    first = str(tmp_path / "checkpoint-1")
+    assert evaluated_before([0, 6]) == ([2], 2)
+    assert evaluated_before([0, 6], first) == ([], 2)  # known
+    assert evaluated_before([0, 1, 2], first) == ([3], 3)
+    assert evaluated_before([0, 6], first) == ([2], 2)  # though the checkpoint is of a run that knew these
+    (tmp_path / "evaluation_before.json").write_text('{"results": []}')
+    assert evaluated_before([0, 6], first) == ([2], 2)
 
 
 def test_lesion_answers_are_scored_by_what_is_asked(lesions):

@@ -139,9 +139,9 @@ HOSTILE = ["<think>", "</think>", "<answer>", "</answer>", "<answer>C", "<answer
 @pytest.mark.parametrize("unit", HOSTILE)
 def test_scoring_stays_quick_on_hostile_text(unit):
     body = unit * (100_000 // len(unit))
-    start = time.perf_counter()
+    start = time.process_time()
     for text in (body, f"<think>{body}</answer>", f"<answer>{body}</answer>"):
         for template in ("think", "nothink", "complex"):
             score(text, template), score(text, template, "reference")
         extract_medr1(text), extract_medr1(text, ignore_case=True), extract_medvlm(text)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10

@@ -143,6 +143,19 @@ def test_two_processes_log_what_one_does(model, tmp_path):
             assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-5), name
 
 
+def test_an_answer_with_separators_of_lines_is_logged_in_one_line(tmp_path):
+    """Tokens of byte-level vocabularies can spell them, and halves of letters."""
+    texts = ["a\u2028b", "c\u2029d\x85", "\ud83d"]
+    row = {"problem": "first\u2028second?", "solution": "\u2028", "images": []}
+    answers = Group(row, *[torch.ones(3, 8).long()] * 2, torch.zeros(3).bool(), texts, torch.ones(3, 2), torch.zeros(3))
+    log = StepLog(GRPOConfig(output_dir=str(tmp_path), log_completions=True), TASK, ["f", "g"])
+    log.last_groups = [answers, answers]
+    log._show_answers(1)
+    lines = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [[answer["text"] for answer in line["completions"]] for line in lines] == [texts, texts]
+    assert lines[0]["question"] == row["problem"]
+
+
 def test_what_rewards_log_and_give_up_on_is_in_the_files(model, tmp_path):
     def scoring(completions, log_metric, log_extra, **columns):
         log_metric("my metric", 2.0)

@@ -103,6 +103,6 @@ def test_fuzz_any_text_has_options_from_a_on_or_none(text):
 
 @pytest.mark.parametrize("unit", ["A)", " A)", ", B)", "(", " A) B)", "\n", " ", "A) B) (", ". please", " (A) (B)", "\nA. B."])
 def test_parsing_stays_quick_on_hostile_text(unit):
-    start = time.perf_counter()
+    start = time.process_time()
     parse_options(unit * (100_000 // len(unit)))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5

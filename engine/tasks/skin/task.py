@@ -5,27 +5,28 @@ and 30 % box, as the published README has it; the form is logged and weighs noth
 
     diagnosis   1 where the text names exactly the right one of the seven
     location    1 for the right region of the image ("tagged": the right body part)
-    box         intersection over union with the true box, 0 to 1
+    box         intersection over union with the true box, 0 to 1; or "mask", of the mask that a model finds for the box
     format      1 where the whole text has the form of the answers to learn
 
-`engine.tasks.published_skin` rewards as the published code does.
+`engine.tasks.skin.published` rewards as the published code does.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from engine.data.lesions import DIAGNOSES, skin_prompt
+from engine.data.lesions import skin_prompt
 from engine.data.rows import Rows
-from engine.evaluation.score import Score
-from engine.report.content import Cell, Sample, ShownAnswer, value_of
+from engine.report.content import Sample, ShownAnswer
 from engine.report.overlay import draw_overlay
 from engine.rollout.answers import Answer, Answers
 from engine.rollout.policy import Message
 from engine.tasks.evaluation import Evaluation, instructive
-from engine.tasks.lesion_answers import box_iou, read_box, read_diagnosis, read_region, tagged
 from engine.tasks.multiple_choice import named
+from engine.tasks.skin.answers import read_box, read_diagnosis, read_region, tagged
+from engine.tasks.skin.evaluation import confusion_png, evaluate_lesions
+from engine.tasks.skin.overlap import MaskReward, Segment, box_reward
 from engine.tasks.task import Reward
 
 _SENTENCE = r"This appears to be [^.\n]+\."
@@ -67,15 +68,6 @@ def _location(text: str, question: str, region: str | None, body_part: str | Non
     return float(f"lesion located in {read_region(text)} region" == region)
 
 
-def box_reward(
-    prompts: Any, completions: list[str], question_type: list[str], bbox: list[list[float] | None], **columns: Any
-) -> list[float | None]:
-    """Intersection over union of the text's box and the row's; None where no box is asked for."""
-    asked = [gold is not None and question in ("box", "tagged") for question, gold in zip(question_type, bbox, strict=True)]
-    rows = zip(completions, bbox, asked, strict=True)
-    return [box_iou(read_box(text), gold) if wanted else None for text, gold, wanted in rows]
-
-
 def format_reward(prompts: Any, completions: list[str], question_type: list[str], **columns: Any) -> list[float]:
     """1 where the whole text has the form of the answers to that kind of question, white space around it aside."""
     return [
@@ -84,18 +76,32 @@ def format_reward(prompts: Any, completions: list[str], question_type: list[str]
     ]
 
 
-REWARDS = (diagnosis_reward, location_reward, box_reward, format_reward)
 WEIGHTS = (0.4, 0.3, 0.3, 0.0)
+
+
+def lesion_rewards(box: Reward = box_reward, name: str = "box") -> list[Reward]:
+    """The four under the names of their metrics; `box` scores the predicted box under the metric `name`."""
+    functions: dict[str, Reward] = {"diagnosis": diagnosis_reward, "location": location_reward, name: box, "format": format_reward}
+    return [named(metric, function) for metric, function in functions.items()]
 
 
 @dataclass
 class LesionTask:
-    """Rows of `engine.data.lesions`. `compat` stands in evaluation files: whose rewards these are."""
+    """Rows of `engine.data.lesions`. `compat` stands in evaluation files: whose rewards these are. `overlap`: what `iou` is."""
 
-    rewards: Sequence[Reward] = tuple(named(reward.__name__.removesuffix("_reward"), reward) for reward in REWARDS)
+    rewards: Sequence[Reward] = field(default_factory=lesion_rewards)
     reward_weights: Sequence[float] | None = WEIGHTS
     compat: str = "default"
+    overlap: Reward = box_reward
     legend: str = "Red is the predicted box, green the true one."
+
+    @classmethod
+    def of(cls, segment: Segment | None) -> "LesionTask":
+        """Scores boxes themselves, or the masks that `segment` finds for them."""
+        if segment is None:
+            return cls()
+        reward = MaskReward(segment)
+        return cls(lesion_rewards(reward, "mask"), overlap=reward)
 
     def prompt(self, row: dict) -> list[Message]:
         return skin_prompt(row)
@@ -105,9 +111,8 @@ class LesionTask:
 
     def score(self, row: dict, answer: Answer) -> dict[str, Any]:
         """`correct` is the diagnosis; `region_correct` and `iou` are None where the question does not ask for them."""
-        columns = {key: [row[key]] for key in ("dx", "question_type", "spatial_description", "localization", "bbox")}
-        rewarded = {reward.__name__: reward(None, [answer.text], **columns)[0] for reward in REWARDS}
-        place = rewarded["location_reward"]
+        texts, columns = [answer.text], {key: [value] for key, value in row.items()}
+        (place,), (iou,) = location_reward(None, texts, **columns), self.overlap(None, texts, **columns)
         return {
             **{key: row[key] for key in ("source", "row", "image_id", "question_type", "dx", "spatial_description", "bbox")},
             "question": row["problem"],
@@ -116,38 +121,16 @@ class LesionTask:
             "diagnosis": read_diagnosis(answer.text),
             "region": read_region(answer.text),
             "box": read_box(answer.text),
-            "correct": rewarded["diagnosis_reward"] == 1,
+            "correct": read_diagnosis(answer.text) == row["dx"],
             "region_correct": None if place is None else place == 1,
-            "iou": rewarded["box_reward"],
+            "iou": iou,
         }
 
     def evaluation(self, results: list[dict]) -> Evaluation:
-        """Accuracy of diagnoses, exact match of regions, mean intersection over union of boxes; recall of each diagnosis."""
-        overall = Score.of([result["correct"] for result in results]).as_dict()
-        measures: dict[str, Cell] = {"accuracy": overall}
-        placed = [result["region_correct"] for result in results if result["region_correct"] is not None]
-        if placed:
-            measures["region_accuracy"] = Score.of(placed).as_dict()
-        boxed = [result["iou"] for result in results if result["iou"] is not None]
-        if boxed:
-            measures["mean_iou"] = sum(boxed) / len(boxed)
-        by_dx = {dx: [result["correct"] for result in results if result["dx"] == dx] for dx in DIAGNOSES}
-        recall = {DIAGNOSES[dx]: Score.of(right).as_dict() for dx, right in by_dx.items() if right}
-        undecided = sum(result["diagnosis"] is None for result in results) / len(results)
-        headline = {key: overall[key] for key in ("accuracy", "low", "high", "num_samples")} | {"unanswered": undecided}
-        headline |= {name: value_of(cell) for name, cell in measures.items()}
-        return Evaluation(
-            results,
-            headline=headline,
-            measures=measures,
-            notes={"accuracy": f"{100 * undecided:.1f} % without a diagnosis"},
-            baselines={"majority_accuracy": max(map(len, by_dx.values())) / len(results)},
-            tables={"diagnosis": {name: {"recall": share} for name, share in recall.items()}},
-            summary={"compat": self.compat, "scores": {"overall": overall, "recall": recall}},
-        )
+        return evaluate_lesions(results, self.compat)
 
     def files(self, evaluation: Evaluation) -> dict[str, bytes | str]:
-        return {}
+        return {"confusion{}.png": confusion_png(evaluation.summary["confusion"]["rows"])}
 
     def shown(self, row: dict) -> tuple[str, str]:
         return row["problem"], row["solution"]

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from engine.data.lesions import DIAGNOSES, QUESTIONS, ask
-from engine.tasks.lesion_answers import box_iou, read_box, read_diagnosis, read_region
-from engine.tasks.published_skin import skin_rewards
+from engine.tasks.skin.answers import box_iou, read_box, read_diagnosis, read_region
+from engine.tasks.skin.published import skin_rewards
 
 RECORD = {
     "dx": "mel",
@@ -223,9 +223,9 @@ HOSTILE = [
 @pytest.mark.parametrize("unit", HOSTILE)
 def test_scoring_stays_quick_on_hostile_text(unit, mask):
     body = unit * (100_000 // len(unit))
-    start = time.perf_counter()
+    start = time.process_time()
     for text in (body, f"[{body}]", f"<diagnosis>{body}</diagnosis>", f"<bbox>[{body}", f"This appears to be {body}"):
         for compat in ("default", "reference", "reference_head", "reference_hf"):
             for question in ("box", "tagged"):
                 score(text, question, compat, mask=mask)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5

@@ -4,7 +4,7 @@ import random
 
 import torch
 
-from engine.training.warm_up import garble, patch_loss, warm_up
+from engine.training.warm_up.masked import garble, patch_loss, warm_up
 from models.prs_med.processor import PRSMedProcessor
 from models.starter.llava import build_tiny_llava
 from tests.models.prs_med.test_model import ANSWERS, QUESTIONS, rows

@@ -27,8 +27,8 @@ import numpy as np
 
 from engine.data.images import open_image
 from engine.data.lesions import DIAGNOSES
-from engine.tasks.lesions import REWARDS, WEIGHTS
 from engine.tasks.multiple_choice import named
+from engine.tasks.skin.task import WEIGHTS, lesion_rewards
 from engine.tasks.task import Reward
 
 QUALITY_WORDS, QUALITY_WORD_COUNT = ("lesion", "appears", "diagnosis", "skin"), 5
@@ -226,8 +226,9 @@ def skin_rewards(compat: str = "default") -> tuple[list[Reward], list[float]]:
     `compat`: "default"; "reference", what the README describes (40/30/30); "reference_no_mask", the same as it ran, without
     masks; "reference_head", the newest script's; "reference_hf", that of the variant on the hub's data.
     """
-    published = {"default": (REWARDS, WEIGHTS), **REFERENCE_REWARDS}
-    if compat not in published:
-        raise ValueError(f"no rewards for compat {compat!r} (expected {', '.join(published)})")
-    functions, weights = published[compat]
+    if compat == "default":
+        return lesion_rewards(), list(WEIGHTS)
+    if compat not in REFERENCE_REWARDS:
+        raise ValueError(f"no rewards for compat {compat!r} (expected default, {', '.join(REFERENCE_REWARDS)})")
+    functions, weights = REFERENCE_REWARDS[compat]
     return [named(function.__name__.removesuffix("_reward"), function) for function in functions], list(weights)

@@ -1,0 +1,73 @@
+"""Skin diagnosis, stage 1: supervised fine-tuning on diagnoses and, for part of the lesions, where they lie (HAM10000).
+
+    python -m recipes.skin_sft
+    torchrun --nproc_per_node=2 -m recipes.skin_sft --config config.json
+    torchrun --nproc_per_node=2 -m recipes.skin_sft --output_dir OUT --model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct --use_peft \\
+        --dataset_name data/skin
+
+TODO
+"""
+
+from functools import partial
+
+from engine.command.arguments import parse_arguments
+from engine.command.lesion_settings import PUBLISHED_KEYS
+from engine.command.main import run_command
+from engine.command.settings import ModelArguments
+from engine.data.lesion_splits import LesionArguments, load_lesion_splits
+from engine.training.config.sft import SFTConfig
+
+PUBLISHED = {
+    "spatial_description_ratio": 0.2,
+    "num_train_epochs": 3,
+    "learning_rate": 5e-5,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 100,
+    "weight_decay": 0.01,
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "lora_r": 32,
+    "lora_alpha": 64,
+    "lora_dropout": 0.05,
+}
+# What a run without flags uses instead: the starter policy is small, and shown few lesions.
+STARTER = {
+    "question": "box",
+    "learning_rate": 5e-4,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.1,
+    "weight_decay": 0.0,
+    "per_device_train_batch_size": 16,
+    "gradient_checkpointing": False,
+    "max_completion_length": 48,
+    "max_steps": 100,
+    "save_steps": 50,
+    "save_total_limit": 2,
+}
+
+
+def main(argv: list[str]) -> dict:
+    kinds = (LesionArguments, ModelArguments, SFTConfig)
+    shared = {"defaults": PUBLISHED, "starter": STARTER, "published": PUBLISHED_KEYS}
+    data, model, args = parse_arguments(kinds, argv, recipe="skin_sft", description=__doc__, **shared)
+
+    # Imported once the flags are known to be good, since these take seconds.
+    from engine.runs.train import train
+    from engine.tasks.skin.task import LesionTask
+    from engine.training.sft import SFTTrainer
+    from models.loading import SKIN_STARTER_POLICY, load_policy
+
+    return train(
+        "skin_sft",
+        "Skin diagnosis, stage 1",
+        SFTTrainer,
+        partial(model.load, partial(load_policy, starter=SKIN_STARTER_POLICY), args.bf16, use_cpu=args.use_cpu),
+        LesionTask(),
+        load_lesion_splits(data, "location"),
+        args,
+        settings={"data": data, "model": model, "training": args},
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)
