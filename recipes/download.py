@@ -18,13 +18,13 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.bucket import Bucket
 from engine.command.arguments import parse_arguments
 from engine.command.main import run_command
 from engine.command.settings import refuse, setting
+from engine.download.bucket import Bucket
+from engine.download.hub import Repository
 from engine.errors import InputError
 from engine.files import cache_folder
-from engine.hub import Repository
 
 BUCKETS = {"prs-med": Bucket("https://prs-med-experiments.s3.us-east-1.amazonaws.com", "data/")}
 # name: (repository of the Hub, the systems that use it, its size where it is published)

@@ -8,8 +8,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from engine import bucket
 from engine.command.main import run_command
+from engine.download import bucket
 from engine.errors import InputError
 from recipes.download import main
 

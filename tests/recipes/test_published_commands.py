@@ -16,8 +16,8 @@ import pytest
 from huggingface_hub import constants
 from PIL import Image
 
-from engine import hub
 from engine.command.main import run_command
+from engine.download import hub
 from tests.tiny_qwen import save_tiny
 
 MODEL = "/path/to/Qwen2.5-VL-3B-Instruct"

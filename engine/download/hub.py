@@ -1,8 +1,8 @@
 """A model or data set of the Hugging Face Hub: what it lists at one commit, as files to fetch.
 
 `huggingface_hub` knows the Hub: its address (HF_ENDPOINT), the token (HF_TOKEN, or that of a login), names, listings and refusals.
-The files themselves are fetched by `engine/remote_files.py`: `huggingface_hub` 2.4 deletes what a stopped process had of a file,
-and writes what a server sends beyond the listed size.
+The files themselves are fetched by `engine/download/remote_files.py`: `huggingface_hub` 2.4 deletes what a stopped process had of a
+file, and writes what a server sends beyond the listed size.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from huggingface_hub import HfApi, constants, get_session, get_token, hf_hub_url
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
+from engine.download.remote_files import RemoteFile, fetch, is_safe_name
 from engine.errors import InputError
 from engine.http_session import HTTPSession, is_web_address, shown_address
 from engine.progress import progress
-from engine.remote_files import RemoteFile, fetch, is_safe_name
 
 PAUSE = 1.0  # seconds, see HTTPSession
 TIMEOUT = 60.0  # seconds
@@ -87,7 +87,7 @@ class Repository:
         return list(found.values())
 
     def fetch(self, files: list[RemoteFile], folder: str | Path, **options: Any) -> dict[str, int]:
-        """`engine.remote_files.fetch` of files that this repository lists. Redirects are followed, without the token elsewhere."""
+        """`remote_files.fetch` of files that this repository lists. Redirects are followed, without the token elsewhere."""
         return fetch(files, folder, self._session(), follow_redirects=True, **options)
 
     def _session(self) -> HTTPSession:
