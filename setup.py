@@ -21,6 +21,7 @@ REQUIREMENTS = [
     "protobuf>=6",  # as sentencepiece
     "huggingface_hub>=2.4",
     "httpx2>=2.16",  # huggingface_hub's client, and ours
+    "pyarrow>=26",  # Parquet; what datasets keeps rows in
     "numpy>=2.4",
     "scipy>=1.17",
     "pillow>=13",

@@ -18,13 +18,13 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.bucket import Bucket
 from engine.command.arguments import parse_arguments
 from engine.command.main import run_command
 from engine.command.settings import refuse, setting
+from engine.download.bucket import Bucket
+from engine.download.hub import Repository
 from engine.errors import InputError
 from engine.files import cache_folder
-from engine.hub import Repository
 
 BUCKETS = {"prs-med": Bucket("https://prs-med-experiments.s3.us-east-1.amazonaws.com", "data/")}
 # name: (repository of the Hub, the systems that use it, its size where it is published)
@@ -58,23 +58,34 @@ class DownloadArguments:
     list: bool = setting(False, "List the names, and fetch nothing; so without flags.", aliases=["-l"])
     model: str | None = setting(None, "A model: one of the names, or OWNER/NAME on the Hub.", aliases=["-m"], metavar="NAME")
     dataset: str | None = setting(None, "A data set: one of the names, or OWNER/NAME on the Hub.", metavar="NAME")
-    output: str | None = setting(None, "Where to. None: a folder of that name in the cache.", aliases=["-o"], metavar="DIR")
-    include: str = setting("", "Only files whose path begins so.", metavar="PREFIX")
+    output: str | None = setting(
+        None, "Where to. None: a folder in the cache.", aliases=["-o", "--local_dir", "--local-dir"], metavar="DIR"
+    )
+    include: str = setting("", "Only files whose path begins so, or on the Hub is like it: *.json.", metavar="PREFIX")
     token: str | None = setting(None, "Token of the Hub, for what is private or gated. None: HF_TOKEN.", aliases=["-t"])
     max_workers: int = setting(4, "Files fetched at the same time.", at_least=1, at_most=64)
     resume: bool = setting(True, "Go on within a file that an earlier call left unfinished.")
     url: str | None = setting(None, "Another address of the bucket, e.g. a mirror.", metavar="URL")
+    repo_type: str = setting("model", "What a name without --model or --dataset is of.", choices=["model", "dataset"])
+    local_dir_use_symlinks: bool = setting(False, "Must stay false: files are written where they are to be.")
 
 
 def main(argv: list[str]) -> dict:
-    (args,) = parse_arguments(DownloadArguments, argv, recipe="download", description=__doc__)
+    first = argv[:1] if argv and not argv[0].startswith("-") else []  # a name, as `hf download NAME` has it
+    (args,) = parse_arguments(DownloadArguments, argv[len(first) :], recipe="download", description=__doc__)
     log = logging.getLogger(__name__)
-    if args.list or args.model is None and args.dataset is None:
-        refuse([(args.list or not argv, "expected --model NAME or --dataset NAME (--list shows the names)")])
+    if args.list or not argv:
         return listed(log)
-    refuse([(args.model is None or args.dataset is None, "--model and --dataset: expected one of them")])
-    kind = "model" if args.dataset is None else "dataset"
-    name = args.model if args.dataset is None else args.dataset
+    places = [("model", args.model), ("dataset", args.dataset), (args.repo_type, "".join(first))]
+    named = [(kind, name) for kind, name in places if name]
+    refuse(
+        [
+            (bool(named), "expected --model NAME or --dataset NAME (--list shows the names)"),
+            (len(named) <= 1, "--model and --dataset: expected one of them, once"),
+            (not args.local_dir_use_symlinks, "--local_dir_use_symlinks is not supported: files are written where they are to be"),
+        ]
+    )
+    ((kind, name),) = named
     source = source_of(kind, name, args.url, args.token)
     files = source.files(args.include)
     if not files:

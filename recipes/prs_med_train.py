@@ -70,14 +70,9 @@ class PRSMedArguments:
 
 
 def main(argv: list[str]) -> dict:
+    kinds, of_users = (PRSMedArguments, MaskConfig), ("data_root", "vlm_path")
     task, args = parse_arguments(
-        (PRSMedArguments, MaskConfig),
-        argv,
-        recipe="prs_med_train",
-        description=__doc__,
-        starter=STARTER,
-        starter_unless=("data_root", "vlm_path"),
-        refused=REFUSED,
+        kinds, argv, recipe="prs_med_train", description=__doc__, starter=STARTER, starter_unless=of_users, refused=REFUSED
     )
     if task.compat == "reference":
         args.follow_cosine(args.cosine_epochs or 20)

@@ -35,6 +35,7 @@ FENCED = {
 # A module that lies in engine/ itself is a leaf.
 ENGINE = {
     "leaves": set(),
+    "download": {"leaves"},
     "command": {"leaves"},
     "report": {"leaves"},
     "data": {"leaves", "command"},

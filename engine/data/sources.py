@@ -177,13 +177,13 @@ def _read_saved(path: Path, split: str, image_root: str | Path | None) -> Source
 
 
 def _read_parquet(files: list[Path], name: str, folder: Path, image_root: str | Path | None) -> Source:
-    """Parquet files as one data set; `datasets` keeps an Arrow copy in the cache folder."""
-    from datasets import Dataset
+    """Parquet files as one data set, by an Arrow copy in the cache folder."""
+    from engine.data.formats.parquet import arrow_copy  # imported here, as above
 
     for file in files:
         _refuse_what_is_no_parquet_file(file)
     with _damage(name):
-        dataset = Dataset.from_parquet([str(file) for file in files], cache_dir=str(cache_folder() / "datasets"))
+        dataset = arrow_copy(files, cache_folder() / "arrow")
     return dataset_source(dataset, name, folder, image_root)
 
 

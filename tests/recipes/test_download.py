@@ -8,8 +8,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from engine import bucket
 from engine.command.main import run_command
+from engine.download import bucket
 from engine.errors import InputError
 from recipes.download import main
 
@@ -183,7 +183,7 @@ def test_names_that_leave_the_folder_are_refused(server):
         (["--url", "file:///etc"], "error: file:///etc: not the address of a bucket", "(expected https://HOST)"),
         (["--dataset", "other"], "error: --url: is for prs-med", "HF_ENDPOINT"),
         (["--dataset", "abaryan/ham10000_bbox"], "error: --url: is for prs-med", "HF_ENDPOINT"),
-        (["--model", "med-r1"], "error: --model and --dataset: expected one of them", ""),
+        (["--model", "med-r1"], "error: --model and --dataset: expected one of them, once", ""),
     ],
 )
 def test_what_cannot_be_fetched_is_one_line(server, capsys, flags, line, reason):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -82,6 +83,13 @@ def test_a_data_set_and_a_part_of_a_repository(hub, tmp_path):
     assert any(path.startswith("/datasets/O/N/resolve/") for _, path, _ in hub.log)
 
 
+def test_the_command_of_hugging_face_means_the_same(hub, tmp_path):
+    flags = ["--repo-type", "dataset", "--local-dir", "out", "--local-dir-use-symlinks", "False", "--include", "*.json"]
+    code, out, err = run(tmp_path, hub.url, "O/N", *flags)
+    assert code == 0 and json.loads(out)["path"] == "out", err
+    assert set(written(tmp_path)) == {"config.json", "VQA_CT/a (1) & b.json"}
+
+
 def test_the_names_of_the_five_systems_are_listed(tmp_path):
     for flags in ((), ("--list",)):
         code, out, err = run(tmp_path, "http://127.0.0.1:9", *flags)
@@ -105,13 +113,19 @@ def test_a_cut_connection_is_continued(hub, tmp_path):
     assert hub.storage.ranges(STORED) == [None, "bytes=1000-", "bytes=1000-"]
 
 
+def arrived(folder: Path) -> Path:
+    """The part of the file on which the server stalls, once most of what it sent is there."""
+    part, deadline = folder / "out/VQA_CT/.model.safetensors.part", time.monotonic() + 60
+    while not (part.exists() and part.stat().st_size > 150_000) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return part
+
+
 @pytest.mark.parametrize("flags, continued", [((), True), (("--no-resume",), False)])
 def test_a_killed_process_is_continued_by_the_next(hub, tmp_path, flags, continued):
     hub.storage.fail[STORED] = ["stalled"]
     process = start(tmp_path, hub.url, "--model", "O/N", "--output", "out")
-    part, deadline = tmp_path / "out/VQA_CT/.model.safetensors.part", time.monotonic() + 60
-    while not (part.exists() and part.stat().st_size > 150_000) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    part = arrived(tmp_path)
     process.kill()
     process.communicate()
     hub.storage.going_on.set()
@@ -121,6 +135,16 @@ def test_a_killed_process_is_continued_by_the_next(hub, tmp_path, flags, continu
     assert written(tmp_path) == FILES
     assert hub.storage.ranges(STORED) == [None, f"bytes={there}-" if continued else None]
     assert headline["bytes"] <= SIZE - (there if continued else 0)
+
+
+def test_an_interrupt_ends_it_at_once_and_keeps_what_arrived(hub, tmp_path):
+    hub.storage.fail[STORED] = ["stalled"]
+    process = start(tmp_path, hub.url, "--model", "O/N", "--output", "out")
+    part = arrived(tmp_path)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and out == "" and err.splitlines()[-1] == "interrupted"
+    assert part.stat().st_size > 150_000 and hub.storage.ranges(STORED) == [None]
 
 
 def test_a_part_of_another_version_is_not_built_upon(hub, tmp_path):
@@ -197,6 +221,8 @@ def test_each_refusal_of_the_hub_is_one_line(hub, tmp_path, kind, token, line):
         ("http://127.0.0.1:9", ["--model", "a..b/c"], {}, "error: a..b/c: no name of the Hub (expected OWNER/NAME)"),
         ("http://127.0.0.1:9", ["--model", "nothing"], {}, "error: --model nothing: expected OWNER/NAME on the Hub, or one of"),
         ("http://127.0.0.1:9", ["--model", "O/N", "--token", "a b"], {}, "error: --token (or HF_TOKEN): expected printable ASCII"),
+        ("http://127.0.0.1:9", ["O/N", "--model", "O/N"], {}, "error: --model and --dataset: expected one of them, once"),
+        ("http://127.0.0.1:9", ["O/N", "--local-dir-use-symlinks", "True"], {}, "error: --local_dir_use_symlinks is not supported"),
         ("http://127.0.0.1:9", ["--output", "out"], {}, "error: expected --model NAME or --dataset NAME"),
         ("http://127.0.0.1:9", [f"--tokn={TOKEN}"], {}, "error: unknown flag --tokn, did you mean --token?"),
     ],

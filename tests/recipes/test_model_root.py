@@ -37,6 +37,7 @@ def root(tmp_path_factory) -> Path:
         ("medr1_eval", "--model", "--model"),
         ("medr1_eval", "--model_path", "--model"),
         ("medr1_adversarial_eval", "--model_path", "--model"),
+        ("medr1_batch_eval", "--model_path", "--model"),
         ("medvlm_r1_eval", "--model_path", "--model"),
         ("medvlm_r1_demo", "--model", "--model"),
         ("medr1_grpo", "--model_name_or_path", "--model_name_or_path"),

@@ -3,7 +3,7 @@
 Each is accepted: where its paths are not there, it ends with one line about the first of them; where they are, it runs. Sources:
 the READMEs of Med-R1 and of its fork AdvMed-R1 with the pages that it links (src/utils/README.md, src/eval_vqa/QUICKSTART.md and
 README_ADVERSARIAL.md), the scripts that MedVLM-R1's README names, and both READMEs of PRS-Med. The skin system prepares its data by
-a script without flags, as `recipes.skin_prepare` may be; `hf download` is installed with us, and stays what it is.
+a script without flags, as `recipes.skin_prepare` may be. `hf download` and `huggingface-cli download` are Hugging Face's own.
 """
 
 import json
@@ -16,8 +16,8 @@ import pytest
 from huggingface_hub import constants
 from PIL import Image
 
-from engine import hub
 from engine.command.main import run_command
+from engine.download import hub
 from tests.tiny_qwen import save_tiny
 
 MODEL = "/path/to/Qwen2.5-VL-3B-Instruct"
@@ -121,13 +121,19 @@ LINES = [  # recipe, flags, what is said where nothing of it is there
     ("prs_med_train", f"{PRS_AUTHORS} --sam_ckpt tinysam.pth", "/path/to/your/images/data: no such folder"),
     ("prs_med_eval", "--checkpoint ./checkpoints/best --data_root ./data --batch_size 8", "data: no such folder"),
     ("prs_med_infer", "--model ./checkpoints/best --image scan.png --question Where?", "scan.png"),
-    # the download of AdvMed-R1
+    # the download of AdvMed-R1; then Hugging Face's, which it and MedVLM-R1 have
     ("download", "--model qwen2.5-vl-3b --output ./models/Qwen2.5-VL-3B-Instruct", UNREACHABLE),
     ("download", "--model med-r1 --output ./checkpoints/Med-R1", UNREACHABLE),
     ("download", "--model Qwen/Qwen2-VL-7B-Instruct --output ./models/Qwen2-VL-7B", UNREACHABLE),
     ("download", "--model facebook/opt-125m --output ./models/opt-125m", UNREACHABLE),
     ("download", "--model YOUR_MODEL --output ./models --token YOUR_HF_TOKEN", "--model YOUR_MODEL: expected OWNER/NAME"),
     ("download", "--model qwen2.5-vl-3b --output ./models --max-workers 16 --no-resume", UNREACHABLE),
+    ("download", "Qwen/Qwen2.5-VL-3B-Instruct --local-dir ./models/Qwen2.5-VL-3B-Instruct", UNREACHABLE),
+    (
+        "download",
+        "FreedomIntelligence/PubMedVision --repo-type dataset --local-dir data --local-dir-use-symlinks False --include '*'",
+        UNREACHABLE,
+    ),
     ("download", "-m qwen2-vl-7b -o ./models/Qwen2-VL-7B -t YOUR_HF_TOKEN", UNREACHABLE),
 ]
 REFUSED = ["--device cuda:0", "--specific_dataset head_and_neck", "--image_size 1024", "--lambda_seg 1.0", "--compile_model"]
@@ -180,7 +186,7 @@ def filled(place):
     for number, subset in enumerate(["CT(Computed Tomography)", *["MR (Mag-netic Resonance Imaging)"] * 2]):
         problem, letter = "Which technique is it? A)CT, B)MRI", "BA"[number == 0]
         name = f"Images/Chest CT Scan/{number} (1).png"
-        for base in (root, place / "data/VQA/CT_384", place / "data/Huatuo"):
+        for base in (root / "OmniMedVQA", place / "data/VQA/CT_384", place / "data/Huatuo"):  # as their READMEs place them
             (base / name).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.random.default_rng(number).integers(0, 255, (56, 56, 3), dtype=np.uint8)).save(base / name)
         rows.append({"image": name, "problem": problem, "solution": f"<answer> {letter} </answer>", "subset": subset})

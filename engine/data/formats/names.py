@@ -4,8 +4,8 @@ import os
 import unicodedata
 from pathlib import Path
 
-# Where published data sets keep the images that their rows name by the rest of the path: SLAKE, VQA-RAD, others.
-IMAGE_FOLDERS = ("imgs", "VQA_RAD Image Folder", "images")
+# Where published data sets keep the images that their rows name by the rest of the path: SLAKE, VQA-RAD, Med-R1, others.
+IMAGE_FOLDERS = ("imgs", "VQA_RAD Image Folder", "OmniMedVQA", "images")
 
 
 def find_named(root: Path, name: str) -> Path:

@@ -1,7 +1,7 @@
 """`--compat reference` on all of reward_golden.json, as a training step computes it: all answers at once, given as messages.
 
 Value by value, in double precision, the same strings are compared in test_published.py (rewards and answers that are read),
-test_lesions.py (the skin rewards, overlap of boxes) and tests/engine/data/test_lesion_boxes.py (regions).
+skin/test_task.py (the skin rewards, overlap of boxes) and tests/engine/data/test_lesion_boxes.py (regions).
 """
 
 import json
@@ -13,8 +13,8 @@ from PIL import Image
 from trl.rewards import think_format_reward
 
 from engine.tasks.published import scoring
-from engine.tasks.published_skin import skin_rewards
 from engine.tasks.rewards import RewardFunctions
+from engine.tasks.skin.published import skin_rewards
 
 # What each column of the file is compared with; a column that is new has to be compared too.
 COMPARED = {

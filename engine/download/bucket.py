@@ -11,10 +11,10 @@ from typing import Any
 from urllib.parse import quote
 from xml.etree import ElementTree
 
+from engine.download.remote_files import RemoteFile, fetch, is_safe_name
 from engine.errors import InputError
 from engine.http_session import HTTPSession, is_web_address, shown_address
 from engine.progress import progress
-from engine.remote_files import RemoteFile, fetch, is_safe_name
 
 PAUSE = 1.0  # seconds, see HTTPSession
 LONGEST_LISTING = 2**24  # bytes of a page of 1,000 names
@@ -84,5 +84,5 @@ class Bucket:
         return RemoteFile(name, f"/{quote(key)}", int(size), digest, {"If-Match": f'"{etag}"'})
 
     def fetch(self, files: list[RemoteFile], folder: str | Path, **options: Any) -> dict[str, int]:
-        """`engine.remote_files.fetch` of files that this bucket lists."""
+        """`engine.download.remote_files.fetch` of files that this bucket lists."""
         return fetch(files, folder, HTTPSession(self.url, pause=PAUSE), **options)

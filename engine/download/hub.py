@@ -1,11 +1,12 @@
 """A model or data set of the Hugging Face Hub: what it lists at one commit, as files to fetch.
 
 `huggingface_hub` knows the Hub: its address (HF_ENDPOINT), the token (HF_TOKEN, or that of a login), names, listings and refusals.
-The files themselves are fetched by `engine/remote_files.py`: `huggingface_hub` 2.4 deletes what a stopped process had of a file,
-and writes what a server sends beyond the listed size.
+The files themselves are fetched by `engine/download/remote_files.py`: `huggingface_hub` 2.4 deletes what a stopped process had of a
+file, and writes what a server sends beyond the listed size.
 """
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,10 +16,10 @@ from huggingface_hub import HfApi, constants, get_session, get_token, hf_hub_url
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
+from engine.download.remote_files import RemoteFile, fetch, is_safe_name
 from engine.errors import InputError
 from engine.http_session import HTTPSession, is_web_address, shown_address
 from engine.progress import progress
-from engine.remote_files import RemoteFile, fetch, is_safe_name
 
 PAUSE = 1.0  # seconds, see HTTPSession
 TIMEOUT = 60.0  # seconds
@@ -52,7 +53,7 @@ class Repository:
         return self.name[:200]
 
     def files(self, include: str = "") -> list[RemoteFile]:
-        """All files whose path begins with `include`, at the newest commit of the main branch.
+        """All files whose path begins with `include`, or is like that pattern (`*.json`), at the newest commit of the main branch.
 
         InputError if the repository cannot be read, or lists a path outside a folder, one path twice, or too many of them.
         """
@@ -67,7 +68,7 @@ class Repository:
             for count, entry in enumerate(progress(entries, desc="listing", unit=" files")):
                 if count >= MOST_FILES:
                     raise ValueError(f"it lists more than {MOST_FILES:,} files")
-                if isinstance(entry, RepoFile) and str(entry.path).startswith(include):
+                if isinstance(entry, RepoFile) and (entry.path.startswith(include) or fnmatchcase(entry.path, include)):
                     file = self._remote_file(entry, commit)
                     if file.name in found:
                         raise ValueError(f"it lists {file.name[:80]!r} twice")
@@ -86,7 +87,7 @@ class Repository:
         return list(found.values())
 
     def fetch(self, files: list[RemoteFile], folder: str | Path, **options: Any) -> dict[str, int]:
-        """`engine.remote_files.fetch` of files that this repository lists. Redirects are followed, without the token elsewhere."""
+        """`remote_files.fetch` of files that this repository lists. Redirects are followed, without the token elsewhere."""
         return fetch(files, folder, self._session(), follow_redirects=True, **options)
 
     def _session(self) -> HTTPSession:
