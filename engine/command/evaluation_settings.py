@@ -26,7 +26,7 @@ class EvaluationSettings:
 
 
 @dataclass
-class QuestionArguments(EvaluationSettings):
+class AskedModel(EvaluationSettings):
     """Which model answers which questions."""
 
     model: str | None = setting(
@@ -42,17 +42,10 @@ class QuestionArguments(EvaluationSettings):
         "Folder that relative image paths start from. None: that of the file.",
         aliases=["--dataset_root", "--base_path"],
     )
-    output_path: str | None = setting(None, "Write the results to this file too, in the layout of the published script.")
     split: str = setting("test", "Split of a folder that holds several.")
-    compat: str = setting("default", "Read answers well, or as the published scripts do.", choices=["default", "reference"])
     max_pixels: int | None = setting(
         None, "Largest image area in pixels (as in training: 401408). None: the checkpoint's.", at_least=1
     )
-
-    def __post_init__(self):
-        super().__post_init__()
-        is_file = not self.output_path or not Path(self.output_path).is_dir()
-        refuse([(is_file, f"--output_path {self.output_path}: a folder (expected the name of a JSON file)")])
 
     def load(self, load_policy: Callable[..., Any]) -> Any:
         """The policy `load_policy(path or None, **options)` on this process's device, frozen and in eval mode."""
@@ -70,6 +63,19 @@ class QuestionArguments(EvaluationSettings):
             )
         policy.model.to(device).eval().requires_grad_(False)  # a frozen tower's image features are kept for the next question
         return policy
+
+
+@dataclass
+class QuestionArguments(AskedModel):
+    """How answers are read, and where else they are written."""
+
+    output_path: str | None = setting(None, "Write the results to this file too, in the layout of the published script.")
+    compat: str = setting("default", "Read answers well, or as the published scripts do.", choices=["default", "reference"])
+
+    def __post_init__(self):
+        super().__post_init__()
+        is_file = not self.output_path or not Path(self.output_path).is_dir()
+        refuse([(is_file, f"--output_path {self.output_path}: a folder (expected the name of a JSON file)")])
 
 
 @dataclass
