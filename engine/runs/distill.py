@@ -177,7 +177,10 @@ def _write_page(run: RunFolder, questions: QuestionSet, verdicts: Sequence[Seque
     samples = []
     for place in spread(range(len(questions)), SHOWN):
         row = questions[place]
-        shown = [ShownAnswer(v.text or "", {}, right=v.reason is None, name=v.reason or "kept") for v in verdicts[place]]
+        shown = [
+            ShownAnswer(v.text or "", {}, right=v.read == row["answer"], name=f"not kept: {v.reason}" if v.reason else "kept")
+            for v in verdicts[place]
+        ]
         truth = f"{row['answer']}) {row['options'][row['answer']]}"
         samples.append(Sample(row["images"][0], row["problem"], truth, shown))
     write_report(
