@@ -17,15 +17,19 @@ from 51.0 % to 80.3, 79.0 and 79.7 % with seeds 42, 1 and 2, in 43 CPU seconds o
 `recipes.medr1_grpo` has from rewards alone: longer training gets nearly every training answer right and no more of the test's,
 which are about other regions of the images.
 
+Rows that have answers of their own are taught these, reasoning and all: a column `completion` (as `recipes.medvlm_r1_distill`
+writes it: `--dataset_name runs/medvlm_r1_distill/<time>`) with `<think>...</think><answer> C </answer>`, or `thinking` with the
+reasoning alone. They are then asked for a thought (`--template train_think`), unless their answers have none.
+
 The last line is JSON: accuracy_before and accuracy_after (greedy), by_modality_before and _after, loss_first and _last (nats a
 token), seconds, checkpoint.
 
 Differences from the published code (https://github.com/Yuxiang-Lai117/Med-R1, sft.py and sft_2_5.py): its target begins with the
-word None, the value of a column `thinking` that the data lack; the task stands in a system message and the question before its
-image; and the loss counts the tokens of the prompt too, and the start of another turn that follows the answer. `--compat reference`
-has that prompt and that target (`recipes.medr1_eval --template sft` asks the same); the loss stays on the answer, since counting
-prompts teaches a model to write questions. The last questions of an epoch that do not fill a step are left out (each epoch has its
-own order).
+word None, the value of a column `thinking` that the published data lack; the task stands in a system message and the question
+before its image; and the loss counts the tokens of the prompt too, and the start of another turn that follows the answer.
+`--compat reference` has that prompt and that target (`recipes.medr1_eval --template sft` asks the same); the loss stays on the
+answer, since counting prompts teaches a model to write questions. The last questions of an epoch that do not fill a step are left
+out (each epoch has its own order).
 """
 
 from dataclasses import dataclass
@@ -67,33 +71,37 @@ def main(argv: list[str]) -> dict:
     # Imported once the flags are known to be good, since these take seconds.
     from engine.data.splits import load_splits
     from engine.runs.train import train
+    from engine.tasks.completions.targets import check_own_answers, taught_form
     from engine.training.sft import SFTTrainer
     from models.loading import load_policy
 
     starts_small = data.dataset_name is None and model.model_name_or_path is None
+    splits = load_splits(data)
+    splits = splits._replace(train=check_own_answers(splits.train, data.on_bad_row))
     return train(
         "medr1_sft",
         "Med-R1 supervised fine-tuning",
         SFTTrainer,
         partial(model.load, load_policy, args.bf16, use_cpu=args.use_cpu),
-        task(own.compat, starts_small),
-        load_splits(data),
+        task(own.compat, starts_small, taught_form(splits.train)),
+        splits,
         args,
         settings={"task": own, "data": data, "model": model, "training": args},
     )
 
 
-def task(compat: str, starts_small: bool):
-    """What is asked and what is learnt: as published, in the form that the starter policy knows, or the tagged letter."""
+def task(compat: str, starts_small: bool, form: str | None = None):
+    """What is asked and what is learnt: as published, in the form that the starter policy knows or the rows' own answers have."""
+    from engine.tasks.completions.targets import TEMPLATES, own_answer, own_thought_then_letter
     from engine.tasks.lessons import TEMPLATE, thought
     from engine.tasks.multiple_choice import MultipleChoice, letter
-    from engine.tasks.published import medr1_sft_target, scoring
+    from engine.tasks.published import scoring
 
     if compat == "reference":
-        return MultipleChoice("medr1_sft", scoring("medr1_sft", compat), medr1_sft_target)
+        return MultipleChoice("medr1_sft", scoring("medr1_sft", compat), own_thought_then_letter)
     if starts_small:
         return MultipleChoice(TEMPLATE, target_of=lambda row: thought(row["options"][row["answer"]]) + letter(row))
-    return MultipleChoice("medr1_train_nothink")
+    return MultipleChoice(TEMPLATES[form or "nothink"], target_of=own_answer)
 
 
 if __name__ == "__main__":

@@ -6,22 +6,23 @@
     torchrun --nproc_per_node=2 -m recipes.skin_grpo --stage1_model OUT1/checkpoint-3000 --output_dir OUT2 \\
         --dataset_name data/skin --iou mask --sam_model sam_vit_b --sam_ckpt medsam_vit_b.pth
 
-A lesion with a box is asked for diagnosis, region and box. Rewards weigh 40, 30 and 30 %: the right diagnosis, the right region, and
-the overlap (IoU) of the box with the lesion's; with `--iou mask` the box goes through a SAM, whose mask is compared with the
-lesion's. `--stage1_model` is a checkpoint of `recipes.skin_sft`; an adapter is trained further with `--use_peft`. The third command
-takes a published settings file, whose values are the defaults; which of its keys are not used, and why, is logged.
+A lesion with a box is asked for diagnosis, region and box. Rewards weigh 40, 30 and 30 %: the right diagnosis, the right region,
+and the overlap (IoU) of the box with the lesion's; with `--iou mask` the box goes through a SAM, whose mask is compared with the
+lesion's. `--stage1_model` is a checkpoint of `recipes.skin_sft`; an adapter is trained further with `--use_peft`. The third
+command takes a published settings file, whose values are the defaults; which of its keys are not used, and why, is logged.
 
 With no flags it trains the starter policy for skin lesions, whose boxes are too wide. The second command goes on from stage 1, as
-measured with seeds 42, 1 and 2, each after its own stage 1: mean IoU on 124 held-out lesions from 0.650, 0.665 and 0.700 to 0.754,
-0.744 and 0.755, boxes that overlap by more than a half from 85, 86 and 92 % to 98 % each, regions from 85.5, 90.3 and 87.1 % to
-91.1, 88.7 and 91.9 %, diagnoses from 81.5, 63.7 and 76.6 % to 80.6, 73.4 and 91.1 %; in 190 seconds on one CPU thread.
+measured with seeds 42, 1 and 2, each after its own stage 1: mean IoU on 124 held-out lesions from 0.650, 0.665 and 0.700 to
+0.754, 0.744 and 0.755, boxes that overlap by more than a half from 85, 86 and 92 % to 98 % each, regions from 85.5, 90.3 and 87.1
+% to 91.1, 88.7 and 91.9 %, diagnoses from 81.5, 63.7 and 76.6 % to 80.6, 73.4 and 91.1 %; in 190 seconds on one CPU thread.
 
 The last line is JSON: diagnosis_accuracy, balanced_accuracy, region_accuracy, mean_iou and iou_over_50, each _before and _after
 (fractions), majority_accuracy, reward_first and _last, seconds, checkpoint, recall_before and _after by diagnosis.
 
 Differences from the published code (https://github.com/rasoulcarrera/DR_Diag_Skin_main, stage2_grpo.py): it draws one answer a
-prompt, has no advantages, and cannot take a step, since its loss is computed without gradients; it asks for no box and yet rewards
-one; and it evaluates what the model says as Python. `--compat` has the rewards of its versions, quirks included, and asks as they do.
+prompt, has no advantages, and cannot take a step, since its loss is computed without gradients; it asks for no box and yet
+rewards one; and it evaluates what the model says as Python. `--compat` has the rewards of its versions, quirks included, and asks
+as they do.
 """
 
 from dataclasses import dataclass, replace

@@ -10,10 +10,10 @@ too (`--question`, `--spatial_description_ratio`), the others for the diagnosis 
 `recipes.skin_prepare` makes, the published JSON or CSV file, or a copy of the hub's abaryan/ham10000_bbox. Held-out lesions are
 asked for everything, before and after training. Which keys of the file are not used, and why, is logged.
 
-With no flags: the starter policy for skin lesions (see `recipes.skin_starter_policy`), which calls lesions wrongly, on lesions drawn
-on real images, a tenth of which are asked for everything. Measured with seeds 42, 1 and 2, in 25 seconds on one CPU thread:
+With no flags: the starter policy for skin lesions (see `recipes.skin_starter_policy`), which calls lesions wrongly, on lesions
+drawn on real images, a tenth of which are asked for everything. Measured with seeds 42, 1 and 2, in 25 seconds on one CPU thread:
 diagnoses from 24.2 % to 81.5, 63.7 and 76.6 % of 124 held-out lesions, mean IoU of boxes from 0.567 to 0.650, 0.665 and 0.700;
-regions fall from 94.4 % to 85.5, 90.3 and 87.1 %, which stage 2 mends in part.
+regions fall from 94.4 % to 85.5, 90.3 and 87.1 %.
 
 The last line is JSON: diagnosis_accuracy, balanced_accuracy, region_accuracy, mean_iou and iou_over_50, each _before and _after
 (fractions), majority_accuracy, loss_first and _last (nats a token), seconds, checkpoint, recall_before and _after by diagnosis.

@@ -10,7 +10,10 @@ from unittest.mock import patch
 
 
 class Server(ThreadingHTTPServer):
-    """Answers with what `answer(body, number of the request)` gives: (status, JSON or bytes)."""
+    """Answers with what `answer(body, number of the request)` gives: (status, JSON or bytes or pieces of bytes[, headers]).
+
+    Pieces come without their length before them, and the connection ends with the last.
+    """
 
     daemon_threads = True
 
@@ -29,9 +32,16 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.bodies.append(body | {"path": self.path})
             self.server.headers.append(dict(self.headers))
-            status, content = self.server.answer(body, len(self.server.bodies))
-        content = content if isinstance(content, bytes) else json.dumps(content).encode()
+            status, content, *headers = self.server.answer(body, len(self.server.bodies))
         self.send_response(status)
+        for name, value in (headers[0] if headers else {}).items():
+            self.send_header(name, value)
+        if isinstance(content, Iterator):
+            self.end_headers()
+            for piece in content:
+                self.wfile.write(piece)
+            return
+        content = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_header("Content-Length", str(len(content)))
         if status == 302:
             self.send_header("Location", "/elsewhere")

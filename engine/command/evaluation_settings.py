@@ -74,7 +74,7 @@ class PolicyArguments(EvaluationSettings):
 
 @dataclass
 class QuestionArguments(PolicyArguments):
-    """Which model answers which questions."""
+    """How answers are read, and where else they are written."""
 
     output_path: str | None = setting(None, "Write the results to this file too, in the layout of the published script.")
     compat: str = setting("default", "Read answers well, or as the published scripts do.", choices=["default", "reference"])

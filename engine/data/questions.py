@@ -8,6 +8,7 @@ and tables call these, `engine.data.formats.columns` knows. `[i]` gives
     images: list of PIL RGB      image_id: str, the image file(s)       problem, solution: str, as in the file
     answer: str, the letter      options: {"A": "CT", "B": ...}          modality, question_type: str or None
     row: int, counted from 0     source: str, the file it stands in
+    completion: str, only where the row has an answer of its own to learn, or the thinking of one
 
 What becomes of a bad row: see `engine.data.rows`.
 """
@@ -138,9 +139,19 @@ def check_question(index: int, row: Any, source: Source) -> Checked:
         "answer": letter,
         "options": options,
         **_labels(row, source),
+        **_own_answer(row, letter),
         "row": index,
         "source": source.name,
     }, handles
+
+
+def _own_answer(row: dict, letter: str) -> dict[str, str]:
+    """The row's `completion`, if it has one, or its `thinking` and the letter."""
+    completion, thinking = (text.strip() if isinstance(text := row.get(key), str) else "" for key in ("completion", "thinking"))
+    thinking = thinking.removeprefix("<think>").removesuffix("</think>").strip()
+    if thinking and not completion:
+        completion = f"<think>{thinking}</think><answer> {letter} </answer>"
+    return {"completion": completion} if completion else {}
 
 
 def _labels(row: Any, source: Source) -> dict[str, str | None]:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,7 @@ class Judge:
     api_key: str | None = field(default_factory=lambda: os.environ.get(KEY_VARIABLE), repr=False)
 
     def __post_init__(self):
-        options = {"timeout": self.timeout, "tries": self.tries, "pause": self.pause}
+        options: dict[str, Any] = {"timeout": self.timeout, "tries": self.tries, "pause": self.pause}
         self.session = ChatSession(self.url, self.model, flag="--judge_url", api_key=self.api_key, **options)
         self.url = self.session.url
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from engine.command.evaluation_settings import EvaluationSettings, QuestionArguments
+from engine.command.evaluation_settings import PolicyArguments, EvaluationSettings, QuestionArguments
 from engine.command.run_folder import RunFolder, open_run
 from engine.data.questions import QuestionSet, load_questions
 from engine.data.rows import Rows
@@ -31,8 +31,8 @@ from engine.tasks.task import Task
 logger = logging.getLogger(__name__)
 
 
-def load_questions_of(args: QuestionArguments, modalities: Collection[str] | None = None) -> QuestionSet:
-    """The questions that `args` name, or the starter test questions; `modalities`: only those about these (short names)."""
+def load_questions_of(args: PolicyArguments, modalities: Collection[str] | None = None) -> QuestionSet:
+    """The questions that `args` name, or the starter's of that split; `modalities`: only those about these (short names)."""
     return load_questions(
         args.data or [build_starter_data()],
         image_root=args.image_root,

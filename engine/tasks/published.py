@@ -24,7 +24,6 @@ from engine.tasks.multiple_choice import (
     format_reward_of,
     is_answer,
     is_think_answer,
-    letter,
     named,
 )
 from engine.tasks.task import Reward
@@ -86,11 +85,6 @@ class AdvMedScoring:
 
     def rewards(self, template: str) -> Sequence[Reward]:
         return []
-
-
-def medr1_sft_target(row: dict) -> str:
-    """What Med-R1's fine-tuning teaches: before the letter stands a column `thinking` that the data do not have."""
-    return f"None\n\n{letter(row)}"
 
 
 def _medr1_answer(text: str) -> str:

@@ -8,6 +8,8 @@
 | answer | answer, gt_answer (OmniMedVQA), answer_label (PMC-VQA) |
 | modality | modality, modality_type (OmniMedVQA) |
 | question_type | question_type, content_type (SLAKE) |
+| completion | completion: a whole answer, to be learnt |
+| thinking | thinking (Med-R1's fine-tuning), reasoning: that of the answer alone |
 
 `problem`, `solution`, `question` and `subset` have no other names.
 """
@@ -31,6 +33,8 @@ THEIRS = {
     "modality": ("modality", "modalitytype"),
     "subset": ("subset",),
     "question_type": ("questiontype", "contenttype"),
+    "completion": ("completion",),
+    "thinking": ("thinking", "reasoning"),
 }
 OURS = {theirs: (ours, rank) for ours, names in THEIRS.items() for rank, theirs in enumerate(names)}
 OPTION = re.compile(r"(?:option|choice)?([a-z])")

@@ -8,8 +8,11 @@ from engine.data.formats.text import read_text
 from engine.errors import InputError
 
 
-def read_json_rows(path: Path, expected: str) -> list[Any]:
-    """The rows, unchecked; a broken line stands there as text. InputError if the file is no such file of rows."""
+def read_json_rows(path: Path, expected: str, key: str | None = None) -> list[Any]:
+    """The rows, unchecked; a broken line stands there as text. InputError if the file is no such file of rows.
+
+    With `key`, the array may also be what an object, the whole file, has under it.
+    """
     text = read_text(path, expected)
     if not text.strip():
         raise InputError(f"{path}: the file is empty (expected {expected})")
@@ -23,6 +26,8 @@ def read_json_rows(path: Path, expected: str) -> list[Any]:
         if not lines:
             raise InputError(f"{path}: not JSON: {error} (expected {expected})") from None
     else:
+        if key is not None and isinstance(whole, dict):
+            whole = whole.get(key, whole)
         if isinstance(whole, list):
             return whole
         if not lines and not (isinstance(whole, dict) and {"problem", "question"} & whole.keys()):  # else a single row

@@ -29,7 +29,7 @@ from engine.data.images import is_turned
 from engine.data.questions import QuestionSet
 from engine.data.rows import SkippedRow
 from engine.errors import InputError
-from engine.files import read_bounded, write_json
+from engine.files import read_bounded, write_json, write_whole
 from engine.progress import progress
 
 CHUNK = 256  # images in flight: bounds the memory of those encoded but not yet written
@@ -142,7 +142,7 @@ def _published_row(row: dict) -> dict:
 
 def _write_images(folder: Path, split: str, questions: QuestionSet, size: int | None) -> dict[str, str]:
     """Write each distinct image once; {key: name within `folder`}. Images with the same pixels share a file."""
-    (folder / "images" / split).mkdir(parents=True)
+    (folder / "images" / split).mkdir(parents=True, exist_ok=True)
     handles = list({handle.key: handle for images in questions.handles for handle in images}.values())
     names = {}
     with (
@@ -154,7 +154,7 @@ def _write_images(folder: Path, split: str, questions: QuestionSet, size: int | 
             for handle, (name, data) in zip(chunk, pool.map(lambda handle: _encode(handle, size), chunk), strict=True):
                 names[handle.key] = f"images/{split}/{name}"
                 if not (folder / names[handle.key]).exists():
-                    (folder / names[handle.key]).write_bytes(data)
+                    write_whole(folder / names[handle.key], data)
                 bar.update()
     return names
 
