@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from engine.command.evaluation_settings import PolicyArguments, EvaluationSettings, QuestionArguments
+from engine.command.evaluation_settings import EvaluationSettings, PolicyArguments, QuestionArguments
 from engine.command.run_folder import RunFolder, open_run
 from engine.data.questions import QuestionSet, load_questions
 from engine.data.rows import Rows
