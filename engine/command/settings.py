@@ -22,7 +22,7 @@ LIMITS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "less_than": ("less than", lambda number, limit: number < limit),
 }
 # The keys of models.sam.sam.BUILDERS, which flags are checked against before torch is imported.
-SAM_MODELS = ("lite_medsam", "tiny_sam", "sam_med2d", "sam_vit_b", "sam_vit_l", "sam_vit_h")
+SAM_MODELS = ("tiny_sam", "lite_medsam", "sam_med2d", "sam_vit_b", "sam_vit_l", "sam_vit_h")
 LARGEST_INTEGER = 2**31 - 1  # of a setting that names no limit above: what PyTorch and NumPy count with everywhere
 
 

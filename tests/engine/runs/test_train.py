@@ -48,7 +48,8 @@ def test_lesions_are_trained_and_evaluated_like_any_task(model, lesions, tmp_pat
     args = config(output_dir=str(tmp_path), **SETTINGS)
     task, splits = LesionTask(), Splits(lesions, lesions.select([0, 6]))
     headline = train("skin", "Skin", trainer, partial(load_policy, model), task, splits, args, {"training": args})
-    measured = {"accuracy_before", "accuracy_after", "region_accuracy_before", "mean_iou_after", "majority_accuracy", "seconds"}
+    measured = {f"{name}_{when}" for name in ("diagnosis_accuracy", "region_accuracy", "mean_iou") for when in ("before", "after")}
+    measured |= {"majority_accuracy", "seconds"}
     assert measured | {f"{trainer.headline_metric}_first", "checkpoint"} <= set(headline)
     for name in ("config.json", "metrics.jsonl", "evaluation_before.json", "evaluation_after.json", "curves.png", "report.html"):
         assert (tmp_path / name).stat().st_size > 100
@@ -95,7 +96,7 @@ def test_lesion_answers_are_scored_by_what_is_asked(lesions):
     assert [result["correct"] for result in evaluation.results] == [False, *[True] * 6]
     assert [result["region_correct"] for result in evaluation.results] == [False, *[True] * 5, None]
     assert [result["iou"] for result in evaluation.results] == [0, *[pytest.approx(0.5)] * 5, None]
-    assert evaluation.headline["accuracy"] == 6 / 7 and evaluation.headline["region_accuracy"] == 5 / 6
+    assert evaluation.headline["diagnosis_accuracy"] == 6 / 7 and evaluation.headline["region_accuracy"] == 5 / 6
     assert evaluation.headline["mean_iou"] == pytest.approx(2.5 / 6) and evaluation.headline["unanswered"] == 1 / 7
     assert evaluation.tables["diagnosis"]["melanoma"]["recall"]["accuracy"] == 1
     samples = LesionTask().samples(evaluation, lesions, answers)
@@ -115,7 +116,7 @@ def test_what_became_right_is_said_of_the_measure_that_counts_it(lesions):
         for text in ("I see nothing.", None)
     )
     compared = {one.name: one for one in comparisons({"before": before, "after": after})}
-    assert (compared["accuracy"].fixed, compared["accuracy"].broken) == (7, 0)
+    assert (compared["diagnosis_accuracy"].fixed, compared["diagnosis_accuracy"].broken) == (7, 0)
     assert compared["region_accuracy"].fixed is None and compared["mean_iou"].broken is None
 
 
