@@ -49,6 +49,9 @@ EXTRAS = {
         "types-pyyaml",
         "types-tqdm",
         "pre-commit>=4",
+        "nbformat>=5.11",
+        "nbclient>=0.11",  # runs notebooks/, in a kernel of ipykernel
+        "ipykernel>=7.4",
         "triton>=3.7.1,<3.8; sys_platform == 'linux'",  # its interpreter runs the kernels' bodies where there is no GPU
     ],
     "gpu": [

@@ -18,9 +18,10 @@ regions fall from 94.4 % to 85.5, 90.3 and 87.1 %.
 The last line is JSON: diagnosis_accuracy, balanced_accuracy, region_accuracy, mean_iou and iou_over_50, each _before and _after
 (fractions), majority_accuracy, loss_first and _last (nats a token), seconds, checkpoint, recall_before and _after by diagnosis.
 
-Differences from the published code (https://github.com/rasoulcarrera/DR_Diag_Skin_main): lesions are split by lesion and not by
-image, whose other photographs would be trained on; the loss is that of the answer alone; which lesions are asked where they lie
-follows from the seed and the image, not from the order of reading.
+Differences from the published code (https://github.com/rasoulcarrera/DR_Diag_Skin_main): it reads the file's LoRA settings and
+trains all weights, where a file with `lora_r` trains adapters here; lesions are split by lesion and not by image, whose other
+photographs would be trained on; the loss is that of the answer alone; which lesions are asked where they lie follows from the seed
+and the image, not from the order of reading.
 """
 
 from functools import partial

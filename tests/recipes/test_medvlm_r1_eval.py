@@ -1,10 +1,14 @@
 """MedVLM-R1's evaluation reads its published test file, asks its prompts and scores each modality."""
 
+import gzip
 import json
 
 import pytest
+from PIL import Image
 
 from engine.command.main import run_command
+from engine.errors import InputError
+from engine.runs.evaluate import load_questions_of
 from recipes.medvlm_r1_eval import EvaluationArguments, main
 from tests.tiny_qwen import noise_image, save_tiny
 
@@ -119,3 +123,50 @@ def test_what_cannot_be_used_is_one_line(data, flags, message, tmp_path, capsys,
         run_command(main, flags)
     out, err = capsys.readouterr()
     assert end.value.code == 2 and out == "" and message in err.splitlines()[-1] and "Traceback" not in err
+
+
+def test_the_published_file_of_900_rows_is_read_as_published(checkpoint, published_rows, tmp_path):
+    """MedVLM-R1's published questions in the layout of their file, three of them twice: 300 rows a modality, in the order of the
+    file; images lie below --dataset_root, not beside the file, each the one that its row names."""
+    with gzip.open(published_rows, "rt", encoding="utf-8") as file:
+        questions = [row for row in map(json.loads, file) if "options" in row]
+    assert len(questions) == 897
+    rows, root = [], tmp_path / "Huatuo"
+    (root / "images").mkdir(parents=True)
+    for i, question in enumerate([*questions, *questions[:3]]):
+        name = f"images/{'brain chest lung'.split()[i // 300]}{i:06d}.png"
+        Image.new("RGB", (28, 28), (i % 256, i // 256, 0)).save(root / name)
+        problem, answer = question["problem"], question["options"]["ABCDEFGHIJ".index(question["solution"])]
+        own = {"question": problem.partition("\n")[0], "answer": answer, "dataset": "OmniMedVQA", "subset": SUBSETS[i // 300 * 3]}
+        rows.append({"image": [name], **question, **own})
+    path = tmp_path / "prompts" / "MRI_CT_XRAY_300each_dataset.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(rows), encoding="utf-8")
+
+    arguments = EvaluationArguments(data=[str(path)], image_root=str(root))
+    read = load_questions_of(arguments)
+    assert len(read) == 900 and not read.skipped
+    for i in range(900):
+        row = read[i]
+        assert row["answer"] == rows[i]["solution"] and row["problem"] == rows[i]["problem"]
+        assert list(row["options"].values()) == [text.strip() for text in rows[i]["options"]]
+        assert row["images"][0].getpixel((0, 0)) == (i % 256, i // 256, 0)
+    for block, name in enumerate(("MRI", "CT", "X-Ray")):
+        assert [r["row"] for r in load_questions_of(arguments, [name]).records] == list(range(300 * block, 300 * block + 300))
+
+    flags = [
+        "--model_path",
+        checkpoint,
+        "--prompt_path",
+        str(path),
+        "--dataset_root",
+        str(root),
+        "--max_new_tokens",
+        "1",
+        "--bsz",
+        "100",
+    ]
+    headline = main([*flags, "--output_dir", str(tmp_path / "run")])
+    assert headline["num_samples"] == 900 and {score["num_samples"] for score in headline["by_modality"].values()} == {300}
+    with pytest.raises(InputError, match=r"row 0: image 'images/brain000000.png': no such image file"):
+        main([*flags[:4], "--output_dir", str(tmp_path / "other")])

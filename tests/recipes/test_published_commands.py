@@ -2,8 +2,8 @@
 
 Each is accepted: where its paths are not there, it ends with one line about the first of them; where they are, it runs. Sources:
 the READMEs of Med-R1 and of its fork AdvMed-R1 with the pages that it links (src/utils/README.md, src/eval_vqa/QUICKSTART.md and
-README_ADVERSARIAL.md), the scripts that MedVLM-R1's README names, and both READMEs of PRS-Med. The skin system prepares its data by
-a script without flags, as `recipes.skin_prepare` may be. `hf download` and `huggingface-cli download` are Hugging Face's own.
+README_ADVERSARIAL.md), the scripts that MedVLM-R1's README names, and both READMEs of PRS-Med. The skin system prepares its data and
+trains its stage 1 by scripts without flags, as our recipes may be run. `hf download` and `huggingface-cli download` are Hugging Face's own.
 """
 
 import json
@@ -135,6 +135,10 @@ LINES = [  # recipe, flags, what is said where nothing of it is there
         UNREACHABLE,
     ),
     ("download", "-m qwen2-vl-7b -o ./models/Qwen2-VL-7B -t YOUR_HF_TOKEN", UNREACHABLE),
+    # the skin system: its settings files, and its own script of stage 1, which has no flags
+    ("skin_sft", "--config src/config.json", "--config src/config.json: No such file"),
+    ("skin_grpo", "--config src/config_stage2.json", "--config src/config_stage2.json: No such file"),
+    ("skin_grpo", "--config src/config_stage2_hf.json", "--config src/config_stage2_hf.json: No such file"),
 ]
 REFUSED = ["--device cuda:0", "--specific_dataset head_and_neck", "--image_size 1024", "--lambda_seg 1.0", "--compile_model"]
 
