@@ -2,8 +2,9 @@
 
 Each is accepted: where its paths are not there, it ends with one line about the first of them; where they are, it runs. Sources:
 the READMEs of Med-R1 and of its fork AdvMed-R1 with the pages that it links (src/utils/README.md, src/eval_vqa/QUICKSTART.md and
-README_ADVERSARIAL.md), the scripts that MedVLM-R1's README names, and both READMEs of PRS-Med. The skin system prepares its data and
-trains its stage 1 by scripts without flags, as our recipes may be run. `hf download` and `huggingface-cli download` are Hugging Face's own.
+README_ADVERSARIAL.md), the scripts that MedVLM-R1's README names, and both READMEs of PRS-Med. The skin system prepares its data
+and trains its stage 1 by scripts without flags, as our recipes may be run. `hf download` and `huggingface-cli download` are
+Hugging Face's own.
 """
 
 import json
