@@ -11,6 +11,7 @@ from engine.command.settings import refuse, setting
 class Distillation(PolicyArguments):
     """Which questions a teacher is asked: a model here (`--model`), or one behind `--endpoint`."""
 
+    data: list[str] | None = setting(None, "Files or folders of questions. None: the starter training questions.")
     split: str = setting("train", "Split of a folder that holds several.")
     max_new_tokens: int = setting(512, "Longest answer in tokens.", at_least=1)
     samples: int = setting(4, "Answers to each question.", at_least=1)
