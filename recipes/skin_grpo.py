@@ -17,7 +17,8 @@ measured with seeds 42, 1 and 2, each after its own stage 1: mean IoU on 124 hel
 % to 91.1, 88.7 and 91.9 %, diagnoses from 81.5, 63.7 and 76.6 % to 80.6, 73.4 and 91.1 %; in 190 seconds on one CPU thread.
 
 The last line is JSON: diagnosis_accuracy, balanced_accuracy, region_accuracy, mean_iou and iou_over_50, each _before and _after
-(fractions), majority_accuracy, reward_first and _last, seconds, checkpoint, recall_before and _after by diagnosis.
+(fractions), majority_accuracy, reward_first and _last, seconds, checkpoint, recall_before and
+_after by diagnosis, and the ends of 95 % intervals: low_before, high_before, low_after, high_after.
 
 Differences from the published code (https://github.com/rasoulcarrera/DR_Diag_Skin_main, stage2_grpo.py): it draws one answer a
 prompt, has no advantages, and cannot take a step, since its loss is computed without gradients; it asks for no box and yet

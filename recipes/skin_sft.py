@@ -16,7 +16,8 @@ diagnoses from 24.2 % to 81.5, 63.7 and 76.6 % of 124 held-out lesions, mean IoU
 regions fall from 94.4 % to 85.5, 90.3 and 87.1 %.
 
 The last line is JSON: diagnosis_accuracy, balanced_accuracy, region_accuracy, mean_iou and iou_over_50, each _before and _after
-(fractions), majority_accuracy, loss_first and _last (nats a token), seconds, checkpoint, recall_before and _after by diagnosis.
+(fractions), majority_accuracy, loss_first and _last (nats a token), seconds, checkpoint, recall_before and
+_after by diagnosis, and the ends of 95 % intervals: low_before, high_before, low_after, high_after.
 
 Differences from the published code (https://github.com/rasoulcarrera/DR_Diag_Skin_main): it reads the file's LoRA settings and
 trains all weights, where a file with `lora_r` trains adapters here; lesions are split by lesion and not by image, whose other

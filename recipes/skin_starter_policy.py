@@ -12,7 +12,7 @@ that are drawn anew for each step, on grounds that the starter data do not have:
                 are up to a third too wide on each side
 
 So the policy finds lesions and tells them apart, but calls them wrongly and marks them carelessly: the one is what stage 1 mends,
-the other what stage 2 does. About nine minutes on one CPU thread. The last line is JSON, of the starter test lesions (greedy):
+the other what stage 2 does. About seven minutes on one CPU thread. The last line is JSON, of the starter test lesions (greedy):
 diagnosis_accuracy, region_accuracy, mean_iou and others, seconds, checkpoint.
 """
 
