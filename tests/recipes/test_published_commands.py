@@ -151,7 +151,7 @@ def place(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (tmp_path / "installed" / "wandb").mkdir(parents=True)
     (tmp_path / "installed" / "wandb" / "__init__.py").touch()
-    monkeypatch.syspath_prepend(tmp_path / "installed")  # --report_to wandb is refused where it is not installed
+    monkeypatch.syspath_prepend(str(tmp_path / "installed"))  # --report_to wandb is refused where it is not installed
     monkeypatch.setattr(hub, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("VESALIUS_CACHE", str(tmp_path / "cache"))

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -96,9 +97,13 @@ def check(folder: Path, weights: dict[str, torch.Tensor]) -> None:
 def kill_and_resume(kills: int, seed: int, work: Path) -> dict[str, int]:
     """Kill so often and check every end; how many kills met a save, and how many runs came to their ends."""
     chance, model = random.Random(seed), save_tiny(work / "model")
-    begun = time.monotonic()
-    assert ended(fork(model, work / "whole"), LONGEST) == 0, (work / "whole.log").read_text()[-2000:]
+    begun, saving, child, code = time.monotonic(), Counter[tuple[int, int]](), fork(model, work / "whole"), None
+    while code is None:
+        code = ended(child, 0.001)
+        saving.update([found] if (found := save_of(work / "whole")) else [])
+    assert code == 0, (work / "whole.log").read_text()[-2000:]
     usual = time.monotonic() - begun
+    usual_save = 0.001 * saving.total() / len(saving) if saving else 0.0
     whole = torch.load(work / "whole" / "weights.pt", weights_only=True)
     check(work / "whole", whole)
     done = {"kills": 0, "while saving": 0, "runs": 0}
@@ -112,7 +117,7 @@ def kill_and_resume(kills: int, seed: int, work: Path) -> dict[str, int]:
                 code = ended(child, usual / 4 * chance.random())
                 code = ended(child, LONGEST, folder) if code is None else code
                 assert time.monotonic() < forked + LONGEST, f"{folder}: neither saves nor ends"
-                time.sleep(0.05 * chance.random() if code is None else 0)
+                time.sleep(usual_save * chance.random() if code is None else 0)
             else:
                 code = ended(child, usual / 2 * chance.random())
             if code is not None:
