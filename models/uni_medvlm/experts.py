@@ -140,8 +140,7 @@ def _copy(mlp: nn.Module, lora: ExpertLoRA | None) -> nn.Module:
     expert = copy.deepcopy(mlp)
     if lora is None:
         return expert
-    expert.requires_grad_(False)
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(PROJECTIONS))
-    adapted = inject_adapter_in_model(config, expert)
+    adapted = inject_adapter_in_model(config, expert)  # which freezes all but the adapters
     cast_adapter_dtype(adapted, "default")  # to float32, where the model is in a half type
     return adapted

@@ -64,16 +64,19 @@ class RoutingLedger:
             raise ValueError("no layer with experts has run: there is no auxiliary loss")
         return torch.stack([balance * routing.balance_loss + z * routing.z_loss for routing in self.routings.values()]).sum()
 
+    def counts(self) -> Tensor:
+        """[L, E] int64: the tokens that chose each expert since `reset_usage`, in the layers' order; processes may add theirs."""
+        return torch.stack([self._counts[layer] for layer in sorted(self._counts)])
+
     def usage(self) -> Tensor:
-        """[L, E]: each expert's share of its layer's choices since `reset_usage`, in the layers' order. Rows have the sum 1."""
-        counts = torch.stack([self._counts[layer] for layer in sorted(self._counts)])
+        """[L, E]: each expert's share of its layer's counts. Rows have the sum 1."""
+        counts = self.counts()
         return counts / counts.sum(-1, keepdim=True).clamp(min=1)
 
     def dropped(self) -> Tensor:
         """[L]: the share of choices that found their expert full, since `reset_usage`."""
-        layers = sorted(self._counts)
-        chosen = torch.stack([self._counts[layer].sum() for layer in layers])
-        return torch.stack([self._dropped[layer] for layer in layers]) / chosen.clamp(min=1)
+        dropped = torch.stack([self._dropped[layer] for layer in sorted(self._dropped)])
+        return dropped / self.counts().sum(-1).clamp(min=1)
 
     def reset_usage(self) -> None:
         """Count from here, as before each task of an evaluation."""

@@ -48,7 +48,7 @@ def test_swiglu_is_llamas_ffn(llama):
 def test_what_learns_are_routers_and_experts_or_their_adapters(llama, batch, lora):
     llama.requires_grad_(False)
     for layer in llama.model.layers:
-        layer.mlp.requires_grad_(lora is None)
+        layer.mlp.requires_grad_(True)
     ledger = add_experts(llama.get_decoder(), 2, RoutingOptions(2), layers=[0, 2], lora=lora)
     llama.model.layers[1].mlp.requires_grad_(False)
     trainable = {name: p for name, p in llama.named_parameters() if p.requires_grad}
@@ -129,8 +129,9 @@ def test_checkpointed_layers_have_the_same_gradients_and_are_counted_once(llama,
             model.gradient_checkpointing_enable({"use_reentrant": False})
         (model(**batch, labels=batch["input_ids"]).loss + ledger.auxiliary_loss(0.1, 0.1)).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
-        usage.append((ledger.usage(), ledger.dropped()))
-    assert usage[0][1].min() > 0 and all(torch.equal(one, two) for one, two in zip(*usage, strict=True))
+        usage.append((ledger.counts(), ledger.dropped()))
+    assert usage[0][0].sum() == 3 * 2 * batch["attention_mask"].sum() and usage[0][1].min() > 0
+    assert all(torch.equal(one, two) for one, two in zip(*usage, strict=True))
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-7, msg=name)
 

@@ -53,6 +53,20 @@ def test_the_first_step_changes_the_output(tiny_encoder, tiny_images):
     assert all(gradient.abs().max() > 0 for gradient in last)
 
 
+def test_checkpointed_layers_have_the_same_gradients(tiny_encoder, tiny_images):
+    gradients = []
+    for checkpointed in (False, True):
+        encoder, ran = opened(tiny_encoder()).train(), []
+        if checkpointed:
+            encoder.vision_tower.gradient_checkpointing_enable({"use_reentrant": False})
+        encoder.vision_tower.encoder.layers[3].layer_norm1.register_forward_hook(lambda *_, ran=ran: ran.append(1))
+        encoder(*tiny_images).square().mean().backward()
+        gradients.append([p.grad for p in encoder.cvfm_modules.parameters()])
+        assert len(ran) == 1 + checkpointed
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two)
+
+
 def test_layers_before_the_first_fusion_record_nothing(tiny_encoder, tiny_images):
     encoder, seen = tiny_encoder(select_layer=-1, fused_after=(2, 3, 4, 5)), []
     for layer in encoder.vision_tower.encoder.layers:
