@@ -19,6 +19,9 @@ from kernels.linear_grpo import linear_grpo_loss, linear_grpo_loss_reference
 from kernels.linear_logprob import linear_logprob, linear_logprob_reference
 from kernels.mask_attention import image_to_token, image_to_token_reference, token_to_image, token_to_image_reference
 from kernels.mask_upscale import mask_upscale, mask_upscale_reference
+from kernels.moe_dispatch import moe_mlp, moe_mlp_reference
+from kernels.moe_router import route
+from kernels.moe_routing import route_reference
 
 LOSS = GRPOLoss("grpo", beta=0.04)
 
@@ -47,6 +50,13 @@ def cases():
     def upscale(op, image, *others):
         return op(image, 2, *others)
 
+    def routed(op, hidden, gate):
+        weights, *_, balance, z, _ = op(hidden, gate, 2)
+        return weights.sum(0) + balance + z
+
+    def mixed(op, hidden, gate, *projections):
+        return op(hidden, route(hidden, gate, 2), *projections)
+
     tokens = [randn(2, 4, 16), randn(2, 4), randn(2, 4, 16), 1 + 0.1 * randn(16), randn(16)]
     steps = [randn(16, 4, 2, 2), randn(4), randn(4), randn(4), randn(4, 2, 2, 2), randn(2), randn(2, 3, 2)]
     yield "loss", loss, grpo_loss, grpo_loss_reference, [randn(3, 5) - 3]
@@ -55,6 +65,9 @@ def cases():
     yield "token to image", attend, token_to_image, token_to_image_reference, [randn(2, 4, 16), randn(2, 9, 16)]
     yield "image to token", attended, image_to_token, image_to_token_reference, [randn(2, 9, 16), *tokens]
     yield "upscale", upscale, mask_upscale, mask_upscale_reference, [randn(2, 6, 16), *steps]
+    yield "router", routed, route, route_reference, [randn(9, 8), randn(4, 8)]
+    experts = [randn(4, 6, 8), randn(4, 6, 8), randn(4, 8, 6)]
+    yield "mixture", mixed, moe_mlp, moe_mlp_reference, [randn(9, 8), randn(4, 8), *experts]
 
 
 def values(call, op, leaves):

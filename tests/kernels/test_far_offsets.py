@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import group_advantage, grpo_loss, linear_grpo, linear_logprob, mask_attention, mask_upscale
+from kernels import group_advantage, grpo_loss, linear_grpo, linear_logprob, mask_attention, mask_upscale, moe_dispatch, moe_router
 from kernels.grpo_terms import GRPOLoss, TokenInputs
 from kernels.launch import LARGE_SHARED, launch
 
@@ -107,6 +107,28 @@ def kernels() -> dict[str, tuple[Any, int, tuple[Any, ...], dict[str, Any]]]:
             mask_upscale._upscale_backward_kernel, 1,
             (logits, IMAGE, *STEPS, hyper, Each(torch.zeros(N, 4 * C)), *small, N, 8, 1e-6), UPSCALE | {"ROWS": mask_upscale.ROWS},
         ),
+        "moe combine": (
+            moe_dispatch._collect_kernel, 0, (Each(randn(512)), PLACE, Each(randn(1)), Each(torch.zeros(512)), 512),
+            moe_dispatch._collect_constants(512, 1),
+        ),
+        "moe combine, backward": (
+            moe_dispatch._spread_kernel, 0,
+            (Each(randn(512)), PLACE, PLACE, Each(randn(1)), Each(randn(512)), Each(torch.zeros(512)), Each(torch.zeros(1)), 512),
+            moe_dispatch._spread_constants(512, 1),
+        ),
+        "moe gate": (
+            moe_router._gate_kernel, 0,
+            (Each(randn(32, 24)), randn(4, 24), None, Each(torch.zeros(32, 4)), Each(torch.zeros(64, dtype=torch.int32)),
+             Each(torch.zeros(64)), Each(torch.zeros(4, dtype=torch.int32)), Each(torch.zeros(4)), Each(torch.zeros(1)),
+             BEYOND - 1, 24, 4, 32), moe_router._gate_constants(4, 2, False, True),
+        ),
+        "moe logits, backward": (
+            moe_router._logit_gradient_kernel, 0,
+            (Each(randn(32)), randn(1), randn(1), Each(randn(16, 4)), Each(torch.ones(32, dtype=torch.int32)),
+             Each(torch.ones(32, dtype=torch.int32)), torch.ones(4, dtype=torch.int32), Each(torch.zeros(16, 4)),
+             BEYOND - 1, 4, 1e-7),
+            moe_router._logit_constants(4, 2, False, True),
+        ),
     }  # fmt: skip
 
 
@@ -166,7 +188,11 @@ def test_far_places_give_what_the_first_gives(name, run_at):
         assert torch.equal(near, away), f"part {index}"
 
 
+# Kernels whose programs read what is not their own: int32 counts the choices that one places, and the other sweeps all tokens.
+NOT_BY_PLACE = {moe_router._place_kernel, moe_router._gate_gradient_kernel}
+
+
 def test_every_kernel_is_tried():
-    listed = {config.kernel for module in (group_advantage, grpo_loss, linear_grpo, linear_logprob, mask_attention, mask_upscale)
-              for config in module.launch_configs()}  # fmt: skip
-    assert listed == {kernel for kernel, *_ in kernels().values()}
+    modules = (group_advantage, grpo_loss, linear_grpo, linear_logprob, mask_attention, mask_upscale, moe_dispatch, moe_router)
+    listed = {config.kernel for module in modules for config in module.launch_configs()}
+    assert listed - NOT_BY_PLACE == {kernel for kernel, *_ in kernels().values()}
