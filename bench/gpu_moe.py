@@ -4,9 +4,9 @@ S tokens of H = 4096 channels, the width of Llama-3.1-8B (two experts and one ch
 in bfloat16, the gate in float32. The least that a case needs:
 
     FLOPs    experts: 6 S K H I forward with I inner channels, with the backward three times that; the gate's 2 S E H are no limit
-    bytes    router: x and the gate's weight once; with the backward x once more, and dx. From logits: 8 S E, and 12 S K of
-             weights, experts and slots. Places: 20 S K, experts and probabilities in, weights, slots and order out. Dispatch and combine: S H
-             and S K H elements each
+    bytes    router: x and the gate's weight once; with the backward x once more, and dx. From logits: 8 S E, and 12 S K of weights,
+             experts and slots. Places: 20 S K, experts and probabilities in, weights, slots and order out. Dispatch and combine:
+             S H and S K H elements each
 """
 
 from functools import partial

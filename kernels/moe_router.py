@@ -190,7 +190,7 @@ def _logit_gradient_kernel(
     mean = tl.zeros([TOKENS], tl.float32)  # sum_j dw_j w_j
     if RENORMALIZE:
         total = tl.zeros([TOKENS], tl.float32)
-        for k in tl.static_range(K):
+        for k in range(K):
             expert = tl.load(experts + token * K + k, mask=inside, other=-1)
             kept = tl.load(slots + token * K + k, mask=inside, other=-1) >= 0
             prob = tl.sum(tl.where((column[None, :] == expert[:, None]) & kept[:, None], p, 0.0), 1)
@@ -199,7 +199,7 @@ def _logit_gradient_kernel(
         divisor = tl.maximum(total, eps)
         mean = tl.where(total > eps, mean / divisor, 0.0)
     dp = tl.zeros([TOKENS, EP], tl.float32) + (tl.load(grad_balance) * E / (n * n * CHOICES) * lead)[None, :]
-    for k in tl.static_range(K):
+    for k in range(K):
         expert = tl.load(experts + token * K + k, mask=inside, other=-1)
         kept = tl.load(slots + token * K + k, mask=inside, other=-1) >= 0
         dw = (tl.load(grad_weights + token * K + k, mask=inside, other=0.0) - mean) / divisor

@@ -88,6 +88,15 @@ def test_grouped_products_equal_one_by_one(E, monkeypatch):
     assert_close(*results, 1e-5)
 
 
+def test_where_there_is_no_grouped_product_experts_go_one_by_one(monkeypatch):
+    case, asked = inputs(12), []
+    expected = run(moe_mlp, route, case, top_k=2)
+    monkeypatch.setattr(F, "grouped_mm", lambda *_, **__: asked.append(1) or torch.zeros(2) @ torch.zeros(3))  # RuntimeError
+    monkeypatch.setattr(moe_dispatch, "_WITHOUT_GROUPED", set())
+    assert_close(run(moe_mlp, route, case, top_k=2), expected, 1e-5)
+    assert len(asked) == 1
+
+
 def test_an_expert_without_tokens_has_no_gradient_and_changes_nothing():
     hidden, gate, mask, leaves = inputs(5)
     logits = torch.randn(S, 5)
