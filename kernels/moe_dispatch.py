@@ -232,11 +232,25 @@ moe_dispatch.register_autograd(_dispatch_backward, setup_context=_keep_order)
 moe_combine.register_autograd(_combine_backward, setup_context=_keep)
 
 
+# Devices and dtypes that have shown to have no grouped product.
+_WITHOUT_GROUPED: set[tuple[str, torch.dtype]] = set()
+
+
 def _grouped(rows: Tensor, weights: Sequence[Tensor], ends: Tensor) -> bool:
-    """Whether F.grouped_mm takes the products: many experts in a type it has, strides a multiple of 16 bytes."""
-    out, width = (side * rows.dtype.itemsize for side in weights[0].shape[-2:])
-    types = (torch.bfloat16, torch.float16, torch.float32)
-    return len(ends) > FEW_EXPERTS and rows.dtype in types and not (out % ALIGNED or width % ALIGNED) and hasattr(F, "grouped_mm")
+    """Whether F.grouped_mm is asked: for many experts, whose strides are multiples of 16 bytes."""
+    aligned = not any(side * rows.dtype.itemsize % ALIGNED for side in weights[0].shape[-2:])
+    return len(ends) > FEW_EXPERTS and aligned and (rows.device.type, rows.dtype) not in _WITHOUT_GROUPED
+
+
+def _grouped_mm(left: Tensor, right: Tensor, ends: Tensor) -> Tensor | None:
+    """F.grouped_mm; None where there is none, which is tried once."""
+    try:
+        return F.grouped_mm(left, right, offs=ends)
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, NotImplementedError, RuntimeError):  # AttributeError: a torch without it
+        _WITHOUT_GROUPED.add((left.device.type, left.dtype))
+        return None
 
 
 def _parts(ends: Tensor) -> Iterator[tuple[int, slice]]:
@@ -256,7 +270,9 @@ def grouped_linear_forward(rows: Tensor, weights: Sequence[Tensor], ends: Tensor
     stacked = weights[0].dim() == 3
     if _grouped(rows, weights, ends):
         whole = weights[0].contiguous() if stacked else torch.stack(list(weights))
-        return F.grouped_mm(rows.contiguous(), whole if transposed else whole.transpose(1, 2), offs=ends)
+        product = _grouped_mm(rows.contiguous(), whole if transposed else whole.transpose(1, 2), ends)
+        if product is not None:
+            return product
     each = weights[0].unbind() if stacked else weights
     out, last = rows.new_empty(len(rows), each[0].shape[1 if transposed else 0]), 0
     for e, part in _parts(ends):
@@ -275,7 +291,9 @@ def _(rows, weights, ends, transposed):
 def grouped_outer(grad: Tensor, rows: Tensor, weights: Sequence[Tensor], ends: Tensor) -> Tensor:
     """(E, out, in): grad^T rows of each expert's."""
     if _grouped(rows, weights, ends):
-        return F.grouped_mm(grad.contiguous().t(), rows.contiguous(), offs=ends)
+        product = _grouped_mm(grad.contiguous().t(), rows.contiguous(), ends)
+        if product is not None:
+            return product
     total = rows.new_empty(len(ends), *weights[0].shape[-2:])
     for e, part in _parts(ends):
         torch.mm(grad[part].T, rows[part], out=total[e])

@@ -48,7 +48,7 @@ def _gate_kernel(
     GATE: tl.constexpr, CHOICES: tl.constexpr, K: tl.constexpr, EP: tl.constexpr, CP: tl.constexpr, TOKENS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    # One chunk of tokens. Counts are [programs, CHOICES, E]: of all choices, or of each. Without GATE, logits are given
+    # One chunk of tokens. Counts are [programs, CHOICES, E]: of all choices, or of each. Without GATE `hidden` are the logits
     program = tl.program_id(0)
     column, choice = tl.arange(0, EP), tl.arange(0, CP)[:, None]
     count = tl.zeros([CP, EP], tl.int32)
@@ -72,9 +72,9 @@ def _gate_kernel(
                     gate_weight + column[None, :] * H + h[:, None], mask=(column < E)[None, :] & (h < H)[:, None], other=0.0
                 )
                 z = tl.dot(x.to(tl.float32), w.to(tl.float32), z, input_precision="tf32x3")
-            tl.store(here, z, mask=valid)
         else:
-            z = tl.load(here, mask=valid, other=0.0)
+            z = tl.load(hidden + token[:, None] * E + column[None, :], mask=valid, other=0.0).to(tl.float32)
+        tl.store(here, z, mask=valid)
         p, lse = _softmax(z, column, E)
         gate_sum += tl.sum(tl.where(routed[:, None], p, 0.0), 0)
         z_sum += tl.where(routed, lse * lse, 0.0)
@@ -97,8 +97,8 @@ def _gate_kernel(
 
 @triton.jit
 def _place_kernel(
-    experts, probs, counts, gate_sums, z_sums, weights, slots, order, totals, leading, ends, losses, S, E, chunk, programs,
-    capacity, eps, RENORMALIZE: tl.constexpr, CHOICES: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, EP: tl.constexpr,
+    experts, probs, counts, gate_sums, z_sums, weights, slots, order, totals, leading, ends, balance, z, S, E, chunk,
+    programs, capacity, eps, RENORMALIZE: tl.constexpr, CHOICES: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, EP: tl.constexpr,
     CP: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     # The same chunk: base[c, e] is where choices c of expert e begin in it, counted from the expert's first row
@@ -133,8 +133,8 @@ def _place_kernel(
             z_sum += tl.load(z_sums + r, mask=r < programs, other=0.0)
         n = tl.maximum(tl.sum(first_choices, 0) // (K if CHOICES == 1 else 1), 1).to(tl.float32)
         share = first_choices.to(tl.float32) / (n * (K if CHOICES == 1 else 1))
-        tl.store(losses, E * tl.sum(gates / n * share, 0))
-        tl.store(losses + 1, tl.sum(z_sum, 0) / n)
+        tl.store(balance, E * tl.sum(gates / n * share, 0))
+        tl.store(z, tl.sum(z_sum, 0) / n)
         tl.store(totals + column, total, mask=column < E)
         tl.store(leading + column, first_choices, mask=column < E)
         tl.store(ends + column, end, mask=column < E)
@@ -190,7 +190,7 @@ def _logit_gradient_kernel(
     mean = tl.zeros([TOKENS], tl.float32)  # sum_j dw_j w_j
     if RENORMALIZE:
         total = tl.zeros([TOKENS], tl.float32)
-        for k in tl.static_range(K):
+        for k in range(K):
             expert = tl.load(experts + token * K + k, mask=inside, other=-1)
             kept = tl.load(slots + token * K + k, mask=inside, other=-1) >= 0
             prob = tl.sum(tl.where((column[None, :] == expert[:, None]) & kept[:, None], p, 0.0), 1)
@@ -199,7 +199,7 @@ def _logit_gradient_kernel(
         divisor = tl.maximum(total, eps)
         mean = tl.where(total > eps, mean / divisor, 0.0)
     dp = tl.zeros([TOKENS, EP], tl.float32) + (tl.load(grad_balance) * E / (n * n * CHOICES) * lead)[None, :]
-    for k in tl.static_range(K):
+    for k in range(K):
         expert = tl.load(experts + token * K + k, mask=inside, other=-1)
         kept = tl.load(slots + token * K + k, mask=inside, other=-1) >= 0
         dw = (tl.load(grad_weights + token * K + k, mask=inside, other=0.0) - mean) / divisor
@@ -277,8 +277,8 @@ def launch_configs() -> Iterator[LaunchConfig]:
         constants = _gate_constants(E, K, gshard, True)
         yield LaunchConfig(f"moe gate, {name}", _gate_kernel, (x, w, mask, *outputs, S, H, E, chunk), constants)
         constants = _gate_constants(E, K, gshard, False)
-        yield LaunchConfig(f"moe choice, {name}", _gate_kernel, (w, None, None, *outputs, S, 1, E, chunk), constants)
-        placed = (i, w, i, w, w, w, i, i, i, i, i, w)
+        yield LaunchConfig(f"moe choice, {name}", _gate_kernel, (w, None, None, *outputs, S, E, E, chunk), constants)
+        placed = (i, w, i, w, w, w, i, i, i, i, i, w, w)
         constants = _place_constants(E, K, gshard, renormalize)
         yield LaunchConfig(f"moe place, {name}", _place_kernel, (*placed, S, E, chunk, 256, S, EPS), constants)
         tensors = (w, w, w, w, i, i, i, w)
@@ -316,22 +316,21 @@ def moe_route_forward(
     def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=hidden.device)
 
-    logits = hidden.float().clone() if gate_weight is None else empty(S, E, dtype=torch.float32)
     experts, slots, order, ends, totals, leading = empty(S, K), empty(S, K), empty(S * K), empty(E), empty(E), empty(E)
-    weights, probs, losses = (empty(*shape, dtype=torch.float32) for shape in ((S, K), (S, K), (2,)))
+    logits, weights, probs, balance, z = (empty(*shape, dtype=torch.float32) for shape in ((S, E), (S, K), (S, K), (), ()))
     counts, sums = empty(programs, constants["CHOICES"], E), empty(programs, E + 1, dtype=torch.float32)
     gate_sums, z_sums = sums.view(-1)[: programs * E], sums.view(-1)[programs * E :]
     given = (hidden.contiguous(), None if gate_weight is None else gate_weight.contiguous())
     flags = None if mask is None else mask.bool().contiguous().view(torch.uint8)
     sizes = (S, hidden.shape[1], E, chunk)
     launch(_gate_kernel, (programs,), *given, flags, logits, experts, probs, counts, gate_sums, z_sums, *sizes, **constants)
-    placed = (experts, probs, counts, gate_sums, z_sums, weights, slots, order, totals, leading, ends, losses)
+    placed = (experts, probs, counts, gate_sums, z_sums, weights, slots, order, totals, leading, ends, balance, z)
     constants = _place_constants(E, K, gshard, renormalize)
     launch(_place_kernel, (programs,), *placed, S, E, chunk, programs, capacity, EPS, **constants)
     if (priority is not None or by_probability) and capacity < S:  # who stays is then asked of every expert by torch.topk
         slots, order, totals, ends = place(experts, E, capacity, logits.softmax(-1) if by_probability else priority, gshard)
         weights = weigh(probs, slots, renormalize)
-    return weights, experts, slots, order, totals, ends, losses[0].clone(), losses[1].clone(), logits, leading
+    return weights, experts, slots, order, totals, ends, balance, z, logits, leading
 
 
 @moe_route_forward.register_fake
@@ -368,7 +367,7 @@ def moe_route_backward(
     else:
         grad_logits = _logit_gradient(grad_weights, grad_balance, grad_z, logits, experts, slots, leading, renormalize, gshard)
     if gate_weight is None:
-        return grad_logits.to(hidden.dtype, copy=True), logits.new_empty(0)
+        return grad_logits.to(hidden.dtype), logits.new_empty(0)
     fused = on_triton and _fits(E, hidden)
     grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if fused and need_hidden else hidden.new_empty(0)
     if on_triton:

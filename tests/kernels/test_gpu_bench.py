@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from bench import gpu, gpu_grpo, gpu_mask_decoder, gpu_qwen, mask_decoder
+from bench import gpu, gpu_grpo, gpu_mask_decoder, gpu_moe, gpu_qwen, mask_decoder
 from bench.case_worker import FIRST, cases, perform
 from bench.measure import against_eager, relative_errors
 
@@ -19,7 +19,7 @@ def test_without_a_device_it_says_so_in_one_line(capsys):
 CPU = torch.device("cpu")
 JOB = {"device": "cpu", "tiny": True, "roof": [1e9, 1e9]}
 MASK_DECODER = ["token to image", "image to token (", "upscale (", "decoder, B=4"]
-CHECKS = [(gpu_grpo, "advantages"), *[(gpu_mask_decoder, name) for name in MASK_DECODER]]
+CHECKS = [(gpu_grpo, "advantages"), *[(gpu_mask_decoder, name) for name in MASK_DECODER], (gpu_moe, "")]
 
 
 @pytest.mark.parametrize(("module", "only"), CHECKS)
@@ -29,7 +29,7 @@ def test_checks_pass_small_on_the_cpu(module, only):
     assert [record["name"] for record in records] == names and all(record["passed"] for record in records)
 
 
-@pytest.mark.parametrize("module", [gpu_grpo, gpu_mask_decoder, gpu_qwen])
+@pytest.mark.parametrize("module", [gpu_grpo, gpu_mask_decoder, gpu_moe, gpu_qwen])
 def test_every_case_can_be_built_and_has_a_name_of_its_own(module):
     built = list(cases(module, CPU, True))
     assert len({case.name for case in built}) == len(built)
@@ -38,7 +38,15 @@ def test_every_case_can_be_built_and_has_a_name_of_its_own(module):
         assert next(iter(timing.providers)) == "ours" and case.peers == any(name not in FIRST for name in timing.providers)
 
 
-@pytest.mark.parametrize(("module", "only"), [(gpu_grpo, "frozen head"), (gpu_grpo, "loss fwd ["), (gpu_qwen, "decode step")])
+TIMED = [
+    (gpu_grpo, "frozen head"),
+    (gpu_grpo, "loss fwd ["),
+    (gpu_qwen, "decode step"),
+    (gpu_moe, "dispatch + combine [64, 64], E=8"),
+]
+
+
+@pytest.mark.parametrize(("module", "only"), TIMED)
 def test_cases_are_timed_small_on_the_cpu(module, only):
     [name] = [case.name for case in cases(module, CPU, True) if case.name.startswith(only)]
     records = [*perform(JOB | {"work": "timing", "names": [name], "providers": "first"}, [module])]
@@ -46,7 +54,7 @@ def test_cases_are_timed_small_on_the_cpu(module, only):
     assert set(rows) == {"ours", "eager"} and all(row["ms"] > 0 and row["case"] == name for row in rows.values())
 
 
-@pytest.mark.parametrize("module", [gpu_grpo, gpu_mask_decoder])
+@pytest.mark.parametrize("module", [gpu_grpo, gpu_mask_decoder, gpu_moe])
 def test_the_sanitizer_has_checks_of_every_op(module):
     for beginning in module.SANITIZED:
         assert any(check.name.startswith(beginning) for check in module.checks(CPU, True))

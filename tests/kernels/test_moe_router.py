@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from kernels import moe_router
 from kernels.moe_router import moe_route_backward, moe_route_forward, route
 from kernels.moe_routing import route_reference
 
@@ -234,6 +236,35 @@ def test_triton_bodies_with_many_experts_and_from_logits():
     for value, truth in zip(gradients, expected, strict=True):
         torch.testing.assert_close(value.double(), truth, rtol=1e-4, atol=1e-6)
     assert_equal_routing(route(ours.logits, None, 8, mask=mask), ours, 1e-6)
+
+
+class Calls(TorchDispatchMode):
+    """What torch is asked for beside the launches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, given=(), options=None):
+        self.names.add(str(function).split(".")[1])
+        return function(*given, **(options or {}))
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("by_logits", [False, True])
+def test_forward_and_backward_are_two_launches_and_nothing_else(by_logits, monkeypatch):
+    launched = []
+    monkeypatch.setattr(moe_router, "launch", lambda kernel, *_, **__: launched.append(kernel))
+    hidden, gate, mask = inputs(4)
+    given = (hidden @ gate.T, None) if by_logits else (hidden, gate)
+    with Calls() as calls:
+        weights, experts, slots, *_, balance, z, logits, leading = moe_route_forward._init_fn(
+            *given, mask, None, 2, S, True, False, False
+        )
+        assert len(launched) == 2
+        moe_route_backward._init_fn(weights, balance, z, *given, logits, experts, slots, leading, True, False, True)
+    assert len(launched) == (3 if by_logits else 4)
+    assert calls.names <= {"empty", "empty_like", "new_empty", "view", "slice", "detach"}
 
 
 @pytest.mark.triton
