@@ -1,6 +1,6 @@
 """Rows of new tokens, trainable while the embeddings and the head of the language model stay frozen as they are.
 
-    ids 0 .. first - 1            the language model's own tokens: rows of its embedding and its head, left as its checkpoint has them
+    ids 0 .. first - 1            the language model's own tokens: rows of its embedding and its head, as its checkpoint has them
     ids first .. first + n - 1    new tokens such as <SEG>: rows kept here, in float32 whatever the model is in
 
 A new token begins as the mean of the rows that were there: of the embedding's for its input, of the head's for its logit. (The
