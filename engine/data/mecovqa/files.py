@@ -70,10 +70,14 @@ class RowFiles:
             image = open_image(path)
         except ImageError as error:
             raise image_error(str(path), f"image {path.name!r}: {error.reason}") from None
-        region = None if self.region is None else self._mask(self.region, image)
-        if region is not None and not np.asarray(region).any():
-            raise image_error(str(self.region), f"region {self.region.name!r} is empty", "a region of at least one pixel")
-        return {"images": [image], "masks": [self._mask(path, image) for path in self.masks], "region": region}
+        masks = [self._mask(path, image) for path in self.masks]
+        return {"images": [image], "masks": masks, "region": self.region and self._region(self.region, image)}
+
+    def _region(self, path: Path, image: Image.Image) -> Image.Image:
+        region = self._mask(path, image)
+        if not np.asarray(region).any():
+            raise image_error(str(path), f"region {path.name!r} is empty", "a region of at least one pixel")
+        return region
 
     def _mask(self, path: Path, image: Image.Image) -> Image.Image:
         mask = open_mask(path, self.mask_values)

@@ -13,7 +13,7 @@ from engine.errors import InputError
 
 
 def load_mecovqa_splits(data: DataArguments, kinds: Collection[str] | None = None) -> Splits:
-    """The questions of these kinds to train on, and to test on where a source is a folder with such a split. Skipped rows are logged.
+    """The questions of these kinds to train on, and to test on where a source is a folder that holds some.
 
     A `data.dataset_name` is a file or a folder with train/ and test/, see `load_mecovqa`.
     """
