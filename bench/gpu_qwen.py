@@ -15,8 +15,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from bench.measure import Check, TimedCase, Timing, relative_errors, training, without_grad
 from models.qwen.decoding import Decoding
-from models.qwen.kv_cache import RolloutCache
-from models.qwen.shared_prefix import ATTENTION_NAME, shared_prefix_attention
+from models.decoder.kv_cache import RolloutCache
+from models.decoder.shared_prefix import ATTENTION_NAME, shared_prefix_attention
 from models.qwen.vision_windows import WINDOWS_NAME
 
 PROMPT, ROOM = 700, 256

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
 
-from models.qwen.kv_cache import RolloutCache
+from models.decoder.kv_cache import RolloutCache
 
 QwenVL = Qwen2VLForConditionalGeneration | Qwen2_5_VLForConditionalGeneration
 

@@ -31,11 +31,11 @@ from models.checkpoint import CheckpointError, find_folder, reading
 from models.lora import beneath_adapters, has_effect
 from models.pretrained import four_bits, load_config, load_model, read_config
 from models.qwen.decoding import Decoding, QwenVL
-from models.qwen.feature_cache import FeatureCache
-from models.qwen.kv_cache import RolloutCache
+from models.decoder.feature_cache import FeatureCache
+from models.decoder.kv_cache import RolloutCache
 from models.qwen.processor import IMAGE_TOKEN, QwenProcessor
 from models.qwen.prompts import EncodedPrompt, PromptBatch
-from models.qwen.shared_prefix import ATTENTION_NAME, prefix_layout
+from models.decoder.shared_prefix import ATTENTION_NAME, prefix_layout
 from models.qwen.vision_windows import WINDOWS_NAME
 from models.tokenizer import check_vocabulary
 

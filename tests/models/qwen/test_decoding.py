@@ -11,7 +11,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 from models.loading import load_policy
 from models.qwen.decoding import casts_weights
-from models.qwen.shared_prefix import shared_prefix_attention
+from models.decoder.shared_prefix import shared_prefix_attention
 from tests.tiny_qwen import encode, ragged_prompts, save_tiny
 
 LORA = {"r": 4, "alpha": 8, "dropout": 0.0}
