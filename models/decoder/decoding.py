@@ -20,7 +20,7 @@ WARM_UP_STEPS = 2  # eager steps before capture: libraries allocate their worksp
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """`decoder`: the layers, called as those of Hugging Face; `embed`: ids (N, 1) -> (N, 1, H); `head`: states (N, H) -> logits (N, V)
+    """`decoder`: the layers, called as those of Hugging Face; `embed`: ids (N, 1) -> (N, 1, H); `head`: (N, H) -> logits (N, V),
     by `head_weight`; `axes`: along how many a token has a position."""
 
     decoder: nn.Module
