@@ -9,6 +9,7 @@ Letters: B prompts, G answers a prompt, N = B*G rows (fewer once finished rows a
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +22,14 @@ WARM_UP_STEPS = 2  # eager steps before capture: libraries allocate their worksp
 @dataclass(frozen=True)
 class LanguageModel:
     """`decoder`: the layers, called as those of Hugging Face; `embed`: ids (N, 1) -> (N, 1, H); `head`: (N, H) -> logits (N, V),
-    by `head_weight`; `axes`: along how many a token has a position."""
+    by `head_weight`; `axes`: along how many a token has a position; `mask`: a mask of keys as the layers take it."""
 
     decoder: nn.Module
     embed: Callable[[Tensor], Tensor]
     head: Callable[[Tensor], Tensor]
     head_weight: Tensor
     axes: int = 1
+    mask: Callable[[Tensor | None], Any] = lambda mask: mask
 
 
 def casts_weights(model: LanguageModel, device_type: str) -> bool:
@@ -99,7 +101,7 @@ class Decoding:
         out = self.model.decoder(
             inputs_embeds=self.model.embed(self.token_ids[:, None]),
             position_ids=position if self.model.axes == 1 else position.expand(self.model.axes, -1, 1),
-            attention_mask={"full_attention": mask},
+            attention_mask=self.model.mask(mask),
             past_key_values=self.cache,
             use_cache=True,
         )

@@ -209,8 +209,10 @@ class _AdaptersAsTheyWere(_WithoutAdapters):
 
 def language_model(model: QwenVL) -> LanguageModel:
     """What of it decodes."""
-    head = model.lm_head
-    return LanguageModel(model.model.language_model, model.get_input_embeddings(), head, head.weight, axes=3)
+    head, embedding = model.lm_head, model.get_input_embeddings()
+    return LanguageModel(
+        model.model.language_model, embedding, head, head.weight, axes=3, mask=lambda mask: {"full_attention": mask}
+    )
 
 
 def _add_answer_forward(model: QwenVL) -> None:
