@@ -15,7 +15,7 @@ from models.uni_medvlm.encoder.hybrid_encoder import HybridEncoder, convnext_lar
 from models.uni_medvlm.model import UniMedConfig, UniMedVLM
 from models.uni_medvlm.policy import UniMedPolicy
 from models.uni_medvlm.processor import Sizes, UniMedProcessor
-from models.uni_medvlm.token_rows import SEG
+from models.uni_medvlm.tokens import SEG
 
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>")
 CHAT_TEMPLATE = (
@@ -45,7 +45,7 @@ def build_tiny_unimed(
     tiling: bool = False,
     compat: str = "default",
 ) -> UniMedPolicy:
-    """A policy with random weights, in eval mode; its tokenizer is byte-level BPE trained on `corpus`, so any text can be encoded."""
+    """A policy with random weights in eval mode, whose tokenizer is byte-level BPE trained on `corpus`, so any text will do."""
     tokenizer = train_tokenizer(corpus, vocab_size, SPECIAL_TOKENS)
     tokenizer.chat_template = CHAT_TEMPLATE
     start = len(tokenizer)

@@ -25,7 +25,8 @@ from models.sam.sam import Sam
 from models.uni_medvlm.encoder.hybrid_encoder import HybridEncoder
 from models.uni_medvlm.ledger import RoutingLedger
 from models.uni_medvlm.prompts import ImageInputs, PromptBatch
-from models.uni_medvlm.token_rows import IMAGE, NEW_TOKENS, REGION_FEATURE, TokenRows
+from models.uni_medvlm.token_rows import averaged_rows
+from models.uni_medvlm.tokens import IMAGE, NEW_TOKENS, REGION_FEATURE
 
 TEXT_EMBEDDING = 256  # width of what prompts the mask decoder
 PROJECTORS = ("linear", "mlp2x_gelu")
@@ -63,7 +64,7 @@ class UniMedVLM(nn.Module):
         two = [nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, TEXT_EMBEDDING), nn.Dropout(0.0)]
         layers = [nn.Linear(hidden, TEXT_EMBEDDING)] if config.compat == "reference" else two
         self.text_hidden_fcs = nn.ModuleList([nn.Sequential(*layers)])
-        self.token_rows = TokenRows.mean_of(start, embedding, head)
+        self.token_rows = averaged_rows(embedding, head, start, len(NEW_TOKENS))
         self.ledger: RoutingLedger | None = None
         self.llm.get_decoder().config._attn_implementation = ATTENTION_NAME
 
@@ -87,7 +88,7 @@ class UniMedVLM(nn.Module):
 
     def head_weight(self) -> Tensor:
         """[W, H]."""
-        return self.token_rows.weight(self.llm.get_output_embeddings().weight)
+        return self.token_rows.head_weight(self.llm.get_output_embeddings().weight)
 
     def decoding_parts(self) -> LanguageModel:
         """What of it decodes."""

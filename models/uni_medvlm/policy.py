@@ -19,7 +19,7 @@ from models.decoder.starting_point import StartingPoint
 from models.uni_medvlm.model import UniMedVLM
 from models.uni_medvlm.processor import UniMedProcessor
 from models.uni_medvlm.prompts import EncodedPrompt, ImageInputs, PromptBatch
-from models.uni_medvlm.token_rows import SEG
+from models.uni_medvlm.tokens import SEG
 
 FEATURE_CACHE_BYTES = 1 << 30  # of the towers' features, 1.2 MB an image in bf16, and as much for SAM's
 

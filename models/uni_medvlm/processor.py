@@ -23,7 +23,7 @@ from models.uni_medvlm.encoder.pixels import hybrid_pixels
 from models.uni_medvlm.encoder.tiling import CANVASES, Layout
 from models.uni_medvlm.prompts import EncodedPrompt, ImageInputs
 from models.uni_medvlm.regions import patch_weights
-from models.uni_medvlm.token_rows import IMAGE, NEW_TOKENS, REGION, REGION_END, REGION_FEATURE, SEG
+from models.uni_medvlm.tokens import IMAGE, NEW_TOKENS, REGION, REGION_END, REGION_FEATURE, SEG
 
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "

@@ -1,46 +1,56 @@
-"""Tokens that a language model did not have: their rows of its embedding and of its head, beside its own, which stay as they are.
+"""Rows of new tokens, trainable while the embeddings and the head of the language model stay frozen as they are.
 
-Uni-MedVLM adds five. They come after the tokenizer's own, whether or not the model has rows to spare there. Only these rows learn,
-and no optimizer keeps states for a whole vocabulary.
+    ids 0 .. first - 1            the language model's own tokens: rows of its embedding and its head, left as they are
+    ids first .. first + n - 1    new tokens such as <SEG>: rows kept here, in float32 whatever the model is in
 
-Letters: V rows of the model's own, W of both together, K new ones, H hidden size.
+A new token begins as the mean of the rows that were there: of the embedding's for its input, of the head's for its logit. (The
+published code gives the head the mean of the embedding's.) Rows from `first` on that the language model has without tokens of its
+own, as padded vocabularies do, stand for nothing: they are neither read nor scored.
+
+Letters: V rows of the whole vocabulary, H hidden size, n new tokens.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-
-SEG, IMAGE, REGION, REGION_END, REGION_FEATURE = NEW_TOKENS = ("<SEG>", "<image>", "<region>", "</region>", "<region_feature>")
 
 
 class TokenRows(nn.Module):
-    """The rows of the K tokens from id `start` on."""
+    """`first`: the id of the first new token; input_rows and head_rows [n, H], what its rows begin as."""
 
-    def __init__(self, start: int, embedding: Tensor, head: Tensor):
-        """embedding and head [K, H]: their first values."""
+    def __init__(self, first: int, input_rows: Tensor, head_rows: Tensor):
         super().__init__()
-        self.start = start
-        self.embedding = nn.Parameter(embedding.detach().clone())
-        self.head = nn.Parameter(head.detach().clone())
+        if input_rows.shape != head_rows.shape:
+            raise ValueError(f"input rows are {tuple(input_rows.shape)}, head rows {tuple(head_rows.shape)}: expected the same")
+        self.first = first
+        self.input = nn.Parameter(input_rows.detach().float().clone())
+        self.head = nn.Parameter(head_rows.detach().float().clone())
 
-    @classmethod
-    def mean_of(cls, start: int, embedding: Tensor, head: Tensor, count: int = len(NEW_TOKENS)) -> "TokenRows":
-        """Rows that begin as the mean of the model's [V, H], the embedding's of the embedding and the head's of the head."""
-        own = slice(None, min(start, len(embedding)))
-        means = (weight.detach()[own].float().mean(0).to(weight.dtype).expand(count, -1) for weight in (embedding, head))
-        return cls(start, *means)
+    def embed(self, input_ids: Tensor, embedding: nn.Module) -> Tensor:
+        """Embeddings [..., H] of ids [...] below V, in the type of `embedding`, the language model's own.
 
-    def embed(self, ids: Tensor, own: nn.Module) -> Tensor:
-        """ids [...] -> [..., H], of `own`, the model's embedding, where they are the model's."""
-        new = (ids >= self.start) & (ids < self.start + len(self.embedding))
-        rows = self.embedding[(ids - self.start).clamp(0, len(self.embedding) - 1)]
-        embedded = own(ids.masked_fill(new, 0))
-        return torch.where(new[..., None], rows.to(embedded.dtype), embedded)
+        The new rows have a gradient, of zeros, also where no new token is there, so that processes with different rows agree.
+        """
+        own = embedding(input_ids.clamp(max=self.first - 1))
+        new = F.embedding((input_ids - self.first).clamp(min=0), self.input).to(own.dtype)
+        return torch.where((input_ids < self.first)[..., None], own, new)
 
-    def weight(self, own: Tensor) -> Tensor:
-        """The head's weight [V, H] with these rows in it: [W, H]."""
-        return torch.cat([own[: self.start], self.head.to(own.dtype), own[self.start + len(self.head) :]])
+    def head_weight(self, weight: Tensor) -> Tensor:
+        """[V, H]: the head of the whole vocabulary, from the language model's own, in its type."""
+        return torch.cat([weight[: self.first], self.head.to(weight.dtype)])
 
-    def logits(self, hidden: Tensor, own: Tensor) -> Tensor:
-        """hidden [N, H] -> [N, W]: what `weight` would give, without a copy of the head."""
-        logits, new = hidden @ own.T, hidden @ self.head.to(hidden.dtype).T
-        return torch.cat([logits[:, : self.start], new, logits[:, self.start + len(self.head) :]], 1)
+    def logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """hidden [N, H] -> [N, V]: what `head_weight` would give, without a copy of the head."""
+        new = hidden @ self.head.to(hidden.dtype).T
+        return torch.cat([(hidden @ weight.to(hidden.dtype).T)[:, : self.first], new], 1)
+
+
+def averaged_rows(embedding: Tensor, head: Tensor, first: int, num_tokens: int) -> TokenRows:
+    """Rows for `num_tokens` tokens after the `first` that a language model has: each the mean of those of its kind.
+
+    embedding and head [>= first, H] are the language model's weights. Raises ValueError where they have fewer rows.
+    """
+    if min(len(embedding), len(head)) < first:
+        raise ValueError(f"the first new token is {first}, and the language model has {min(len(embedding), len(head))} rows")
+    means = (weight[:first].detach().float().mean(0, keepdim=True).expand(num_tokens, -1) for weight in (embedding, head))
+    return TokenRows(first, *means)
