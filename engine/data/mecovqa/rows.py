@@ -56,12 +56,14 @@ def load_mecovqa(
     kinds: Collection[str] | None = None,
     on_bad_row: str = "error",
     limit: int | None = None,
+    first: int | None = None,
     mask_values: str = MASK_VALUES,
 ) -> MeCoVQA:
     """The rows of one or several files or folders, one after the other.
 
     Of a folder these are the files MeCoVQA*.json in its folder `split`. `kinds`: the only ones to be read, of KINDS. `limit` takes
-    only so many rows, evenly spread, before any are skipped. `mask_values` says which values of a mask count (see
+    only so many rows, evenly spread, and `first` only the first so many, as published code does; either counts rows before any are
+    skipped. `mask_values` says which values of a mask count (see
     `engine.data.masks.chosen`). InputError for a bad row, a file that cannot be read, and where no row is left.
     """
     bad = BadRows(on_bad_row)
@@ -73,7 +75,8 @@ def load_mecovqa(
     asked = [(path, index, read) for path, index, item in turns for read in _wanted(item, kinds)]
     rows: list[tuple[dict, RowFiles]] = []
     roots = {path: root_of(path, image_root) for path in paths}
-    for path, index, read in (asked[i] for i in evenly_spread(len(asked), limit)):
+    asked = asked[:first] if first is not None else [asked[i] for i in evenly_spread(len(asked), limit)]
+    for path, index, read in asked:
         try:
             rows.append(_with_files(read, index, path, roots[path], mask_values))
         except BadRow as error:
