@@ -1,4 +1,4 @@
-"""What the results of `engine.tasks.mecovqa.task` say together: words and masks, by kind of question and by modality.
+"""What the results of `engine.tasks.mecovqa.task` say together: words and masks, by kind of question, modality and class.
 
     accuracy         right answers / all: words exact (a closed question's as `is_right` reads them), masks with an IoU over 0.5
     closed_accuracy  right answers / closed questions
@@ -28,12 +28,13 @@ Results = Sequence[dict[str, Any]]
 
 
 def evaluate_mecovqa(results: list[dict[str, Any]], compat: str) -> Evaluation:
-    """All measures over all rows (at least one), and the shares among them by kind and by modality."""
+    """All measures over all rows (at least one), and the shares among them by kind, by modality and by class of mask."""
     shares, numbers = shares_of(results), text_scores(results)
     table = {ALL: _line(results, shares, numbers)}
-    by_kind, by_modality = _groups(results, "kind"), _groups(results, "modality", modality_name(compat))
-    for name, group in {**by_kind, **by_modality}.items():
-        table[name] = _line(group, shares_of(group), {})
+    groups = {"kind": _groups(results, "kind"), "modality": _groups(results, "modality", modality_name(compat))}
+    groups["class"] = _groups([{**result, "class": name} for result in results if (name := class_name(result))], "class")
+    for group in groups.values():
+        table |= {name: _line(of_name, shares_of(of_name), {}) for name, of_name in group.items()}
     headline: Columns = {name: share["accuracy"] for name, share in shares.items()}
     return Evaluation(
         results,
@@ -41,7 +42,7 @@ def evaluate_mecovqa(results: list[dict[str, Any]], compat: str) -> Evaluation:
         measures=dict(shares) | dict(numbers),
         notes={"accuracy": "words exact, masks with an IoU over 0.5"},
         baselines=_baselines(results),
-        tables={title: _lines(groups) for title, groups in (("kind", by_kind), ("modality", by_modality))},
+        tables={title: _lines(group) for title, group in groups.items() if group},
         details={end: {name: share[end] for name, share in shares.items()} for end in ("low", "high")},
         summary={"compat": compat, "table": table},
     )
@@ -80,6 +81,12 @@ def _of_type(results: Results, answer_type: str) -> list[dict[str, Any]]:
 def modality_name(compat: str) -> Callable[[str | None], str]:
     """SA-Med2D's prefix -> the name of a line: what it is called, or as in MedPLIB's code the prefix up to its first `_`."""
     return family if compat == "default" else lambda prefix: (prefix or "unknown").split("_")[0]
+
+
+def class_name(result: dict[str, Any]) -> str | None:
+    """The class that a question's masks are of; None where they are of several, or it is not known."""
+    names = set(result["mask_classes"])
+    return names.pop() if len(names) == 1 else None
 
 
 def _groups(results: Results, key: str, name: Callable[[Any], str] = str) -> dict[str, list[dict[str, Any]]]:

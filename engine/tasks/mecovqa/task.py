@@ -27,7 +27,7 @@ from engine.tasks.mecovqa.masks import FOUND, THRESHOLDS, dice_of_all, dice_of_n
 from engine.tasks.multiple_choice import named
 from engine.tasks.task import Reward
 
-COPIED = ("source", "row", "turn", "image_id", "kind", "modality", "question", "mask_ids", "region_id")
+COPIED = ("source", "row", "turn", "image_id", "kind", "modality", "question", "mask_ids", "mask_classes", "region_id")
 
 
 def answer_reward(

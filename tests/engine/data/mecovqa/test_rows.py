@@ -44,7 +44,11 @@ def test_the_three_kinds_of_questions_are_read(root):
     assert region["question"] == "What is in [region], doctor?" and region["masks"] == []
     assert region["region"].size == SIZE and (np.asarray(region["region"]) == 255).sum() == 120  # stored as 0 and 1
     assert (asked["answer"], asked["answer_type"], asked["region"]) == ("CT", "open", None)
-    assert asked["images"][0].mode == "RGB" and asked["image_id"] == f"images/{CT}.png" and asked["modality"] == "ct_00"
+    assert (
+        asked["images"][0].mode == "RGB"
+        and asked["image_id"] == str(root / "images" / f"{CT}.png")
+        and asked["modality"] == "ct_00"
+    )
     assert grounded["mask_ids"] == [f"masks/{CT}--0001_000.png"] and region["region_id"] == "masks/one.png"
     json.dumps(rows.records)
 
@@ -56,8 +60,15 @@ def test_names_without_png_are_found_also_of_masks(root):
         item(*COMPLEX, image="photo.png"),
     ]
     found = load_mecovqa(write(root, rows))
-    assert [record["image_id"] for record in found.records] == [f"images/{CT}.png", "images/photo.png", "images/photo.png"]
+    assert [Path(record["image_id"]).name for record in found.records] == [f"{CT}.png", "photo.png", "photo.png"]
     assert found.record(0)["mask_ids"] == ["masks/full.png"] and found.record(1)["modality"] is None
+
+
+def test_the_classes_of_masks_are_those_of_the_mapping_in_the_root(root):
+    path = write(root, [item(*GROUNDED), item(GROUNDED[0], "<SEG> <mask>masks/one.png</mask>")])
+    assert [record["mask_classes"] for record in load_mecovqa(path).records] == [[None], [None]]
+    (root / "SAMed2D_v1_class_mapping_id.json").write_text(json.dumps({"CAD_PE": {"liver": "0001"}}))
+    assert [record["mask_classes"] for record in load_mecovqa(path).records] == [["liver"], [None]]
 
 
 def test_masks_of_0_and_1_of_0_and_255_and_of_twice_the_size_are_the_same(root):
@@ -123,7 +134,7 @@ def test_a_folder_has_splits_and_kinds(root):
 def test_an_image_root_may_be_named(root, tmp_path):
     path = tmp_path / "elsewhere.json"
     path.write_text(json.dumps([item(*GROUNDED)]))
-    assert load_mecovqa(path, image_root=root).record(0)["image_id"] == f"images/{CT}.png"
+    assert load_mecovqa(path, image_root=root).record(0)["image_id"] == str(root / "images" / f"{CT}.png")
     with pytest.raises(InputError, match=f"elsewhere.json: row 0: image 'images/{CT}.png': no such image file"):
         load_mecovqa(path)
     with pytest.raises(InputError, match="nowhere: no such folder"):

@@ -42,14 +42,17 @@ def rows(tmp_path, monkeypatch) -> MeCoVQA:
     mask = np.zeros(SIZE[::-1], np.uint8)
     mask[:10, :10] = 1
     Image.fromarray(mask).save(tmp_path / "masks" / "m.png")
+    Image.fromarray(mask).save(tmp_path / "masks" / "mr_t1--a--2--x_1--0001_000.png")
+    (tmp_path / "SAMed2D_v1_class_mapping_id.json").write_text(json.dumps({"a": {"liver": "0001"}}))
     ct, mr, drawn = "ct_00--a--1--x_1", "mr_t1--a--2--x_1", "<SEG> <mask>masks/m.png</mask>"
+    liver = "<SEG> <mask>masks/mr_t1--a--2--x_1--0001_000.png</mask>"
     items = [
         item("Which modality?", "MRI", mr, answer_type="CLOSED"),
         item("Is it bright?", "yes", ct),
         item("What is in <region>masks/m.png</region>?", "a bright lesion", ct),
         item("How?", "CT", ct),
         item("Segment all of it.", drawn, ct),
-        item("Segment it.", drawn, mr),
+        item("Segment it.", liver, mr),
         item("Segment it all, please.", drawn, mr),
     ]
     (tmp_path / "q.json").write_text(json.dumps(items))
@@ -115,6 +118,7 @@ def test_every_measure_is_that_of_its_rows(rows):
     assert list(line) == ["CT", "MR"] and line["MR"]["mDice"]["accuracy"] == pytest.approx(1 / 2)
     assert line["CT"]["mDice"]["num_samples"] == 1 and found.tables["kind"]["grounding"]["closed_accuracy"] is None
     assert list(found.tables["kind"]) == ["complex", "grounding", "region"]
+    assert {name: line["mDice"]["accuracy"] for name, line in found.tables["class"].items()} == {"liver": 1}
 
 
 def test_the_published_rules_are_a_choice(rows):
@@ -136,7 +140,7 @@ def test_files_and_the_report_hold_it_all(rows, tmp_path):
     again = Evaluation.read(tmp_path / "evaluation.json")
     assert again.headline == pytest.approx(found.headline) and len(again.results) == 7
     lines = {line["rows"]: line for line in csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text()))}
-    assert list(lines) == ["all", "complex", "grounding", "region", "CT", "MR"]
+    assert list(lines) == ["all", "complex", "grounding", "region", "CT", "MR", "liver"]
     assert float(lines["all"]["mIoU"]) == pytest.approx(found.headline["mIoU"]) and lines["complex"]["mDice"] == ""
     samples = TASK.samples(found, rows, answers)
     assert {sample.question for sample in samples} >= {"What is in [region]?", "Segment it."}
