@@ -6,6 +6,9 @@
               2014), and BLEU-n with all weight on n words, a mean over answers without smoothing
     ROUGE     Lin, 2004, by rouge-score: F1 of one and two words and of the longest common subsequence (1, 2, L), means over answers
 
+By NLTK's rule, which the published numbers follow, an answer of fewer than n words has no n words in common with any text, not even
+with itself: BLEU of right answers that are short is below 1.
+
 Words are lower case, without punctuation; the first four measures also drop a, an and the, and read "two" as 2, as VQA's do.
 """
 

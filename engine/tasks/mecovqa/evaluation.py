@@ -40,7 +40,7 @@ def evaluate_mecovqa(results: list[dict[str, Any]], compat: str) -> Evaluation:
         results,
         headline=headline | {**numbers, "num_samples": len(results)},
         measures=dict(shares) | dict(numbers),
-        notes={"accuracy": "words exact, masks with an IoU over 0.5"},
+        notes={"accuracy": "words exact, masks with an IoU over 0.5", "bleu": "right answers of fewer than four words lower it"},
         baselines=_baselines(results),
         tables={title: _lines(group) for title, group in groups.items() if group},
         details={end: {name: share[end] for name, share in shares.items()} for end in ("low", "high")},

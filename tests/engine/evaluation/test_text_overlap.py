@@ -61,6 +61,11 @@ def test_bleu_of_nothing_in_common_is_nothing_and_no_warning(recwarn):
     assert bleu_scores([""], ["liver"])["bleu"] == 0 and not list(recwarn)
 
 
+def test_bleu_of_right_answers_that_are_short_is_below_one():
+    found = bleu_scores(["bright lesion"], ["bright lesion"])
+    assert found["bleu_2"] == 1 and found["bleu_3"] == 0 and 0 < found["bleu"] < 1
+
+
 def test_rouge_is_that_of_its_formula():
     found = rouge_scores("the lesion is bright", "a bright lesion")  # 2 words of 4 and of 3 in common; a common subsequence of 1
     assert found == pytest.approx({"rouge1": 4 / 7, "rouge2": 0, "rougeL": 2 / 7})
