@@ -69,7 +69,7 @@ def _check_caption(row: Any, index: int, path: Path, root: Path) -> tuple[dict, 
         "history": [],
         "turn": 0,
         "origin": origin if isinstance(origin, str) else None,
-        **about_files(files, root),
+        **about_files(files, root, {}),
         "row": index,
         "source": str(path),
     }, files

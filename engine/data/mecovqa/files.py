@@ -26,7 +26,7 @@ def find_file(root: Path, name: Any, what: str) -> Path:
     if not path.is_relative_to(root):  # by name: a link inside the root is its owner's choice
         raise BadRow(f"{what} path {name[:200]!r} leaves {str(root)!r}", "a path inside it")
     if not path.is_file():
-        raise BadRow(f"{what} {name[:200]!r}: {MISSING}", f"{name[:200]}, or that and {SUFFIX}, in {root}", str(path))
+        raise BadRow(f"{what} {name[:200]!r}: {MISSING}", f"a file of this name, or of this and {SUFFIX}, in {root}", str(path))
     return path
 
 

@@ -4,10 +4,12 @@ A file is a JSON list of `{"image": "images/NAME.png", "conversations": [{"from"
 also with `id` and `answer_type`; see `engine.data.mecovqa.tags` for the texts. Paths start at the folder that holds images/ and
 masks/: `image_root`, by default that of the file or the one above it. A name may lack its `.png`. `[i]` gives
 
-    images: [PIL RGB], [] for a row without image         image_id: str, its file from the root; "" without one
+    images: [PIL RGB], [] for a row without image         image_id: str, the image's file; "" without one
     question: str, to be read; a region is `[region]`     question_parts: [{"type": "text", "text": str} or {"type": "region"}]
     region: PIL L of the image's size, 0 or 255, or None  region_id: str, its file from the root, or None
-    answer: str, with `<SEG>`, without `<mask>`           masks: [PIL L as region], one for each `<SEG>`; mask_ids: [str]
+    answer: str, with `<SEG>`, without `<mask>`           masks: [PIL L as region], one for each `<SEG>`
+    mask_ids: [str], their files from the root            mask_classes: [str or None], their classes, where SA-Med2D's mapping
+                                                          lies in the root and knows them
     kind: complex, region, grounding or caption           answer_type: "closed" or "open", None where a mask is the answer
     modality: str, SA-Med2D's prefix (ct_00), or None     history: [{"role", "content"}], the turns before, text alone
     row: int, counted from 0     source: str, the file it stands in     turn: int, which question of its conversation
@@ -27,7 +29,7 @@ from engine.data.image_check import find_bad_images
 from engine.data.images import EXPECTED
 from engine.data.masks.chosen import check_mask_values
 from engine.data.mecovqa.files import RowFiles, find_file
-from engine.data.mecovqa.samed2d import read_name
+from engine.data.mecovqa.samed2d import CLASSES, class_of, read_classes, read_name
 from engine.data.mecovqa.tags import read_answer, read_question
 from engine.data.rows import BadRow, BadRows, Rows, evenly_spread
 from engine.errors import InputError
@@ -38,6 +40,7 @@ TURNS = '[{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]'
 FORM = f'a JSON list of {{"image": "images/NAME.png", "conversations": {TURNS}}}'
 NAMES = "MeCoVQA*.json"
 MASK_VALUES = "nonzero"  # SA-Med2D's masks are 0 and 1, or 0 and 255
+Classes = dict[str, dict[str, str]]  # as `read_classes` gives them
 Turn = tuple[dict[str, Any], list[str], str | None]  # a record without its files, the names of masks, that of a region
 
 
@@ -56,12 +59,14 @@ def load_mecovqa(
     kinds: Collection[str] | None = None,
     on_bad_row: str = "error",
     limit: int | None = None,
+    first: int | None = None,
     mask_values: str = MASK_VALUES,
 ) -> MeCoVQA:
     """The rows of one or several files or folders, one after the other.
 
     Of a folder these are the files MeCoVQA*.json in its folder `split`. `kinds`: the only ones to be read, of KINDS. `limit` takes
-    only so many rows, evenly spread, before any are skipped. `mask_values` says which values of a mask count (see
+    only so many rows, evenly spread, and `first` only the first so many, as published code does; either counts rows before any are
+    skipped. `mask_values` says which values of a mask count (see
     `engine.data.masks.chosen`). InputError for a bad row, a file that cannot be read, and where no row is left.
     """
     bad = BadRows(on_bad_row)
@@ -73,9 +78,11 @@ def load_mecovqa(
     asked = [(path, index, read) for path, index, item in turns for read in _wanted(item, kinds)]
     rows: list[tuple[dict, RowFiles]] = []
     roots = {path: root_of(path, image_root) for path in paths}
-    for path, index, read in (asked[i] for i in evenly_spread(len(asked), limit)):
+    classes = {root: classes_in(root) for root in roots.values()}
+    asked = asked[:first] if first is not None else [asked[i] for i in evenly_spread(len(asked), limit)]
+    for path, index, read in asked:
         try:
-            rows.append(_with_files(read, index, path, roots[path], mask_values))
+            rows.append(_with_files(read, index, path, roots[path], classes[roots[path]], mask_values))
         except BadRow as error:
             bad.add(path, index, error)
     return collected(rows, bad, roots, f"{' or '.join(kinds or KINDS)} rows")
@@ -190,7 +197,9 @@ def _answer_type(given: Any, answer: str, path: Path) -> str:
     return "closed" if closed else "open"
 
 
-def _with_files(read: Turn | BadRow, index: int, path: Path, root: Path, mask_values: str) -> tuple[dict, RowFiles]:
+def _with_files(
+    read: Turn | BadRow, index: int, path: Path, root: Path, classes: Classes, mask_values: str
+) -> tuple[dict, RowFiles]:
     """(record, its files); BadRow if one is not there."""
     if isinstance(read, BadRow):
         raise read
@@ -203,16 +212,23 @@ def _with_files(read: Turn | BadRow, index: int, path: Path, root: Path, mask_va
         mask_values,
     )
     about = {key: value for key, value in record.items() if key != "image"}
-    return about | about_files(files, root) | {"row": index, "source": str(path)}, files
+    return about | about_files(files, root, classes) | {"row": index, "source": str(path)}, files
 
 
-def about_files(files: RowFiles, root: Path) -> dict[str, Any]:
+def classes_in(root: Path) -> Classes:
+    """SA-Med2D's mapping, if it lies there."""
+    path = root / CLASSES
+    return read_classes(path) if path.is_file() else {}
+
+
+def about_files(files: RowFiles, root: Path, classes: Classes) -> dict[str, Any]:
     """What the names of a row's files say."""
-    image = None if files.image is None else files.image.relative_to(root).as_posix()
-    named = None if image is None else read_name(image)
+    named = None if files.image is None else read_name(files.image)
+    masks = [read_name(mask) for mask in files.masks]
     return {
-        "image_id": image or "",
+        "image_id": "" if files.image is None else str(files.image),
         "mask_ids": [mask.relative_to(root).as_posix() for mask in files.masks],
+        "mask_classes": [None if mask is None else class_of(mask, classes) for mask in masks],
         "region_id": None if files.region is None else files.region.relative_to(root).as_posix(),
         "modality": None if named is None else named.modality,
     }

@@ -26,7 +26,7 @@ from engine.data.starter.questions import QUESTIONS, build_starter_data
 from engine.data.starter.questions import VERSION as CROPS
 from engine.files import as_json, json_line, write_json, write_whole
 
-VERSION = 1  # raise it with any change of what is built
+VERSION = 3  # raise it with any change of what is built
 COUNTS = {"train": 600, "test": 120}
 SEED = 2027
 DATASET = "starter"
@@ -47,6 +47,7 @@ GROUNDING = [
     "Segment the lesion.",
 ]
 PLAIN = (70, 170)  # the brightness that a region of normal tissue has, where there is such tissue
+DARK, TRIES = 0.85, 8  # how often a dark lesion is wanted: half of the images have room for bright ones alone
 NO_SUFFIX = 10  # of so many rows one names its image without .png
 
 Row = dict[str, Any]
@@ -81,12 +82,11 @@ class _Case:
     def __init__(self, root: Path, split: str, number: int, question: Row, crops: Path, rng: np.random.Generator) -> None:
         with Image.open(crops / question["image"]) as opened:
             crop = np.asarray(opened.convert("RGB"), dtype=np.float32)[:: rng.choice((-1, 1)), :: rng.choice((-1, 1))]
-        pixels, lesion = draw_lesion(crop, rng)
+        pixels, lesion, self.shade = draw_shade(crop, "dark" if rng.random() < DARK else "bright", rng)
         normal = draw_normal(pixels, lesion, rng)
         prefix, at = PREFIXES[question["modality"]]
         self.number, self.modality, self.rng = number, question["modality"], rng
         self.name = f"{prefix}--{DATASET}--{split}_{number:04d}--{at.format(number)}"
-        self.shade = "bright" if pixels[lesion].mean() > 127 else "dark"
         self.place = locate(lesion)[0].place
         self.image = f"images/{self.name}.png"
         self.masks = [self._mask_name(f"{self.shade} lesion"), self._mask_name("normal tissue")]
@@ -111,6 +111,16 @@ class _Case:
 
     def choose(self, texts: list[str]) -> str:
         return texts[int(self.rng.integers(len(texts)))]
+
+
+def draw_shade(crop: np.ndarray, wanted: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, str]:
+    """(pixels, lesion, its shade) of `draw_lesion`, drawn again until it is as wanted; not every image has room for both shades."""
+    for _ in range(TRIES):
+        pixels, lesion = draw_lesion(crop, rng)
+        shade = "bright" if pixels[lesion].mean() > 127 else "dark"
+        if shade == wanted:
+            break
+    return pixels, lesion, shade
 
 
 def draw_normal(pixels: np.ndarray, lesion: np.ndarray, rng: np.random.Generator) -> np.ndarray:
