@@ -10,8 +10,8 @@ Letters: B prompts, G answers a prompt, N = B*G, P padded prompt tokens, T answe
 import copy
 import functools
 import types
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from models.decoder.decoding import Decoding, LanguageModel
 from models.decoder.feature_cache import FeatureCache
 from models.decoder.kv_cache import RolloutCache
 from models.decoder.shared_prefix import ATTENTION_NAME, prefix_layout
+from models.decoder.starting_point import StartingPoint
 from models.lora import beneath_adapters, has_effect
 from models.pretrained import four_bits, load_config, load_model, read_config
 from models.qwen.processor import IMAGE_TOKEN, QwenProcessor
@@ -157,6 +158,10 @@ class QwenVLPolicy:
         features = self.embed_images(batch) if self._vision_is_frozen else None
         return {"prompt": batch, "answer_ids": answer_ids, "image_embeds": features}
 
+    def auxiliary_loss(self) -> None:
+        """It has no experts."""
+        return None
+
     def reference(self) -> "QwenVLPolicy":
         """The frozen starting point for the KL term: a copy; for PEFT the base, and where adapters are trained further, as in TRL,
         these as they are."""
@@ -188,23 +193,10 @@ class _AdaptersAsTheyWere(_WithoutAdapters):
 
     def __init__(self, policy: QwenVLPolicy, model: PeftModel):
         super().__init__(policy, model)
-        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._first = [parameter.detach().clone() for parameter in self._trained]
+        self._start = StartingPoint(model)
 
-    @contextmanager
-    def as_reference(self) -> Iterator[None]:
-        self._first = [first.to(own) for first, own in zip(self._first, self._trained, strict=True)]  # moved once, with the model
-        present = [parameter.data for parameter in self._trained]
-        self._put(self._first)
-        try:
-            yield
-        finally:
-            self._put(present)
-
-    def _put(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self._trained, values, strict=True):
-            parameter.data = value
-        torch.clear_autocast_cache()  # it knows parameters, not what they hold
+    def as_reference(self) -> AbstractContextManager[None]:
+        return self._start.in_place()
 
 
 def language_model(model: QwenVL) -> LanguageModel:
