@@ -156,6 +156,9 @@ class LlavaPolicy:
     def as_reference(self) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def auxiliary_loss(self) -> None:
+        return None
+
     def forget_images(self) -> None:
         """It keeps none."""
 

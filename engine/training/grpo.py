@@ -202,7 +202,7 @@ class GRPOTrainer(Trainer):
             micro.old_logprobs.unflatten(0, (len(micro), -1))[computed] = logprobs.detach().unflatten(0, (len(computed), -1))
         if live:
             self.step_log.add_tensors(metrics)
-        return loss
+        return loss + self.auxiliary_loss(self.policy)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         start = time.perf_counter()

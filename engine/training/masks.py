@@ -129,10 +129,3 @@ class MaskTrainer(Trainer):
 
         self.lr_scheduler = LambdaLR(optimizer, factor)
         return self.lr_scheduler
-
-    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
-        if self.args.should_save:
-            self.model.save_pretrained(output_dir or self.args.output_dir)
-
-    def load_weights(self, folder: Path) -> None:
-        self.model.load_trained(folder)

@@ -63,14 +63,22 @@ class SFTTrainer(Trainer):
         targets = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=SKIP).to(self.args.device)  # (B, T)
         answer_ids = targets.where(targets != SKIP, self.policy.pad_token_id)
 
-        def head(hidden: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return answer_likelihood(hidden.flatten(0, 1), weight, targets.flatten())
+        def head(hidden: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | float]:
+            likelihood = answer_likelihood(hidden.flatten(0, 1), weight, targets.flatten())
+            return *likelihood, self.further_loss(inputs, prompts, hidden, targets)
 
         with self.accelerator.autocast():
-            inputs = self.policy.answer_inputs(prompts, answer_ids[:, None])
-        logprob, counts = model(**inputs, head=head)
+            asked = self.policy.answer_inputs(prompts, answer_ids[:, None])
+        logprob, counts, further = model(**asked, head=head)
         self.counts.append(counts)
-        return -logprob / (num_items_in_batch if num_items_in_batch is not None else counts[0])
+        text = -logprob / (num_items_in_batch if num_items_in_batch is not None else counts[0])
+        return self.text_weight * text + further + self.auxiliary_loss(self.policy)
+
+    text_weight = 1.0  # of the answers' tokens, where a subclass has more to learn
+
+    def further_loss(self, rows: list[dict], prompts: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | float:
+        """This micro-batch's share of what else a subclass learns. hidden (B, T, H) are the states that predict targets (B, T)."""
+        return 0.0
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         return inputs

@@ -8,13 +8,13 @@ from models.sam.tiny_vit import AttentionStage, ConvStage, PatchEmbed
 
 
 class StarterEncoder(nn.Module):
-    """[B, 3, 128, 128] normalised pixels -> [B, 64, 16, 16]: a stem of stride 4, an MBConv and an attention block in windows."""
+    """[B, 3, 128, 128] pixels -> [B, channels, 16, 16]: a stem of stride 4, an MBConv and an attention block in windows."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 64) -> None:
         super().__init__()
         self.patch_embed = PatchEmbed(32, kernel=3, stride=2)
         self.layers = nn.ModuleList([ConvStage(32, 64, depth=1), AttentionStage(64, num_heads=2, window=8, depth=2, merge=None)])
-        self.neck = neck(64, 64)
+        self.neck = neck(64, channels)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.patch_embed(images.contiguous(memory_format=torch.channels_last))

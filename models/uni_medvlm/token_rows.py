@@ -1,6 +1,6 @@
 """Rows of new tokens, trainable while the embeddings and the head of the language model stay frozen as they are.
 
-    ids 0 .. first - 1            the language model's own tokens: rows of its embedding and its head, as its checkpoint has them
+    ids 0 .. first - 1            the language model's own tokens: rows of its embedding and its head, left as they are
     ids first .. first + n - 1    new tokens such as <SEG>: rows kept here, in float32 whatever the model is in
 
 A new token begins as the mean of the rows that were there: of the embedding's for its input, of the head's for its logit. (The
@@ -38,6 +38,11 @@ class TokenRows(nn.Module):
     def head_weight(self, weight: Tensor) -> Tensor:
         """[V, H]: the head of the whole vocabulary, from the language model's own, in its type."""
         return torch.cat([weight[: self.first], self.head.to(weight.dtype)])
+
+    def logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """hidden [N, H] -> [N, V]: what `head_weight` would give, without a copy of the head."""
+        new = hidden @ self.head.to(hidden.dtype).T
+        return torch.cat([(hidden @ weight.to(hidden.dtype).T)[:, : self.first], new], 1)
 
 
 def averaged_rows(embedding: Tensor, head: Tensor, first: int, num_tokens: int) -> TokenRows:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[3]
 FITS = """
 from engine.rollout.policy import DecodingState, Policy, Processor, PromptBatch
 from models.llava.decoding import LlavaDecoding
-from models.qwen.decoding import Decoding
+from models.decoder.decoding import Decoding
 from models.qwen.policy import QwenVLPolicy
 from models.qwen.processor import QwenProcessor
 from models.qwen.prompts import PromptBatch as QwenPrompts

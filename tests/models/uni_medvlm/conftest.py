@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import CLIPVisionModel, ConvNextModel
 
-from models.uni_medvlm.hybrid_encoder import HybridEncoder, convnext_large, vit_large
+from models.uni_medvlm.encoder.hybrid_encoder import HybridEncoder, convnext_large, vit_large
 
 
 @pytest.fixture
