@@ -51,9 +51,10 @@ class SceneLessons:
         question = record["question"].replace("[region]", f"[{region}]")
         return [{"role": "user", "content": f"{self._scene(self.captions[record['image_id']])}\n{question}{instruction}"}]
 
-    def _scene(self, caption: str) -> str:
-        words = caption.rstrip(".").split()
-        return " ".join(self.rng.choice(words, WORDS)) if len(words) > 3 else " ".join(words)
+    def _scene(self, text: str) -> str:
+        """Its words, each at least once, in any order."""
+        words = text.rstrip(".").split()
+        return " ".join(self.rng.permutation([*words, *self.rng.choice(words, max(0, WORDS - len(words)))]))
 
     def _one_of(self, records: list[dict]) -> dict:
         return records[int(self.rng.integers(len(records)))]
