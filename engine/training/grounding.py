@@ -1,6 +1,6 @@
 """Supervised fine-tuning of a policy that draws a mask for each `<SEG>` of its answers (LISA, MedPLIB, Uni-MedVLM's stage 3).
 
-    loss = ce_weight CE(answer tokens) + sum over the terms of engine/training/grounding_losses.py of weight * mean over masks
+    loss = ce_weight CE(answer tokens) + sum over the terms of engine/training/losses/grounding.py of weight * mean over masks
 
 Both means are over an optimizer step: tokens and masks are counted over its micro-batches and processes before the first of them
 runs. Rows without masks may stand beside rows with some. The state that a mask is drawn from is that which predicts its `<SEG>`.
@@ -19,7 +19,7 @@ from engine.rollout.grounded import GroundedAnswers
 from engine.rollout.policy import GroundingPolicy
 from engine.tasks.task import Task
 from engine.training.config.grounding import GroundingConfig
-from engine.training.grounding_losses import TERMS, mask_terms
+from engine.training.losses.grounding import TERMS, mask_terms
 from engine.training.sft import SFTTrainer
 
 

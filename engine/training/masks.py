@@ -22,7 +22,7 @@ from engine.rollout.answers import Answer
 from engine.tasks.masks import MaskAnswers
 from engine.tasks.task import Task
 from engine.training.config.masks import MIN_LEARNING_RATE, MaskConfig
-from engine.training.mask_losses import MASK_LOSSES, summed_cross_entropy
+from engine.training.losses.masks import MASK_LOSSES, summed_cross_entropy
 from engine.training.trainer import Trainer
 
 IGNORED = -100  # a label that does not count

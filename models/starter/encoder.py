@@ -8,7 +8,7 @@ from models.sam.tiny_vit import AttentionStage, ConvStage, PatchEmbed
 
 
 class StarterEncoder(nn.Module):
-    """[B, 3, 128, 128] pixels -> [B, channels, 16, 16]: a stem of stride 4, an MBConv and an attention block in windows."""
+    """[B, 3, S, S] pixels -> [B, channels, S / 8, S / 8]: a stem of stride 4, an MBConv and an attention block in windows."""
 
     def __init__(self, channels: int = 64) -> None:
         super().__init__()

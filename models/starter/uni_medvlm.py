@@ -1,6 +1,6 @@
 """A small Uni-MedVLM with a tokenizer of its own, built on the spot: every part of the real one, in small sizes.
 
-The ViT reads 56 x 56 pixels as 49 patches, the ConvNeXt 224 x 224, SAM's encoder 128 x 128. The mask decoder has its real size.
+The ViT reads 56 x 56 pixels as 49 patches, the ConvNeXt 224 x 224, SAM's encoder 64 x 64. The mask decoder has its real size.
 """
 
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ VIT = {
     "patch_size": 8,
     "projection_dim": 64,
 }
-CONVNEXT = {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}
+CONVNEXT = {"hidden_sizes": [8, 16, 32, 64], "depths": [1, 1, 1, 1]}
 FUSED_AFTER = (1, 2, 3, 4)
 
 
@@ -70,7 +70,7 @@ def build_tiny_unimed(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    sam = Sam(StarterEncoder(256), 128, 16, "imagenet", "centre")
+    sam = Sam(StarterEncoder(256), 64, 8, "imagenet", "centre")
     model = UniMedVLM(vision, LlamaForCausalLM(config), sam, start, UniMedConfig(tiling=tiling, compat=compat))
     processor = UniMedProcessor(tokenizer, Sizes.of(vision, sam), tiling)
     assert processor.ids[SEG] == model.token_id(SEG)

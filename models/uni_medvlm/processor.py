@@ -1,8 +1,8 @@
 """Text, images and regions to tensors for Uni-MedVLM.
 
 An image becomes as many `<image>` tokens as its views have patches, a region `<region>`, one token for its vector, `</region>`. The
-prompt is the tokenizer's chat template, or LLaVA's where it has none; while `plain` is set there is none, and the prompt is the
-image and a line break, as stage 1 trains on captions.
+prompt is written by the tokenizer's chat template, or LLaVA's where it has none. What has the role `caption` stands alone, without
+a template: the image and a line break, as stage 1 trains on captions.
 """
 
 import re
@@ -29,6 +29,7 @@ SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions. "
 )
+CAPTION = "caption"  # a role
 MOST_VIEWS = max(columns * rows for columns, rows in CANVASES) + 1
 
 Message = dict[str, Any]  # of a chat: role, and content as text or as a list of parts: text, image, region with its mask
@@ -57,7 +58,7 @@ class UniMedProcessor:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, sizes: Sizes, tiling: bool = False):
         tokenizer.add_tokens([token for token in NEW_TOKENS if token not in tokenizer.get_vocab()])
-        self.tokenizer, self.sizes, self.tiling, self.plain = tokenizer, sizes, tiling, False
+        self.tokenizer, self.sizes, self.tiling = tokenizer, sizes, tiling
         self.ids = {token: int(tokenizer.get_vocab()[token]) for token in NEW_TOKENS}
 
     def encode(self, prompt: list[Message], images: Sequence[Image.Image], image_key: str | None = None) -> EncodedPrompt:
@@ -113,8 +114,8 @@ class UniMedProcessor:
 
     def _text(self, prompt: list[Message]) -> str:
         messages = [{"role": message["role"], "content": _written(_parts([message]))} for message in prompt]
-        if self.plain:
-            return "".join(message["content"] for message in messages)
+        if messages[0]["role"] == CAPTION:
+            return str(messages[0]["content"])
         if self.tokenizer.chat_template:
             return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         text = (self.tokenizer.bos_token or "") + SYSTEM

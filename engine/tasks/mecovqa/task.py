@@ -123,10 +123,11 @@ class MeCoVQATask:
 
 @dataclass
 class CaptionTask(MeCoVQATask):
-    """Captions of `engine.data.mecovqa.captions` (stage 1): the image alone is the prompt, the caption what is learned."""
+    """Captions of `engine.data.mecovqa.captions` (stage 1): the image alone is the prompt, which its role keeps
+    out of any template, and the caption is what is learned."""
 
     rewards: Sequence[Reward] = field(default_factory=list)
     legend: str = ""
 
     def prompt(self, row: dict) -> list[Message]:
-        return [{"role": "user", "content": [{"type": "image"} for _ in row["images"]]}]
+        return [{"role": "caption", "content": [{"type": "image"} for _ in row["images"]]}]

@@ -181,4 +181,4 @@ def test_a_caption_is_learned_from_its_image_alone(rows):
         "masks": [],
     }
     task = CaptionTask()
-    assert task.prompt(row) == [{"role": "user", "content": [{"type": "image"}]}] and task.target(row) == "An MRI image."
+    assert task.prompt(row) == [{"role": "caption", "content": [{"type": "image"}]}] and task.target(row) == "An MRI image."
