@@ -122,8 +122,8 @@ class UniMedPolicy:
 
     def auxiliary_loss(self) -> Tensor | None:
         """What the routers of the last forward add to any loss; None without experts."""
-        ledger, config = self.model.ledger, self.model.config
-        return None if ledger is None else ledger.auxiliary_loss(config.balance, config.z)
+        ledger, settings = self.model.ledger, self.model.settings
+        return None if ledger is None else ledger.auxiliary_loss(settings.balance, settings.z)
 
     def forget_images(self) -> None:
         """Drop kept image features: the weights have changed from outside."""

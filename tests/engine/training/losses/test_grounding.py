@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from engine.training.grounding_losses import TERMS, mask_terms
+from engine.training.losses.grounding import TERMS, mask_terms
 from tests.models.sam.conftest import Golden
 
 
