@@ -32,7 +32,9 @@ def rows(num: int = 12) -> list[dict]:
         width, height = SIZES[i % 4]
         text = ANSWERS[i % len(ANSWERS)]
         noise = np.random.default_rng(i).random((text.count("<SEG>"), height, width)) > 0.7
-        masks: list[Any] = [Image.fromarray(mask.astype(np.uint8) * 255) for mask in noise] if i % 8 else list(noise.astype("uint8"))
+        masks: list[Any] = (
+            [Image.fromarray(mask.astype(np.uint8) * 255) for mask in noise] if i % 8 else list(noise.astype("uint8"))
+        )
         image = noise_image(i, width, height)
         found.append(row | {"images": [image], "text": text, "masks": masks, "source": "made.json", "row": i})
     return found
@@ -43,7 +45,9 @@ class DrawTask(TextTask):
     """Also of rows without an image."""
 
     def prompt(self, row):
-        return [{"role": "user", "content": [{"type": "image"} for _ in row["images"]] + [{"type": "text", "text": row["problem"]}]}]
+        return [
+            {"role": "user", "content": [{"type": "image"} for _ in row["images"]] + [{"type": "text", "text": row["problem"]}]}
+        ]
 
 
 def build(kind: str = "llava", balance: float | None = None) -> GroundingPolicy:
