@@ -3,8 +3,8 @@
     python -m recipes.unimed_eval
     python -m recipes.unimed_eval --model OUT4/stage4 --data SAMed2Dv1/test/MeCoVQA_Grounding_test.json --image_root SAMed2Dv1
 
-`--model`: a whole checkpoint, of stage 4 or 5, or a checkpoint-N of any stage; by default what the newest run of stage 5, or else of
-stage 4, has left. Answers are greedy, and a mask is drawn for each `<SEG>` among them. `--reasoned` asks as stage 5 does.
+`--model`: a whole checkpoint, of stage 4 or 5, or a checkpoint-N of any stage; by default what the newest run of stage 5, or else
+of stage 4, has left. Answers are greedy, and a mask is drawn for each `<SEG>` among them. `--reasoned` asks as stage 5 does.
 
 The run folder gets evaluation.json (scores and every row), table.csv and report.html with masks drawn over images. The last line is
 JSON: accuracy (words exact, masks with an IoU over 0.5), closed_accuracy, open_exact, open_recall, open_precision, open_f1, bleu,
@@ -13,14 +13,13 @@ out. `--compat reference` scores as MedPLIB's evaluation does: the first mask al
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from engine.command.arguments import parse_arguments
 from engine.command.evaluation_settings import EvaluationSettings
 from engine.command.main import run_command
 from engine.command.settings import setting
-from engine.command.unimed_settings import left_by
-from engine.errors import InputError, input_errors
+from engine.command.unimed_settings import newest_whole
+from engine.errors import input_errors
 
 
 @dataclass
@@ -38,7 +37,7 @@ class EvaluationArguments(EvaluationSettings):
 
 def main(argv: list[str]) -> dict:
     (args,) = parse_arguments(EvaluationArguments, argv, recipe="unimed_eval", description=__doc__)
-    checkpoint = args.model or newest()
+    checkpoint = args.model or newest_whole()
 
     # Imported once the flags are known to be good, since these take seconds.
     from engine.data.mecovqa.rows import load_mecovqa
@@ -62,14 +61,6 @@ def main(argv: list[str]) -> dict:
     run = start_evaluation("unimed_eval", title, rows, args, model=str(checkpoint))
     answers = GroundedAnswers(policy, task.prompt, args.max_new_tokens)
     return run_evaluation(run, title, answers, task, rows, args, of=str(checkpoint))
-
-
-def newest() -> Path:
-    """What stage 5 has left, or else stage 4."""
-    try:
-        return left_by(5, None)
-    except InputError:
-        return left_by(4, None)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
     python -m recipes.unimed_stage1_align
     torchrun --nproc_per_node=8 -m recipes.unimed_stage1_align --output_dir OUT --dataset_name captions.jsonl --image_root data \\
-        --model_name_or_path meta-llama/Llama-3.1-8B-Instruct --vision_tower openai/clip-vit-large-patch14-336 \\
-        --convnext facebook/convnext-large-384 --sam_ckpt sam-med2d_b.pth --deepspeed recipes/deepspeed/zero2_offload.json
+        --model_name_or_path meta-llama/Llama-3.1-8B-Instruct \\
+        --vision_tower openai/clip-vit-large-patch14-336 --convnext facebook/convnext-large-384 \\
+        --sam_ckpt sam-med2d_b.pth --deepspeed recipes/deepspeed/zero2_offload.json
 
 The prompt is the image alone, the answer its caption and the language model's end token. The run folder gets
-`stage1_projector_cvfm.bin`, with the published keys, which stages 2 and 3 start from. The published settings are the defaults: 1e-3,
-2 captions x 32 passes a step, a linear fall after a twentieth of warm-up.
+`stage1_projector_cvfm.bin`, with the published keys, which stages 2 and 3 start from. The published settings are the defaults:
+1e-3, 2 captions x 32 passes a step, a linear fall after a twentieth of warm-up.
 
 With no flags it aligns small networks, whose language model was told what images show in words and whose towers have seen some
 (engine/training/warm_up/unimed.py; made once, in two minutes), on 600 captions of real crops with drawn lesions.

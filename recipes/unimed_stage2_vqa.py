@@ -3,13 +3,14 @@
     python -m recipes.unimed_stage2_vqa
     torchrun --nproc_per_node=8 -m recipes.unimed_stage2_vqa --stage1 OUT1/stage1_projector_cvfm.bin --output_dir OUT2 \\
         --dataset_name SAMed2Dv1/train/MeCoVQA-Complex.json SAMed2Dv1/train/MeCoVQA-Region.json --image_root SAMed2Dv1 \\
-        --model_name_or_path meta-llama/Llama-3.1-8B-Instruct --vision_tower openai/clip-vit-large-patch14-336 \\
-        --convnext facebook/convnext-large-384 --sam_ckpt sam-med2d_b.pth --deepspeed recipes/deepspeed/zero2_offload.json
+        --model_name_or_path meta-llama/Llama-3.1-8B-Instruct \\
+        --vision_tower openai/clip-vit-large-patch14-336 --convnext facebook/convnext-large-384 \\
+        --sam_ckpt sam-med2d_b.pth --deepspeed recipes/deepspeed/zero2_offload.json
 
 LoRA of rank 128 on the language model's seven projections; beside it the region adapter learns, which makes one token of a region.
 The run folder gets `stage2/`, a PEFT folder (adapter_model.safetensors, adapter_config.json) with the region adapter in
-non_lora_trainables.bin. `--stage1`: by default what the newest run of `recipes.unimed_stage1_align` left. The published settings are
-the defaults: 2e-4, one epoch, 2 questions x 32 passes a step.
+non_lora_trainables.bin. `--stage1`: by default what the newest run of `recipes.unimed_stage1_align` left. The published settings
+are the defaults: 2e-4, one epoch, 2 questions x 32 passes a step.
 
 With no flags: the small networks of stage 1, on 1200 starter questions.
 

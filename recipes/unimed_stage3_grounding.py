@@ -9,9 +9,9 @@
 
 The mask decoder and text_hidden_fcs learn, LoRA on the language model's FFNs, and the rows of the new tokens in its embedding and
 head. The run folder gets `stage3/`: stage3_grounding_weights.bin and a PEFT folder. It starts from stage 1 (`--stage1`, by default
-of its newest run), as published; with `--stage2` that stage's adapter is merged first, as MedPLIB does it, so that stage 4's experts
-share the attention that both were trained with. The loss is text + cross entropy + Dice; the published settings are the defaults:
-5e-5, three epochs, 1 row x 16 passes a step. MedPLIB's weights: `--dice_weight 5 --focal_weight 1`.
+of its newest run), as published; with `--stage2` that stage's adapter is merged first, as MedPLIB does it, so that stage 4's
+experts share the attention that both were trained with. The loss is text + cross entropy + Dice; the published settings are the
+defaults: 5e-5, three epochs, 1 row x 16 passes a step. MedPLIB's weights: `--dice_weight 5 --focal_weight 1`.
 
 `--simulate_one_step` takes one real step, shows the losses of text and masks, and checks that they are finite and positive, that
 gradients reach what is trained and nothing else, and that it changed. `--check_model` builds the networks and counts what is

@@ -8,8 +8,8 @@
 
 Expert 0 is the FFN of grounding, expert 1 that of questions; each is frozen and has a LoRA of its own. Routers, these adapters, the
 mask decoder, text_hidden_fcs, the region adapter and the rows of the new tokens learn, on questions and masks together. MedPLIB's
-settings are the defaults: top-1, 3e-4, three epochs, 4 rows x 8 passes a step; but nothing is dropped (`--capacity_factor 1.5` drops
-as DeepSpeed does), and the balance loss counts (`--router_aux_loss_coef 0.01`; MedPLIB's script has 0).
+settings are the defaults: top-1, 3e-4, three epochs, 4 rows x 8 passes a step; but nothing is dropped (`--capacity_factor 1.5`
+drops as DeepSpeed does), and the balance loss counts (`--router_aux_loss_coef 0.01`; MedPLIB's script has 0).
 
 The run folder gets `stage4/`, one checkpoint of all, and usage.png and usage.json: the share of tokens that each layer sends to each
 expert, by kind of question. With no flags: the small networks, and what the newest runs of stages 1 to 3 left.

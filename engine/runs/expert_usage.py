@@ -1,7 +1,7 @@
 """Which experts a model's tokens go to, by kind of question: as JSON and as a picture."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor

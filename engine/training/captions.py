@@ -1,4 +1,5 @@
-"""Supervised fine-tuning whose held-out measure is the loss itself, beside what the model says: captions, which have many wordings."""
+"""Supervised fine-tuning whose held-out measure is the loss itself, beside what the model says: captions, which have many
+wordings."""
 
 from dataclasses import replace
 
