@@ -11,8 +11,8 @@ mask decoder, text_hidden_fcs, the region adapter and the rows of the new tokens
 settings are the defaults: top-1, 3e-4, three epochs, 4 rows x 8 passes a step; but nothing is dropped (`--capacity_factor 1.5`
 drops as DeepSpeed does), and the balance loss counts (`--router_aux_loss_coef 0.01`; MedPLIB's script has 0).
 
-The run folder gets `stage4/`, one checkpoint of all, and usage.png and usage.json: the share of tokens that each layer sends to each
-expert, by kind of question. With no flags: the small networks, and what the newest runs of stages 1 to 3 left.
+The run folder gets `stage4/`, one checkpoint of all, and usage.png and usage.json: the share of a layer's tokens that each expert
+gets, by kind of question. With no flags: the small networks, and what the newest runs of stages 1 to 3 left.
 
 The last line is JSON: accuracy, closed_accuracy, mDice, seg_share and others, each _before and _after, of held-out questions and
 masks; loss_first and loss_last, seconds, checkpoint, artifact.

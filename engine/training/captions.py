@@ -1,5 +1,4 @@
-"""Supervised fine-tuning whose held-out measure is the loss itself, beside what the model says: captions, which have many
-wordings."""
+"""Supervised fine-tuning whose held-out measure is the loss itself, beside what the model says, as captions want."""
 
 from dataclasses import replace
 
