@@ -57,7 +57,8 @@ def main(argv: list[str]) -> dict:
     from engine.tasks.mecovqa.task import CaptionTask
     from engine.training.captions import CaptionTrainer
     from models.starter.uni_medvlm import build_tiny_unimed
-    from models.uni_medvlm.checkpoints.loading import build_unimed, load_pretrained
+    from models.uni_medvlm.checkpoints.loading import load_pretrained
+    from models.uni_medvlm.checkpoints.networks import build_unimed
     from models.uni_medvlm.stages.artifacts import save_stage1
     from models.uni_medvlm.stages.trainable import prepare_stage
 

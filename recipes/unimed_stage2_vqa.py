@@ -74,7 +74,8 @@ def main(argv: list[str]) -> dict:
     from engine.tasks.mecovqa.task import MeCoVQATask
     from engine.training.sft import SFTTrainer
     from models.starter.uni_medvlm import build_tiny_unimed
-    from models.uni_medvlm.checkpoints.loading import build_unimed, load_pretrained
+    from models.uni_medvlm.checkpoints.loading import load_pretrained
+    from models.uni_medvlm.checkpoints.networks import build_unimed
     from models.uni_medvlm.experts import ExpertLoRA
     from models.uni_medvlm.stages.artifacts import load_stage1, save_stage2
     from models.uni_medvlm.stages.trainable import prepare_stage

@@ -116,7 +116,8 @@ def load_model(own: Stage3Arguments, args: GroundingConfig, stage1, stage2):
     """The policy as stage 1, or stages 1 and 2, have left it, ready to be trained."""
     from engine.errors import input_errors
     from models.starter.uni_medvlm import build_tiny_unimed
-    from models.uni_medvlm.checkpoints.loading import build_unimed, load_pretrained
+    from models.uni_medvlm.checkpoints.loading import load_pretrained
+    from models.uni_medvlm.checkpoints.networks import build_unimed
     from models.uni_medvlm.experts import ExpertLoRA
     from models.uni_medvlm.stages.artifacts import load_stage1, load_stage2
     from models.uni_medvlm.stages.trainable import prepare_stage

@@ -110,7 +110,8 @@ def load_model(own: Stage4Arguments, args: GroundingConfig, stage1, stage2, stag
     """The policy with experts from what the stages have left, ready to be trained."""
     from engine.errors import input_errors
     from models.starter.uni_medvlm import build_tiny_unimed
-    from models.uni_medvlm.checkpoints.loading import build_unimed, load_pretrained
+    from models.uni_medvlm.checkpoints.loading import load_pretrained
+    from models.uni_medvlm.checkpoints.networks import build_unimed
     from models.uni_medvlm.experts import ExpertLoRA, RoutingOptions
     from models.uni_medvlm.stages.artifacts import load_stage1
     from models.uni_medvlm.stages.merged_experts import build_experts
