@@ -1,4 +1,4 @@
-"""Policies of several families are what the engine asks for, as mypy proves; what it asks for is enough to sample from and to train."""
+"""Policies of several families are what the engine asks for, as mypy proves; it is enough to sample from and to train."""
 
 import math
 from functools import partial
