@@ -11,6 +11,7 @@ from engine.errors import InputError
 from engine.tasks.mecovqa.masks import score_masks
 from engine.training.config.grounding import GroundingConfig
 from models.decoder.feature_cache import FeatureCache
+from models.uni_medvlm.experts import add_experts
 from tests.engine.training import grpo_run, sft_run
 from tests.engine.training.grounding_run import build, make_trainer, rows
 from tests.engine.training.grpo_run import checksum
@@ -106,6 +107,16 @@ def test_loss_and_gradients_are_those_of_float64(tmp_path, kind):
             assert error < 1e-3, (name, error)
 
 
+def test_mixed_precision_draws_in_float32(tmp_path):
+    """States in bfloat16, masks and their losses not: close to the losses without."""
+    logged = []
+    for bf16 in (False, True):
+        trainer = make_trainer(tmp_path, policy="unimed", max_steps=2, bf16=bf16, use_cpu=True)
+        trainer.train()
+        logged.append([[row[f"loss/{name}"] for name in ("lm", "bce", "dice", "focal")] for row in trainer.state.log_history[:-1]])
+    assert np.allclose(*logged, rtol=0.02) and logged[0] != logged[1]
+
+
 @pytest.mark.parametrize("kind", POLICIES)
 def test_a_step_is_the_same_however_it_is_divided(tmp_path, kind):
     """Twice four rows in one, two or four micro-batches, of which some have no mask: the same losses and weights."""
@@ -195,6 +206,31 @@ def test_the_auxiliary_loss_is_added_once_to_each_micro_batch(tmp_path, trainer)
     torch.testing.assert_close(moved, gate, atol=1e-6, rtol=1e-5)
     if trainer.endswith("nothing to learn"):
         assert run.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_experts_are_balanced_while_they_learn_to_draw(tmp_path, checkpointing):
+    """A Uni-MedVLM with two experts a layer: without the other losses its routers learn from their own, also where layers run
+    again in the backward pass."""
+    policy = build("unimed")
+    torch.manual_seed(0)
+    policy.model.ledger = add_experts(policy.model.llm.get_decoder(), 2)
+    routers = {name: own for name, own in policy.model.named_parameters() if "router" in name or ".gate.weight" in name}
+    none = {f"{name}_weight": 0.0 for name in ("ce", "bce", "dice", "iou", "focal")}
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "gradient_checkpointing": checkpointing}
+    trainer = make_trainer(tmp_path, policy=policy, data=rows(4), max_steps=1, **settings, **none)
+    micro = [trainer.train_dataset[i] for i in range(4)]
+    trainer.model.train()
+    if checkpointing:
+        trainer.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    loss = trainer.compute_loss(trainer.model, micro)
+    expected = policy.auxiliary_loss()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6) and loss > 0
+    wanted = torch.autograd.grad(expected, list(routers.values()), retain_graph=True)
+    loss.backward()
+    assert routers and all(gradient.any() for gradient in wanted)
+    for (name, own), gradient in zip(routers.items(), wanted, strict=True):
+        torch.testing.assert_close(own.grad, gradient, msg=name)
 
 
 def test_without_an_auxiliary_loss_none_is_logged(tmp_path):
