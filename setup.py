@@ -90,7 +90,11 @@ setup(
         "Topic :: Scientific/Engineering :: Medical Science Apps.",
     ],
     packages=find_packages(include=["kernels*", "models*", "engine*", "recipes*", "bench*"]),
-    package_data={"models": ["starter/policy/*", "starter/skin_policy/*"], "engine": ["report/*.html"]},
+    package_data={
+        "recipes": ["deepspeed/*.json"],
+        "models": ["starter/policy/*", "starter/skin_policy/*"],
+        "engine": ["report/*.html"],
+    },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
 )

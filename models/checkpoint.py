@@ -122,7 +122,7 @@ def check_file(file: Path) -> Path:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object that a JSON file holds; CheckpointError for anything else, for numbers that are not finite too."""
+    """The object that a JSON file holds; CheckpointError for anything else, also for infinite numbers and names given twice."""
     if check_file(file).stat().st_size > JSON_BYTES:
         raise CheckpointError(f"{file}: expected JSON of at most {JSON_BYTES >> 20} MB")
 
@@ -132,8 +132,15 @@ def read_json(file: Path) -> dict[str, Any]:
     def finite(digits: str) -> float:
         return float(digits) if abs(float(digits)) != float("inf") else refused(digits[:20])
 
+    def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"{ascii(next(name for name in names if names.count(name) > 1))[:40]} is given twice")
+        return found
+
     try:
-        value = json.loads(file.read_text(encoding="utf-8"), parse_constant=refused, parse_float=finite)
+        text = file.read_text(encoding="utf-8")
+        value = json.loads(text, parse_constant=refused, parse_float=finite, object_pairs_hook=each_once)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: not JSON ({' '.join(str(error).split())[:SHOWN_CHARACTERS]})") from None
     if not isinstance(value, dict):

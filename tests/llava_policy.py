@@ -156,7 +156,11 @@ class LlavaPolicy:
     def as_reference(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def auxiliary_loss(self) -> None:
+    @property
+    def has_auxiliary_loss(self) -> bool:
+        return False
+
+    def auxiliary_loss(self) -> Tensor | None:
         return None
 
     def forget_images(self) -> None:

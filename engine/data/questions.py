@@ -128,7 +128,8 @@ def check_question(index: int, row: Any, source: Source) -> Checked:
             raise BadRow(f"empty {key}" if isinstance(text, str) else f"{key} is not text", f"{key} to be text")
     options, problem = _options_of(row, problem)
     letter = _letter_of(solution, options)
-    _check_answer(row.get("answer"), letter, options)
+    for answer in row.get("answers", [row.get("answer")]):
+        _check_answer(answer, letter, options)
     handles: list[ImageHandle] = [*(source.stored[index] if source.stored else _image_files(row["image"], source.root))]
     if not handles:
         raise BadRow("no image is stored here", "at least one")
@@ -166,6 +167,8 @@ def _with_problem(row: dict) -> dict:
     listed = _option_list(row.get("options"))
     if row.get("answer") not in listed:
         raise BadRow(f"answer {str(row.get('answer'))[:40]!r} is not an option", f"one of its {len(listed)} options")
+    if listed.count(row["answer"]) > 1:
+        raise BadRow(f"answer {str(row['answer'])[:40]!r} is two of its options", "one of them, or its letter")
     _, problem = _options_of(row, row["question"])
     return {**row, "problem": problem, "solution": LETTERS[listed.index(row["answer"])]}
 
@@ -209,7 +212,7 @@ def _letter_of(solution: str, options: dict[str, str]) -> str:
 
 
 def _check_answer(answer: Any, letter: str, options: dict[str, str]) -> None:
-    """BadRow where a row's answer names another option than its solution."""
+    """BadRow where an answer of a row names another option than the one that counts."""
     if not isinstance(answer, str) or plain(answer) == plain(options[letter]):
         return
     other = read_option(answer, options)

@@ -23,8 +23,8 @@ class GroundedAnswers(GreedyAnswers):
         batch = policy.batch([encode(self.prompt_of(row), row["images"], row.get("image_id")) for row in rows])
         seeds = [self.seed_of(row) for row in rows]
         said = rollout(policy, batch, self.sampling, num_generations=1, max_new_tokens=self.max_new_tokens, seeds=seeds)
-        has_image = torch.tensor([bool(row["images"]) for row in rows])
-        drawn = draw_masks(policy, batch, said.completion_ids[:, None], said.completion_mask * has_image[:, None])
+        has_image = torch.tensor([[bool(row["images"])] for row in rows], device=said.completion_mask.device)
+        drawn = draw_masks(policy, batch, said.completion_ids[:, None], said.completion_mask * has_image)
         texts = said.texts(policy.processor)
         return [Answer(text, masks=tuple(masks)) for text, masks in zip(texts, drawn, strict=True)]
 

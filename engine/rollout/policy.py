@@ -116,8 +116,13 @@ class Policy(Protocol[Batch]):
     def as_reference(self) -> AbstractContextManager:
         """Context in which `model(...)` computes with this policy's own weights."""
 
+    @property
+    def has_auxiliary_loss(self) -> bool:
+        """Whether there is one, also before any forward."""
+
     def auxiliary_loss(self) -> Tensor | None:
-        """What the last forward of `model(...)` adds to any loss, such as the balance of its experts; None: nothing."""
+        """What the last forward of `model(...)` asks to be added to any loss, such as the balance of its experts: a mean over
+        tokens, a scalar. None: nothing."""
 
     def forget_images(self) -> None:
         """Drop kept image features: the weights have changed from outside."""

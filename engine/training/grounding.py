@@ -32,9 +32,8 @@ class GroundingTrainer(SFTTrainer):
     def __init__(self, policy: GroundingPolicy, task: Task, args: GroundingConfig, rows: Rows, **options: Any) -> None:
         super().__init__(policy, task, args, rows, **options)
         self.greedy = GroundedAnswers(policy, task.prompt, args.max_completion_length)
-        self.text_weight = args.ce_weight
-        self.num_masks = torch.tensor(1.0)  # of the step, per process
-        self.terms: list[torch.Tensor] = []  # of each micro-batch since the last log, shares of its step's
+        self.num_masks: torch.Tensor | None = None  # of the step, per process
+        self.terms: list[torch.Tensor] = []  # text and TERMS of each micro-batch since the last log, shares of its step's
         self.num_steps = 0  # since the last log
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[list[dict]], torch.Tensor | None]:
@@ -42,42 +41,66 @@ class GroundingTrainer(SFTTrainer):
         batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             self.num_steps += 1
-            count = sum(len(row["masks"]) for rows in batches for row in rows)
-            masks = self.accelerator.reduce(torch.tensor(float(count), device=self.args.device), "mean")
-            self.num_masks = masks.where(masks > 0, 1)
+            count = sum(len(row.get("masks") or ()) for rows in batches for row in rows)
+            self.num_masks = self.accelerator.reduce(torch.tensor(float(count), device=self.args.device), "mean")
         return batches, tokens
 
-    def further_loss(self, rows: list[dict], prompts: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | float:
-        """The masks' share of the step's loss."""
-        args = self.args
-        weights = hidden.new_tensor([getattr(args, f"{name}_weight") for name in TERMS], dtype=torch.float32)
-        places = (targets == self.policy.seg_token_id).nonzero().tolist()
-        masks = [mask for row in rows for mask in row["masks"]]
-        said = [sum(place[0] == i for place in places) for i in range(len(rows))]
-        for row, count in zip(rows, said, strict=True):
-            if count != len(row["masks"]):
-                raise InputError(
-                    f"{row['source']}: row {row['row']}: {len(row['masks'])} masks for {count} <SEG> (expected as many of each)"
-                )
-        # every parameter has a gradient in every process, also where this one has no mask
-        anchor = sum(p.flatten()[0] * 0.0 for p in self.model.parameters() if p.requires_grad)
-        if not places:
-            self.terms.append(torch.zeros(len(TERMS), device=hidden.device))
-            return anchor
-        states = torch.stack([hidden[row, token] for row, token in places])
-        with torch.autocast(hidden.device.type, enabled=False):
-            logits, iou = self.policy.mask_logits(prompts, states.float(), [row for row, _ in places])
-            truths = [torch.from_numpy((np.asarray(mask) > 0).astype(np.float32)).to(hidden.device) for mask in masks]
-            found = torch.stack([mask_terms(*of) for of in zip(logits, truths, iou, strict=True)])
-        terms = found.sum(0) / self.num_masks.to(hidden.device)
+    def share_of_loss(self, of_text: torch.Tensor, rows: list[dict], prompts: Any, hidden: torch.Tensor) -> torch.Tensor:
+        """Text and masks. What is trained has a gradient, if only of zeros, also where a process has no mask in its rows: else the
+        others would wait for it."""
+        found = self._terms_of_masks(rows, prompts, hidden)
+        terms = torch.cat([of_text[None], found])
         self.terms.append(terms.detach())
-        return (terms * weights).sum() + anchor
+        weights = terms.new_tensor([getattr(self.args, f"{name}_weight") for name in ("ce", *TERMS)])
+        return (terms * weights).sum() + sum(p.flatten()[0] * 0.0 for p in self.model.parameters() if p.requires_grad)
+
+    def _terms_of_masks(self, rows: list[dict], prompts: Any, hidden: torch.Tensor) -> torch.Tensor:
+        """The TERMS (4,) of the rows' masks, summed, over the number of the step's masks."""
+        truths = [truth for row in rows for truth in self._truths(row)]
+        if not truths:
+            return hidden.new_zeros(len(TERMS), dtype=torch.float32)
+        seg = self.policy.seg_token_id
+        places = [(i, t) for i, row in enumerate(rows) for t, token in enumerate(row["answer_ids"]) if token == seg]
+        asked, before = map(list, zip(*places, strict=True))
+        with torch.autocast(hidden.device.type, enabled=False):  # sums over an image's pixels want float32
+            logits, expected = self.policy.mask_logits(prompts, hidden[asked, before], asked)
+            same_size: dict[tuple[int, ...], list[int]] = {}
+            for place, (truth, drawn) in enumerate(zip(truths, logits, strict=True)):
+                if truth.shape != drawn.shape:
+                    raise InputError(f"{_named(rows[asked[place]])}: a mask of {_size(truth)} pixels on an image of {_size(drawn)}")
+                same_size.setdefault(tuple(truth.shape), []).append(place)
+            found = [
+                mask_terms(stacked := torch.stack([logits[m] for m in own]), _stack(truths, own, stacked), expected[own])
+                for own in same_size.values()
+            ]
+        return torch.cat(found).sum(0) / (len(truths) if self.num_masks is None else self.num_masks)
+
+    def _truths(self, row: dict) -> list[torch.Tensor]:
+        """A row's masks [height, width] of 0 and 1; InputError unless there are as many as `<SEG>` in its answer."""
+        masks, said = row.get("masks") or (), row["answer_ids"].count(self.policy.seg_token_id)
+        if said != len(masks):
+            raise InputError(f"{_named(row)}: {len(masks)} masks for {said} <SEG> in the answer (expected as many of each)")
+        return [torch.from_numpy(np.asarray(mask) > 0) for mask in masks]
 
     def step_metrics(self) -> dict[str, float]:
+        """SFT's, and the parts of the loss, before their weights."""
         metrics = super().step_metrics()
         if not self.terms:
             return metrics
         means = self.accelerator.reduce(torch.stack(self.terms).sum(0) / self.num_steps, "mean").tolist()
         self.terms.clear()
         self.num_steps = 0
-        return metrics | {f"loss/{name}": mean for name, mean in zip(TERMS, means, strict=True)}
+        return metrics | {f"loss/{name}": mean for name, mean in zip(("lm", *TERMS), means, strict=True)}
+
+
+def _stack(truths: list[torch.Tensor], places: list[int], like: torch.Tensor) -> torch.Tensor:
+    return torch.stack([truths[place] for place in places]).to(like)
+
+
+def _size(mask: torch.Tensor) -> str:
+    height, width = mask.shape
+    return f"{width} x {height}"
+
+
+def _named(row: dict) -> str:
+    return f"{row['source']}: row {row['row']}"

@@ -179,7 +179,7 @@ class GRPOTrainer(Trainer):
         num_items = micro.completion_mask.sum().clamp(min=1) if args.loss_type == "bnpo" else num_items_in_batch
 
         def head(hidden, weight):
-            return linear_grpo_loss(
+            loss, *rest = linear_grpo_loss(
                 hidden,
                 weight.to(hidden.dtype),
                 part.completion_ids.flatten(0, 1),
@@ -193,6 +193,7 @@ class GRPOTrainer(Trainer):
                 num_items=num_items,
                 num_rows=num_rows,
             )
+            return loss + self.auxiliary_loss(self.policy), *rest
 
         with self.accelerator.autocast():
             inputs = self.policy.answer_inputs(part.prompts, part.completion_ids)
@@ -202,7 +203,7 @@ class GRPOTrainer(Trainer):
             micro.old_logprobs.unflatten(0, (len(micro), -1))[computed] = logprobs.detach().unflatten(0, (len(computed), -1))
         if live:
             self.step_log.add_tensors(metrics)
-        return loss + self.auxiliary_loss(self.policy)
+        return loss
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         start = time.perf_counter()
@@ -214,8 +215,11 @@ class GRPOTrainer(Trainer):
         return inputs
 
     def _rows_with_gradient(self, micro: MicroBatch) -> list[int]:
-        """Prompts whose gradient is not exactly zero: they have a token that counts and, without a KL term, an advantage not 0."""
-        if self.args.beta > 0 and not self.args.mask_truncated_completions:
+        """Prompts whose gradient is not exactly zero: they have a token that counts and, without a KL term, an advantage not 0.
+
+        An auxiliary loss is one of all prompts.
+        """
+        if self.policy.has_auxiliary_loss or (self.args.beta > 0 and not self.args.mask_truncated_completions):
             return list(range(len(micro)))
         moving = micro.completion_mask.any(1) & ((micro.advantages != 0) | (self.args.beta > 0))
         return moving.view(len(micro), -1).any(1).nonzero().flatten().tolist()

@@ -63,22 +63,24 @@ class SFTTrainer(Trainer):
         targets = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=SKIP).to(self.args.device)  # (B, T)
         answer_ids = targets.where(targets != SKIP, self.policy.pad_token_id)
 
-        def head(hidden: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | float]:
-            likelihood = answer_likelihood(hidden.flatten(0, 1), weight, targets.flatten())
-            return *likelihood, self.further_loss(inputs, prompts, hidden, targets)
+        def head(hidden: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            logprob, counts = answer_likelihood(hidden.flatten(0, 1), weight, targets.flatten())
+            of_text = -logprob / (num_items_in_batch if num_items_in_batch is not None else counts[0])
+            return self.share_of_loss(of_text, inputs, prompts, hidden) + self.auxiliary_loss(self.policy), counts
 
         with self.accelerator.autocast():
             asked = self.policy.answer_inputs(prompts, answer_ids[:, None])
-        logprob, counts, further = model(**asked, head=head)
+        loss, counts = model(**asked, head=head)
         self.counts.append(counts)
-        text = -logprob / (num_items_in_batch if num_items_in_batch is not None else counts[0])
-        return self.text_weight * text + further + self.auxiliary_loss(self.policy)
+        return loss
 
-    text_weight = 1.0  # of the answers' tokens, where a subclass has more to learn
+    def share_of_loss(self, of_text: torch.Tensor, rows: list[dict], prompts: Any, hidden: torch.Tensor) -> torch.Tensor:
+        """This micro-batch's share of the step's loss, of which `of_text` is that of its tokens.
 
-    def further_loss(self, rows: list[dict], prompts: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | float:
-        """This micro-batch's share of what else a subclass learns. hidden (B, T, H) are the states that predict targets (B, T)."""
-        return 0.0
+        `hidden` (B, T, H): the states that predict each token of the rows' answers. A subclass that learns more adds it here, where
+        `model(...)` calls its head.
+        """
+        return of_text
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         return inputs

@@ -99,12 +99,15 @@ class Trainer(transformers.Trainer):
         super().log(logs, start_time)
 
     def auxiliary_loss(self, policy: Policy) -> Tensor | float:
-        """What the micro-batch that `policy.model` has just seen adds to its loss: over a step it is the mean of its passes."""
+        """What the micro-batch that `policy.model` has just seen adds to its loss: over a step it is the mean of its passes.
+
+        To be called once a pass, by `head`: what `model(...)` returns is what DDP knows of.
+        """
         loss = policy.auxiliary_loss()
         if loss is None:
             return 0.0
         self.auxiliary_losses.append(loss.detach())
-        return loss / self.current_gradient_accumulation_steps if self.loss_is_scaled_for_ga else loss
+        return loss / self.args.gradient_accumulation_steps if self.loss_is_scaled_for_ga else loss
 
     def _auxiliary_metrics(self) -> dict[str, float]:
         if not self.auxiliary_losses:

@@ -158,6 +158,10 @@ class QwenVLPolicy:
         features = self.embed_images(batch) if self._vision_is_frozen else None
         return {"prompt": batch, "answer_ids": answer_ids, "image_embeds": features}
 
+    @property
+    def has_auxiliary_loss(self) -> bool:
+        return False
+
     def auxiliary_loss(self) -> None:
         """It has no experts."""
         return None

@@ -54,7 +54,7 @@ class UniMedVLM(nn.Module):
 
     def __init__(self, vision_tower: HybridEncoder, language_model: nn.Module, visual_model: Sam, start: int, config: UniMedConfig):
         super().__init__()
-        self.config, self.start = config, start
+        self.settings, self.start = config, start  # no `config`: of that name transformers looks for its own
         self.vision_tower, self.language_model, self.visual_model = vision_tower, language_model, visual_model.requires_grad_(False)
         vit: Any = vision_tower.vision_tower.config
         embedding, head = (self.llm.get_input_embeddings().weight, self.llm.get_output_embeddings().weight)

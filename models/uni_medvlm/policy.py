@@ -116,10 +116,15 @@ class UniMedPolicy:
             raise ValueError("a mask of a prompt that has no image")
         return self.model.decode_masks(states, self._kept(self.embeddings, images, self.model.sam_embeddings), images)
 
+    @property
+    def has_auxiliary_loss(self) -> bool:
+        """Whether its layers have experts."""
+        return self.model.ledger is not None
+
     def auxiliary_loss(self) -> Tensor | None:
         """What the routers of the last forward add to any loss; None without experts."""
-        ledger, config = self.model.ledger, self.model.config
-        return None if ledger is None else ledger.auxiliary_loss(config.balance, config.z)
+        ledger, settings = self.model.ledger, self.model.settings
+        return None if ledger is None else ledger.auxiliary_loss(settings.balance, settings.z)
 
     def forget_images(self) -> None:
         """Drop kept image features: the weights have changed from outside."""

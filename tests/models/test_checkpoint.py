@@ -178,3 +178,9 @@ def test_whatever_a_library_raises_is_one_line_that_names_the_file():
         assert "\n" not in str(found.value) and len(str(found.value)) < 250
     with pytest.raises(CheckpointError, match="^as it is$"), reading("config.json"):
         raise CheckpointError("as it is")
+
+
+def test_a_name_given_twice_in_a_checkpoints_json_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"a": {"vocab_size": 5, "vocab_size": 6}}')
+    with pytest.raises(CheckpointError, match=r"config\.json: not JSON \('vocab_size' is given twice\)"):
+        read_json(tmp_path / "config.json")

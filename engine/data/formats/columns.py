@@ -93,13 +93,17 @@ def as_question(row: Any) -> dict:
             if isinstance(text, str) and not _is_unicode(text):
                 raise BadRow(f"{key} has half a character ({ascii(text)[:60]})", "Unicode text")
     letters = {name: named.pop(name) for name in list(named) if len(name) == 1}
-    options = _read_list(named.pop("options", None)) or _options_of_columns(letters)
+    listed = _read_list(named.pop("options", None))
+    _check_columns(row, listed, letters)
+    options = listed or _options_of_columns(letters)
     if isinstance(named.get("image"), str) and named["image"].lstrip().startswith("["):
         named["image"] = _parse(named["image"]) or named["image"]
     given = "answer" if "answer" in named and _is_blank(named.get("solution", "")) else "solution"
     answer = _as_text(named.get(given))
     asked = named.get("problem", named.get("question"))
     if "problem" not in named:
+        if not isinstance(named.get("question", ""), str):
+            raise BadRow("question is not text", "question to be text")
         for key in ("question", given):
             if _is_blank(named.get(key)):
                 raise BadRow(f"empty {key}", f"{key} to be text")
@@ -116,7 +120,26 @@ def as_question(row: Any) -> dict:
         named["problem"] = named["question"]  # the answer is a letter, or an option in another spelling
     if "problem" in named and answer is not None:
         named["solution"] = answer
+    others = [_as_text(value) for column, value in row.items() if isinstance(column, str) and our_name(column) == "answer"]
+    if len(others) > 1:
+        named["answers"] = others
     return named
+
+
+def _check_columns(row: dict, listed: Any, letters: dict) -> None:
+    """BadRow where an option has two texts: in two columns, or in its column and in the list."""
+    texts: dict[str, set[str]] = {}
+    for column, value in row.items():
+        name = our_name(column) if isinstance(column, str) else None
+        if name is not None and name in letters and isinstance(value, str) and value.strip():
+            texts.setdefault(name, set()).add(value.strip().casefold())
+    two = next((name for name, found in texts.items() if len(found) > 1), None)
+    if two is not None:
+        raise BadRow(f"two columns have other texts for option {two}", "the same in both")
+    if isinstance(listed, list) and sorted(texts) == [chr(ord("A") + i) for i in range(len(listed))] and len(listed) > 1:
+        differ = [name for name, text in zip(sorted(texts), listed, strict=True) if str(text).strip().casefold() not in texts[name]]
+        if differ:
+            raise BadRow(f"the list of options and the column {differ[0]} have other texts", "the same in both")
 
 
 def _is_unicode(text: str) -> bool:
@@ -125,7 +148,9 @@ def _is_unicode(text: str) -> bool:
 
 
 def _as_text(value: Any) -> Any:
-    """Numbers as text; anything else as it is."""
+    """Numbers as text, none for what is not a number (an empty cell of pandas); anything else as it is."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return ""
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 

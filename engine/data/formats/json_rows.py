@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from engine.data.formats.text import read_text
+from engine.data.rows import BadRow
 from engine.errors import InputError
 
 
 def read_json_rows(path: Path, expected: str, key: str | None = None) -> list[Any]:
-    """The rows, unchecked; a broken line stands there as text. InputError if the file is no such file of rows.
+    """The rows, unchecked; a broken line stands there as text, and a BadRow for an object that has a name twice, at whatever depth.
+
+    InputError if the file is no such file of rows.
 
     With `key`, the array may also be what an object, the whole file, has under it.
     """
@@ -18,7 +21,7 @@ def read_json_rows(path: Path, expected: str, key: str | None = None) -> list[An
         raise InputError(f"{path}: the file is empty (expected {expected})")
     lines = ".jsonl" in [ending.lower() for ending in path.suffixes]
     try:
-        whole = json.loads(text)
+        whole = json.loads(text, object_pairs_hook=_each_once)
     except json.JSONDecodeError as error:
         if not lines and error.msg != "Extra data":  # after a first whole object others may follow
             raise InputError(f"{path}: not JSON: {error} (expected {expected})") from None
@@ -26,6 +29,8 @@ def read_json_rows(path: Path, expected: str, key: str | None = None) -> list[An
         if not lines:
             raise InputError(f"{path}: not JSON: {error} (expected {expected})") from None
     else:
+        if isinstance(whole, BadRow):  # of a whole file, or of the only row
+            return [whole]
         if key is not None and isinstance(whole, dict):
             whole = whole.get(key, whole)
         if isinstance(whole, list):
@@ -39,8 +44,18 @@ def read_json_rows(path: Path, expected: str, key: str | None = None) -> list[An
     return rows
 
 
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any] | BadRow:
+    """Python keeps the last of two values and says nothing of the first."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        return BadRow(f"{ascii(twice)[:40]} is there twice", "each name once")
+    return next((value for value in found.values() if isinstance(value, BadRow)), found)
+
+
 def _read_line(line: str) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=_each_once)
     except (ValueError, RecursionError):
         return line

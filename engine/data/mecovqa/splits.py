@@ -7,6 +7,7 @@ from pathlib import Path
 from engine.command.settings import DataArguments
 from engine.data.mecovqa.captions import file_of_captions, load_captions
 from engine.data.mecovqa.rows import load_mecovqa, split_files
+from engine.data.rows import Rows
 from engine.data.splits import Splits, read_splits
 from engine.data.starter.unimed import build_starter_unimed
 from engine.errors import InputError
@@ -19,6 +20,16 @@ def load_mecovqa_splits(data: DataArguments, kinds: Collection[str] | None = Non
     """
     load = partial(load_mecovqa, kinds=kinds, image_root=data.image_root, on_bad_row=data.on_bad_row)
     return read_splits(data, build_starter_unimed, load, load, _has_questions)
+
+
+def load_reasoning_splits(data: DataArguments) -> Splits:
+    """Of the questions about whole images the closed ones, whose answers are right or wrong, and those for masks."""
+    splits = load_mecovqa_splits(data, ["complex", "grounding"])
+    return splits._replace(train=_checkable(splits.train), test=splits.test and _checkable(splits.test))
+
+
+def _checkable(rows: Rows) -> Rows:
+    return rows.select([i for i in range(len(rows)) if rows.record(i)["answer_type"] in ("closed", None)])
 
 
 def load_caption_splits(data: DataArguments) -> Splits:

@@ -41,6 +41,10 @@ class SceneLessons:
         said = self._one_of(like)["answer"] if self.rng.random() < CARELESSNESS else record["answer"]
         return self._asked(record, INSTRUCTION), [], [reasoned(f"I see {said}.", said) + self.end]
 
+    def mixed(self) -> Example:
+        """One of the two."""
+        return self.reasoned() if self.rng.random() < 0.5 else self.described()
+
     def corpus(self) -> list[str]:
         """Every text, for a tokenizer."""
         texts = [f"{record['question']} {record['answer']}" for record in self.questions]

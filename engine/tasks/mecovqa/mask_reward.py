@@ -16,15 +16,16 @@ def mask_reward(policy: GroundingPolicy) -> Callable[..., list[float | None]]:
     """A reward function, in TRL's form, that draws with `policy`; the answers to one prompt stand together."""
 
     def mask_iou(
-        prompts: list, completion_ids: list[list[int]], images: list, masks: list, image_id: list, **columns: Any
+        prompts: list, completion_ids: list[list[int]], images: list, masks: list, image_id: list | None = None, **columns: Any
     ) -> list[float | None]:
         scores: list[float | None] = [None] * len(prompts)
+        keys = image_id or [None] * len(prompts)
         groups = [list(group) for _, group in itertools.groupby(range(len(prompts)), key=lambda i: id(prompts[i]))]
         groups = [group for group in groups if masks[group[0]]]
         for size in sorted({len(group) for group in groups}):
             asked = [group for group in groups if len(group) == size]
             encode = policy.processor.encode
-            batch = policy.batch([encode(prompts[g[0]], images[g[0]], image_id[g[0]]) for g in asked])
+            batch = policy.batch([encode(prompts[g[0]], images[g[0]], keys[g[0]]) for g in asked])
             flat = [i for group in asked for i in group]
             length = max(len(completion_ids[i]) for i in flat)
             ids = torch.full((len(flat), length), policy.pad_token_id)

@@ -11,6 +11,7 @@ from typing import Any
 from engine.data.options.answers import tagged
 from engine.rollout.answers import Answer
 from engine.rollout.policy import Message
+from engine.tasks.evaluation import Evaluation
 from engine.tasks.mecovqa.task import MeCoVQATask, answer_reward
 from engine.tasks.multiple_choice import format_reward, named
 from engine.tasks.task import Reward
@@ -53,4 +54,12 @@ class ReasoningTask(MeCoVQATask):
 
     def score(self, row: dict, answer: Answer) -> dict[str, Any]:
         read = answer if row["answer_type"] is None else replace(answer, text=tagged(answer.text) or "")
-        return super().score(row, read) | {"model_answer": answer.text}
+        result = super().score(row, read) | {"model_answer": answer.text}
+        form = 0.0 if row["answer_type"] is None else float(format_reward(None, [answer.text])[0] or 0)
+        return result | {"reward": result["iou"] if row["masks"] else result["correct"] + form}
+
+    def evaluation(self, results: list[dict]) -> Evaluation:
+        """`reward`, what the answers earn on average, comes first; masks earn their IoU."""
+        found = super().evaluation(results)
+        reward = {"reward": sum(result["reward"] for result in results) / len(results)}
+        return replace(found, headline=reward | found.headline, measures=reward | found.measures)

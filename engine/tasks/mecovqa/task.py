@@ -8,7 +8,7 @@ in GRPO.
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,11 @@ class MeCoVQATask:
     def score(self, row: dict, answer: Answer) -> dict[str, Any]:
         """`answer_type` is closed, open or mask; masks have `dice`, `iou` and `has_seg`, open answers recall, precision and f1."""
         result = {key: row[key] for key in COPIED}
-        result |= {"answer_type": row["answer_type"] or "mask", "true_answer": row["answer"], "model_answer": answer.text}
+        result |= {
+            "answer_type": "mask" if row["masks"] else row["answer_type"] or "open",
+            "true_answer": row["answer"],
+            "model_answer": answer.text,
+        }
         if row["masks"]:
             truths = [np.asarray(mask) > 0 for mask in row["masks"]]
             dice, iou = score_masks(answer.masks, truths, self.compat)
@@ -131,3 +135,11 @@ class CaptionTask(MeCoVQATask):
 
     def prompt(self, row: dict) -> list[Message]:
         return [{"role": "caption", "content": [{"type": "image"} for _ in row["images"]]}]
+
+    def evaluation(self, results: list[dict]) -> Evaluation:
+        """As of open questions; where answers have them (`engine.training.captions`), `loss`, in nats a token, comes first."""
+        found = super().evaluation(results)
+        if not all("nats" in result for result in results):
+            return found
+        loss = sum(result["nats"] for result in results) / sum(result["tokens"] for result in results)
+        return replace(found, headline={"loss": loss, **found.headline}, measures={"loss": loss, **found.measures})

@@ -54,7 +54,11 @@ def teach_towers(policy: Any, captions: MeCoVQA, masked: MeCoVQA, *, steps: int,
         images, truth = [inputs[i] for i in chosen], torch.stack([masks[i] for i in chosen])[:, None]
         seen = torch.stack(model.image_features(images))
         loss = F.binary_cross_entropy_with_logits(word_head(seen.mean(1)), torch.stack([words[i] for i in chosen]))
-        loss = loss + patch_loss(patch_head(seen), truth) + _cell_loss(cell_head(sam(torch.stack([i.sam_pixels for i in images]))), truth)
+        loss = (
+            loss
+            + patch_loss(patch_head(seen), truth)
+            + _cell_loss(cell_head(sam(torch.stack([i.sam_pixels for i in images]))), truth)
+        )
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -1,11 +1,12 @@
-"""A run killed at random moments, half of them while it saves, and resumed each time:
+"""A run killed at random moments and resumed each time, so often that many runs are killed and many come to their ends:
 
     python -m tests.engine.training.kill_resume [KILLS [SEED]]
 
 Each process of the run is forked from this one, which has imported what takes long and computes nothing. Answers are sampled,
-trained on twice and compared with a reference that moves; a checkpoint follows each step, and the last two are kept. A run that
-comes to its end must have the weights of one that was never killed, to the bit, and each step once in metrics.jsonl; then the next
-one begins.
+trained on twice and compared with a reference that moves; a checkpoint follows each step, and the last two are kept. Half of the
+kills fall at any moment of a whole run's time, half into the first, second or third save of the process, at any moment of it. A run
+that comes to its end must have the weights of one that was never killed, to the bit, and each step once in metrics.jsonl; then the
+next one begins.
 """
 
 import json
@@ -18,7 +19,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ STEPS = 6
 SETTINGS = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2, "use_cpu": True}
 SETTINGS |= {"num_iterations": 2, "sync_ref_model": True, "ref_model_sync_steps": 3, "max_completion_length": 4}
 LONGEST = 60  # seconds that a process may take
+FURTHEST = 3  # save of a process that is killed in one: those before it are the run's progress
 tqdm.set_lock(threading.RLock())  # its own is one for all processes of a fork, and would stay locked after a killed one
 
 
@@ -76,12 +77,16 @@ def save_of(folder: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_ctime_ns
 
 
-def ended(child: int, seconds: float, saving: Path | None = None) -> int | None:
-    """Its exit code where it ends within so many seconds; None where it lives, also as soon as it begins to save in `saving`."""
-    last, before = time.monotonic() + seconds, saving and save_of(saving)
-    while time.monotonic() < last and not (saving and save_of(saving) not in (None, before)):
+def ended(child: int, seconds: float, saving: Path | None = None, saves: int = 1) -> int | None:
+    """Its exit code where it ends within so many seconds; None where it lives, also once it has begun so many saves in `saving`."""
+    last, left, begun = time.monotonic() + seconds, saving and save_of(saving), False
+    while time.monotonic() < last:
         if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        before, begun = begun, saving is not None and save_of(saving) not in (None, left)
+        saves -= begun and not before
+        if saves == 0:
+            return None
         time.sleep(0.0005)
     return None
 
@@ -97,13 +102,13 @@ def check(folder: Path, weights: dict[str, torch.Tensor]) -> None:
 def kill_and_resume(kills: int, seed: int, work: Path) -> dict[str, int]:
     """Kill so often and check every end; how many kills met a save, and how many runs came to their ends."""
     chance, model = random.Random(seed), save_tiny(work / "model")
-    begun, saving, child, code = time.monotonic(), Counter[tuple[int, int]](), fork(model, work / "whole"), None
+    begun, in_saves, child, code = time.monotonic(), 0.0, fork(model, work / "whole"), None
     while code is None:
+        looked, saving = time.monotonic(), save_of(work / "whole") is not None
         code = ended(child, 0.001)
-        saving.update([found] if (found := save_of(work / "whole")) else [])
+        in_saves += saving * (time.monotonic() - looked)
     assert code == 0, (work / "whole.log").read_text()[-2000:]
-    usual = time.monotonic() - begun
-    usual_save = 0.001 * saving.total() / len(saving) if saving else 0.0
+    usual, usual_save = time.monotonic() - begun, in_saves / STEPS
     whole = torch.load(work / "whole" / "weights.pt", weights_only=True)
     check(work / "whole", whole)
     done = {"kills": 0, "while saving": 0, "runs": 0}
@@ -114,12 +119,11 @@ def kill_and_resume(kills: int, seed: int, work: Path) -> dict[str, int]:
             if done["kills"] == kills:
                 code = ended(child, LONGEST)
             elif chance.random() < 0.5:
-                code = ended(child, usual / 4 * chance.random())
-                code = ended(child, LONGEST, folder) if code is None else code
+                code = ended(child, LONGEST, folder, chance.randint(1, FURTHEST))
                 assert time.monotonic() < forked + LONGEST, f"{folder}: neither saves nor ends"
-                time.sleep(usual_save * chance.random() if code is None else 0)
+                code = ended(child, usual_save * chance.random()) if code is None else code
             else:
-                code = ended(child, usual / 2 * chance.random())
+                code = ended(child, usual * chance.random())
             if code is not None:
                 break
             os.kill(child, signal.SIGKILL)

@@ -149,3 +149,39 @@ def test_labels_lose_the_white_space_around_them():
 def test_a_question_with_options_in_its_text_needs_no_others():
     record = only({**ASKED, "question": "Is it? A)no, B)yes", "answer": "yes"})
     assert record["options"] == {"A": "no", "B": "yes"} and record["answer"] == "B"
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"options": ["CT", "MRI"], "answer": "B", "gt_answer": "CT"}, "the solution names B and the answer A"),
+        ({"options": ["CT", "MRI"], "answer": "CT", "answer_label": "B"}, "the solution names A and the answer B"),
+        ({"A": "CT", "option_A": "X-ray", "B": "MRI", "answer": "A"}, "two columns have other texts for option A"),
+        ({"options": ["CT", "MRI"], "A": "MRI", "B": "CT", "answer": "A"}, "the list of options and the column A have other texts"),
+        ({"options": ["CT", "CT"], "answer": "CT"}, "answer 'CT' is two of its options"),
+        ({"options": [float("nan"), "MRI"], "answer": "B"}, "option A is empty"),
+        ({"question": ["What is it?"], "options": ["CT", "MRI"], "answer": "B"}, "question is not text"),
+    ],
+)
+def test_a_row_that_says_two_things_is_a_bad_row(row, reason):
+    with pytest.raises(InputError, match=f"rows.json: row 0: {reason}"):
+        load(ASKED | {"image": "a.png"} | row)
+
+
+def test_columns_that_say_one_thing_twice_are_a_row():
+    row = {"options": ["CT", "MRI"], "A": "CT ", "B": "mri", "option_B": "MRI", "answer": "MRI", "answer_label": "B"}
+    assert only(ASKED | row)["answer"] == "B"
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+@pytest.mark.parametrize(
+    "rest",
+    ['"options": ["CT", "MRI"], "answer": "A", "answer": "B"', '"options": {"A": "CT", "A": "MRI", "B": "X-ray"}, "answer": "B"'],
+)
+def test_a_name_twice_in_a_row_of_json_is_a_bad_row(name, rest):
+    good = json.dumps(ASKED | {"options": ["CT", "MRI"], "answer": "B"})
+    odd = f'{{"image": "a.png", "question": "What is it?", {rest}}}'
+    Path(name).write_text(f"[{good}, {odd}]" if name == "rows.json" else f"{good}\n{odd}\n")
+    with pytest.raises(InputError, match=f"{name}: row 1.*'(answer|A)' is there twice .expected each name once"):
+        load_questions(name)
+    assert len(load_questions(name, on_bad_row="skip")) == 1
