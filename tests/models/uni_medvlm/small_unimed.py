@@ -5,11 +5,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 from models.starter.uni_medvlm import build_tiny_unimed
+from models.uni_medvlm.experts import ExpertLoRA
 from models.uni_medvlm.tokens import SEG
 
 CORPUS = ["Could you segment out the lesion in this image?", "What is in this region?", "A CT image with a bright lesion."] * 2
 QUESTIONS = ["Could you segment out the lesion?", "What is this?"]
 ANSWERS = [SEG, "A lesion."]
+LORA = ExpertLoRA(r=4, alpha=8, dropout=0.0)
 
 
 def small_unimed(seed=0, **settings):

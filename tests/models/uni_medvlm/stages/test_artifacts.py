@@ -21,8 +21,7 @@ from models.uni_medvlm.stages.artifacts import (
     save_stage3,
 )
 from models.uni_medvlm.stages.trainable import prepare_stage
-from tests.models.uni_medvlm.small_unimed import batch_of, changed, disturb, equal, outputs, small_unimed, train
-from tests.models.uni_medvlm.stages.conftest import LORA
+from tests.models.uni_medvlm.small_unimed import LORA, batch_of, changed, disturb, equal, outputs, small_unimed, train
 
 ADAPTERS = {"adapter_model.safetensors", "adapter_config.json"}
 FILES = {
