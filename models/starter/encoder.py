@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from models.sam.layers import neck
+from models.sam.sam import Sam
 from models.sam.tiny_vit import AttentionStage, ConvStage, PatchEmbed
 
 
@@ -21,3 +22,8 @@ class StarterEncoder(nn.Module):
         for stage in self.layers:
             x = stage(x)
         return self.neck(x.permute(0, 3, 1, 2))
+
+
+def starter_sam() -> Sam:
+    """A SAM of SAM-Med2D's kind with this encoder at 128 pixels; the mask decoder has its real size."""
+    return Sam(StarterEncoder(256), 128, 16, "imagenet", "centre")

@@ -13,6 +13,7 @@ tokens, M masks.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from models.decoder.decoding import LanguageModel
 from models.decoder.shared_prefix import ATTENTION_NAME, prefix_layout
 from models.lora import beneath_adapters
 from models.sam.sam import Sam
+from models.uni_medvlm.checkpoints.saving import Origin, load_trained, save_checkpoint
 from models.uni_medvlm.encoder.hybrid_encoder import HybridEncoder
 from models.uni_medvlm.ledger import RoutingLedger
 from models.uni_medvlm.prompts import ImageInputs, PromptBatch
@@ -66,6 +68,8 @@ class UniMedVLM(nn.Module):
         self.text_hidden_fcs = nn.ModuleList([nn.Sequential(*layers)])
         self.token_rows = averaged_rows(embedding, head, start, len(NEW_TOKENS))
         self.ledger: RoutingLedger | None = None
+        self.origin = Origin()
+        self.processor: Any = None  # the policy's: checkpoints hold its tokenizer
         self.llm.get_decoder().config._attn_implementation = ATTENTION_NAME
 
     def train(self, mode: bool = True) -> "UniMedVLM":
@@ -179,3 +183,11 @@ class UniMedVLM(nn.Module):
         """Recompute the language model's layers in the backward pass; the embeddings carry the gradient to the first of them."""
         self.llm.gradient_checkpointing_enable(**settings)
         self.llm.enable_input_require_grads()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a checkpoint folder: see `models.uni_medvlm.checkpoints.saving`."""
+        save_checkpoint(self, folder)
+
+    def load_trained(self, folder: str | Path) -> None:
+        """Read back such a folder, written by this model or one that was built like it."""
+        load_trained(self, folder)

@@ -29,6 +29,7 @@ class UniMedPolicy:
 
     def __init__(self, model: UniMedVLM, processor: UniMedProcessor):
         self.model, self.processor = model, processor
+        model.processor = processor
         self.features, self.embeddings = FeatureCache(FEATURE_CACHE_BYTES), FeatureCache(FEATURE_CACHE_BYTES)
 
     @property
