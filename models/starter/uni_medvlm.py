@@ -8,7 +8,6 @@ from collections.abc import Iterable
 import torch
 from transformers import CLIPVisionModel, ConvNextModel, LlamaConfig, LlamaForCausalLM
 
-from models.starter.encoder import starter_sam
 from models.starter.llava import train_tokenizer
 from models.uni_medvlm.encoder.hybrid_encoder import HybridEncoder, convnext_large, vit_large
 from models.uni_medvlm.model import UniMedConfig, UniMedVLM
