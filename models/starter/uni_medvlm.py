@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from transformers import CLIPVisionModel, ConvNextModel, LlamaConfig, LlamaForCausalLM
 
+from models.starter.encoder import starter_sam
 from models.starter.llava import train_tokenizer
 from models.uni_medvlm.encoder.hybrid_encoder import HybridEncoder, convnext_large, vit_large
 from models.uni_medvlm.model import UniMedConfig, UniMedVLM
@@ -68,7 +69,7 @@ def build_tiny_unimed(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    sam = Sam(StarterEncoder(256), 64, 8, "imagenet", "centre")
+    sam = starter_sam()
     model = UniMedVLM(vision, LlamaForCausalLM(config), sam, start, UniMedConfig(tiling=tiling, compat=compat))
     processor = UniMedProcessor(tokenizer, Sizes.of(vision, sam), tiling)
     assert processor.ids[SEG] == model.token_id(SEG)

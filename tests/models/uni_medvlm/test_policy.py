@@ -1,5 +1,5 @@
-"""Uni-MedVLM as a policy: shared-prefix rows with images, a region and experts equal rows of their own, decoding equals the
-forward."""
+"""Uni-MedVLM as a policy: shared-prefix rows with images, a region and experts equal rows of their own,
+and decoding the forward."""
 
 import copy
 
