@@ -69,7 +69,7 @@ def assembled(
     select_layer: int = -2,
     start: int | None = None,
 ) -> UniMedPolicy:
-    """The networks as one policy in eval mode, everything but the new parts as it came. `start`: the first new token's id, if known.
+    """The networks as one policy in eval mode, all but the new parts as they came. `start`: the first new token's id, if known.
 
     CheckpointError where they do not go together.
     """
