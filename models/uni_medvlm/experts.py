@@ -80,7 +80,7 @@ class MixtureOfExperts(nn.Module):
     """[B, T, H] -> [B, T, H] through E experts as `projections.py` knows them. `layer` is this layer's number in the ledger.
 
     With a capacity tokens are dropped in training only: an answer's tokens, which come one by one, would meet another capacity
-    than their prompt's. Experts run together in one kernel: their own `forward`, and hooks on them, are not called. Raises
+    than their prompt's. Experts run together: their own `forward`, and hooks on them, are not called. Raises
     ValueError for experts that are not of this width, and where there are fewer than two or than a token needs.
     """
 

@@ -8,7 +8,7 @@ Letters: H width, F width of an FFN, r rank.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -55,10 +55,11 @@ def _projection(layers: list[Any]) -> ExpertLinear:
     return ExpertLinear(weights, lora_A, lora_B, scales[0], dropouts[0])
 
 
-def _adapter(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor, float, float] | None:
+def _adapter(layer: Any) -> tuple[torch.Tensor, torch.Tensor, float, float] | None:
     """lora_A (r, in), lora_B (out, r), scale and the dropout of now; None where there is none, or it is off or merged."""
     if not isinstance(layer, LoraLinear):
         return None
+    layer = cast(Any, layer)  # PEFT's dictionaries are of modules that mypy knows nothing of
     if layer.disable_adapters:
         if layer.merged:
             layer.unmerge()
@@ -69,6 +70,6 @@ def _adapter(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor, float, float
     if not names:
         return None
     [name] = names
-    first, second, dropout = (part[name] for part in (layer.lora_A, layer.lora_B, layer.lora_dropout))
+    first, second, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
     share = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
     return first.weight, second.weight, layer.scaling[name], share
