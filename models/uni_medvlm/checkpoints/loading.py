@@ -84,7 +84,11 @@ def load_pretrained(folder: str | Path, *, dtype: torch.dtype | None = None) -> 
 
 def read_settings(file: Path) -> dict[str, Any]:
     """What unimed.json says, as the classes that it is of; CheckpointError for a setting that is missing, unknown or impossible."""
-    settings = read_json(file)
+    with reading(file):  # a list where a word was expected, and the like
+        return _checked(read_json(file), file)
+
+
+def _checked(settings: dict[str, Any], file: Path) -> dict[str, Any]:
     names = "origin config start fused_after select_layer dtype networks experts attention adapters generation".split()
     missing, unknown = [name for name in names if name not in settings], [name for name in settings if name not in names]
     if missing or unknown:

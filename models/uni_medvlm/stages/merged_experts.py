@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from torch import nn
 
 from models.checkpoint import CheckpointError, read_state_dict
@@ -39,7 +40,7 @@ def build_experts(
     where one does not fit, ValueError where the language model is not the bare one.
     """
     question, grounding = stage_folder(stage2, 2), stage_folder(stage3, 3)
-    if model.origin.merged is not None or model.ledger is not None or model.language_model is not model.llm:
+    if model.origin.merged is not None or model.ledger is not None or isinstance(model.language_model, PeftModel):
         raise ValueError("experts are made from a bare language model, without adapters or experts")
     _refuse_attention(grounding)
     decoder: Any = model.llm.get_decoder()

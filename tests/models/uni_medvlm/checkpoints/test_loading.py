@@ -138,7 +138,7 @@ def test_no_checkpoint_is_one_line_that_names_the_command(tmp_path):
         ("experts", {"num_experts": 2, "lora": {"r": 10**9}}, "experts: r is '1000000000'"),
         ("experts", 3, "experts: expected an object or null"),
         ("attention", {"r": -1}, "attention: r is '-1': expected 1 to 4096"),
-        ("attention", {"r": 1}, "cannot be used"),
+        ("attention", {"r": 1, "rank": 2}, "cannot be used"),
         ("adapters", True, "adapter_config.json: no such file"),
         ("extra", 1, "unknown setting 'extra'"),
     ],

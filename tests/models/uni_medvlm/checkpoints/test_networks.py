@@ -24,11 +24,12 @@ from transformers import (
 )
 
 from models.checkpoint import CheckpointError
+from models.sam.sam import lite_medsam
 from models.starter.encoder import starter_sam
 from models.starter.llava import train_tokenizer
 from models.starter.uni_medvlm import CONVNEXT, FUSED_AFTER, VIT
 from models.uni_medvlm.checkpoints.loading import load_pretrained
-from models.uni_medvlm.checkpoints.networks import build_unimed, load_convnext
+from models.uni_medvlm.checkpoints.networks import build_unimed, load_convnext, load_visual_model
 from models.uni_medvlm.encoder.hybrid_encoder import convnext_large, vit_large
 from models.uni_medvlm.experts import add_experts
 from models.uni_medvlm.model import UniMedConfig
@@ -261,5 +262,13 @@ def test_weights_that_do_not_fit_are_refused(copied, tmp_path):
     torch.save(state, copied["sam_ckpt"])
     with pytest.raises(CheckpointError, match="sam.pth: not a checkpoint of starter: mask_decoder.iou_token.weight missing"):
         build_unimed(**copied)
-    with pytest.raises(CheckpointError, match="not a checkpoint of sam_med2d"):
-        build_unimed(**copied | {"sam": "sam_med2d"})
+    with pytest.raises(CheckpointError, match="not a checkpoint of lite_medsam"):
+        build_unimed(**copied | {"sam": "lite_medsam"})
+
+
+def test_a_published_sam_is_read_from_its_file(tmp_path):
+    torch.manual_seed(4)
+    sam = lite_medsam()
+    torch.save({"model": {f"module.{key}": tensor for key, tensor in sam.state_dict().items()}}, tmp_path / "lite_medsam.pth")
+    loaded = load_visual_model("lite_medsam", tmp_path / "lite_medsam.pth").state_dict()
+    assert all(torch.equal(tensor, loaded[key]) for key, tensor in sam.state_dict().items())
