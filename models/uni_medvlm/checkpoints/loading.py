@@ -12,7 +12,7 @@ from kernels.moe_router import MOST_EXPERTS
 from models.checkpoint import CheckpointError, read_json, reading
 from models.lora import HIGHEST_RANK, read_adapters
 from models.pretrained import check_numbers, without_foreign
-from models.tokenizer import load_tokenizer
+from models.tokenizer import check_vocabulary, load_tokenizer
 from models.uni_medvlm.checkpoints.networks import (
     SAMS,
     assembled,
@@ -28,6 +28,7 @@ from models.uni_medvlm.experts import ExpertLoRA, RoutingOptions, add_experts
 from models.uni_medvlm.model import PROJECTORS, UniMedConfig
 from models.uni_medvlm.policy import UniMedPolicy
 from models.uni_medvlm.stages.adapters import adapt_attention
+from models.uni_medvlm.tokens import NEW_TOKENS
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COMMAND = "python -m recipes.unimed_stage4_router"
@@ -60,10 +61,13 @@ def load_pretrained(folder: str | Path, *, dtype: torch.dtype | None = None) -> 
     if settings["attention"] is not None:
         with reading(folder / SETTINGS):
             adapt_attention(language_model, ExpertLoRA(**settings["attention"]))
+    tokenizer = load_tokenizer(folder)
+    with reading(folder / SETTINGS):
+        check_vocabulary(tokenizer, settings["start"] + len(NEW_TOKENS), folder)
     policy = assembled(
         folder / SETTINGS,
         language_model,
-        load_tokenizer(folder),
+        tokenizer,
         towers,
         visual_model,
         settings["config"],
