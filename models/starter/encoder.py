@@ -25,5 +25,5 @@ class StarterEncoder(nn.Module):
 
 
 def starter_sam() -> Sam:
-    """A SAM of SAM-Med2D's kind with this encoder at 128 pixels; the mask decoder has its real size."""
-    return Sam(StarterEncoder(256), 128, 16, "imagenet", "centre")
+    """A SAM of SAM-Med2D's kind with this encoder at 64 pixels; the mask decoder has its real size."""
+    return Sam(StarterEncoder(256), 64, 8, "imagenet", "centre")

@@ -69,7 +69,7 @@ def build_tiny_unimed(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    sam = Sam(StarterEncoder(256), 64, 8, "imagenet", "centre")
+    sam = starter_sam()
     model = UniMedVLM(vision, LlamaForCausalLM(config), sam, start, UniMedConfig(tiling=tiling, compat=compat))
     processor = UniMedProcessor(tokenizer, Sizes.of(vision, sam), tiling)
     assert processor.ids[SEG] == model.token_id(SEG)

@@ -132,7 +132,7 @@ def described(model: Any) -> dict[str, Any]:
     selected = encoder.num_layers - encoder.vision_tower.config.num_hidden_layers - 1
     return {
         "origin": asdict(model.origin),
-        "config": asdict(model.config),
+        "config": asdict(model.settings),
         "start": model.start,
         "fused_after": list(encoder.fused_after),
         "select_layer": selected,
