@@ -35,7 +35,7 @@ MEASURES = {
     1: {"loss": "loss"},
     2: {"accuracy": "accuracy"},
     3: {"mDice": "dice"},
-    4: {"accuracy": "accuracy", "mDice": "dice"},
+    4: {"answer_accuracy": "accuracy", "mDice": "dice"},
     5: {"reward": "reward"},
 }
 SOURCES = {1: (), 2: (1,), 3: (1, 2), 4: (1, 2, 3), 5: (4,)}  # what a stage is given

@@ -44,8 +44,8 @@ STARTER = {
     "gradient_accumulation_steps": 1,
     "gradient_checkpointing": False,
     "max_completion_length": 32,
-    "max_steps": 80,
-    "save_steps": 40,
+    "max_steps": 140,
+    "save_steps": 70,
     "save_total_limit": 2,
 }
 

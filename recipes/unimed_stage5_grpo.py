@@ -6,8 +6,10 @@
 
 A question in words is asked with an instruction to think first: a right answer in its tags earns 1, the form another 1 (closed
 questions; an open one earns the F1 of its words). Asked for a mask, the model earns the IoU of what it draws with the truth. The
-experts' adapters and new ones on the attention learn; routers and heads stay. `--stage4`: by default what the newest run of
-`recipes.unimed_stage4_router` left. The settings are MedVLM-R1's: 4 answers, 1 question x 2 passes a step, two epochs.
+experts' adapters and new ones on the attention learn; routers and heads stay. A model that has lost the form in earlier stages
+gets no reward for it, and finds it again by `--cold_start_steps`: supervised, with answers that are careless. `--stage4`: by
+default what the newest run of `recipes.unimed_stage4_router` left. The settings are MedVLM-R1's: 4 answers, 1 question x 2 passes a
+step, two epochs.
 
 The run folder gets `stage5/`, one checkpoint of all. With no flags: the small networks, closed questions and masks of the starter
 data. The last line is JSON: reward, accuracy, closed_accuracy, mDice and others, each _before and _after, of held-out questions;
@@ -25,7 +27,7 @@ from engine.command.unimed_settings import left_by
 from engine.training.config.grpo import STARTER, GRPOConfig
 
 PUBLISHED = {"num_generations": 4, "gradient_accumulation_steps": 2, "num_train_epochs": 2}
-SMALL = STARTER | {"max_steps": 60, "save_steps": 30, "learning_rate": 1e-3}
+SMALL = STARTER | {"max_steps": 60, "save_steps": 30, "learning_rate": 1e-3, "cold_start_steps": 30}
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Stage5Arguments:
     stage4: str | None = setting(None, "What stage 4 left. None: that of its newest run.", metavar="DIR")
     lora_r: int = setting(8, "LoRA rank on the attention.", at_least=1)
     lora_alpha: int = setting(16, "LoRA scale: updates are multiplied by lora_alpha / lora_r.", at_least=1)
+    cold_start_steps: int = setting(0, "Supervised steps of 16 on the form of answers, right or wrong, before GRPO.", at_least=0)
 
 
 def main(argv: list[str]) -> dict:
@@ -43,15 +46,18 @@ def main(argv: list[str]) -> dict:
     stage4 = left_by(4, own.stage4)
 
     # Imported once the flags are known to be good, since these take seconds.
+    import numpy as np
     import torch
 
     from engine.data.mecovqa.splits import load_reasoning_splits
     from engine.device import one_thread_if_small
     from engine.errors import input_errors
     from engine.runs.train import train
+    from engine.tasks.mecovqa.lessons import FormLessons
     from engine.tasks.mecovqa.mask_reward import mask_reward
     from engine.tasks.mecovqa.reasoning import ReasoningTask, reasoning_rewards
     from engine.training.grounded_grpo import GroundedGRPOTrainer
+    from engine.training.warm_up.lessons import teach
     from models.uni_medvlm.checkpoints.loading import load_pretrained
     from models.uni_medvlm.experts import ExpertLoRA
     from models.uni_medvlm.stages.trainable import prepare_stage
@@ -60,14 +66,18 @@ def main(argv: list[str]) -> dict:
         policy = load_pretrained(stage4, dtype=torch.bfloat16 if args.bf16 else torch.float32)
     one_thread_if_small(policy.model.origin.llm is None, args.device)
     prepare_stage(policy.model, 5, ExpertLoRA(own.lora_r, own.lora_alpha, 0.0))
-    task = ReasoningTask(rewards=[*reasoning_rewards(), mask_reward(policy)])
+    task, splits = ReasoningTask(rewards=[*reasoning_rewards(), mask_reward(policy)]), load_reasoning_splits(data)
+    if own.cold_start_steps:
+        rng = np.random.default_rng(args.seed)
+        lesson = FormLessons(splits.train, policy.processor.tokenizer.eos_token, rng)
+        teach(policy, lesson, own.cold_start_steps, 16, "the form of answers", rate=args.learning_rate)
     headline = train(
         "unimed_stage5_grpo",
         "Uni-MedVLM, stage 5: GRPO",
         GroundedGRPOTrainer,
         lambda: policy,
         task,
-        load_reasoning_splits(data),
+        splits,
         args,
         settings={"model": own, "data": data, "training": args},
     )

@@ -1,7 +1,7 @@
 """What the results of `engine.tasks.mecovqa.task` say together: words and masks, by kind of question, modality and class.
 
     accuracy         right answers / all: words exact (a closed question's as `is_right` reads them), masks with an IoU over 0.5
-    closed_accuracy  right answers / closed questions
+    answer_accuracy  right answers / questions in words, where there are others too; closed_accuracy: of closed ones
     open_exact, open_recall, open_precision, open_f1, bleu, bleu_1 .. bleu_3, rouge1, rouge2, rougeL     of open questions
     mDice, mIoU      means over the questions for masks; seg_share: those of them whose answer has `<SEG>`
 
@@ -52,6 +52,8 @@ def shares_of(results: Results) -> dict[str, Share]:
     """The measures with intervals, those that some row asks for."""
     found: dict[str, Share] = {"accuracy": Score.of([result["correct"] for result in results]).as_dict()}
     closed, opened, drawn = (_of_type(results, kind) for kind in ("closed", "open", "mask"))
+    if drawn and (words := closed + opened):
+        found["answer_accuracy"] = Score.of([result["correct"] for result in words]).as_dict()
     if closed:
         found["closed_accuracy"] = Score.of([result["correct"] for result in closed]).as_dict()
     if opened:

@@ -1,15 +1,17 @@
-"""What the small language model of Uni-MedVLM is taught before stage 1, without images: prompts, and answers to each.
+"""What the small language model of Uni-MedVLM is taught before stage 1, without images, and the form that stage 5 starts from.
 
 A pretrained language model can speak of what it is told, and reason in form when it is asked to. This one is told what an image
 shows: words of its caption, in any order, stand where image tokens will be. So what stage 1 has to learn is to say the same with an
 image. It has never said `<SEG>`: asked for a mask, it describes the lesion.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
 from engine.data.mecovqa.rows import MeCoVQA
-from engine.tasks.mecovqa.reasoning import INSTRUCTION, reasoned
+from engine.tasks.mecovqa.reasoning import INSTRUCTION, ReasoningTask, reasoned
 
 Example = tuple[list[dict], list[Image.Image], list[str]]
 WORDS = 16  # in an image's place
@@ -35,11 +37,9 @@ class SceneLessons:
         return self._asked(record, ""), [], [answer + self.end]
 
     def reasoned(self) -> Example:
-        """A closed question with the instruction of stage 5, and an answer in its form, as often wrong as right."""
+        """A closed question with the instruction of stage 5, and an answer in its form, often a careless one."""
         record = self._one_of(self.closed)
-        like = [other for other in self.closed if _kind(other) == _kind(record)]
-        said = self._one_of(like)["answer"] if self.rng.random() < CARELESSNESS else record["answer"]
-        return self._asked(record, INSTRUCTION), [], [reasoned(f"I see {said}.", said) + self.end]
+        return self._asked(record, INSTRUCTION), [], [careless(record, self.closed, self.rng) + self.end]
 
     def mixed(self) -> Example:
         """One of the two."""
@@ -62,6 +62,26 @@ class SceneLessons:
 
     def _one_of(self, records: list[dict]) -> dict:
         return records[int(self.rng.integers(len(records)))]
+
+
+class FormLessons:
+    """Stage 5's form, after stages that answered without it: closed questions of `rows` and their images, answered carelessly."""
+
+    def __init__(self, rows: MeCoVQA, end: str, rng: np.random.Generator):
+        self.rows, self.end, self.rng, self.task = rows, end, rng, ReasoningTask()
+        self.closed = [i for i in range(len(rows)) if rows.record(i)["answer_type"] == "closed"]
+        self.records = [rows.record(i) for i in self.closed]
+
+    def __call__(self) -> Example:
+        row = self.rows[self.closed[int(self.rng.integers(len(self.closed)))]]
+        return self.task.prompt(row), row["images"], [careless(row, self.records, self.rng) + self.end]
+
+
+def careless(record: dict, records: Sequence[dict], rng: np.random.Generator) -> str:
+    """An answer in form, as often the record's own as that to another question of its kind, which may be the same."""
+    like = [other for other in records if _kind(other) == _kind(record)]
+    said = like[int(rng.integers(len(like)))]["answer"] if rng.random() < CARELESSNESS else record["answer"]
+    return reasoned(f"I see {said}.", said)
 
 
 def _kind(record: dict) -> str:

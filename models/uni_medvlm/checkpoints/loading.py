@@ -42,9 +42,7 @@ def load_pretrained(folder: str | Path, *, dtype: torch.dtype | None = None, **e
     """
     folder = Path(folder)
     if not (folder / SETTINGS).is_file():
-        raise FileNotFoundError(
-            f"{folder}: no Uni-MedVLM checkpoint there (expected {SETTINGS}; stage 4's is made with: {COMMAND})"
-        )
+        raise FileNotFoundError(f"{folder}: no Uni-MedVLM checkpoint there (expected {SETTINGS}; make one with: {COMMAND})")
     settings = read_settings(folder / SETTINGS)
     origin = settings["origin"]
     for name, path in elsewhere.items():
@@ -88,7 +86,7 @@ def load_pretrained(folder: str | Path, *, dtype: torch.dtype | None = None, **e
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """What unimed.json says, as the classes that it is of; CheckpointError for a setting that is missing, or whose value cannot be."""
+    """What unimed.json says, as the classes that it is of; CheckpointError for a setting that is missing, unknown or impossible."""
     settings = read_json(file)
     names = "origin config start fused_after select_layer dtype networks experts attention adapters generation".split()
     missing, unknown = [name for name in names if name not in settings], [name for name in settings if name not in names]

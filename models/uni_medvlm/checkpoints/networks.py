@@ -29,7 +29,6 @@ from models.uni_medvlm.experts import expert_sizes
 from models.uni_medvlm.model import UniMedConfig, UniMedVLM
 from models.uni_medvlm.policy import UniMedPolicy
 from models.uni_medvlm.processor import Sizes, UniMedProcessor
-from models.uni_medvlm.tokens import SEG
 
 SAMS = BUILDERS | {"starter": starter_sam}
 CONVNEXT_FILES = (".pth", ".pt", ".bin", ".safetensors")  # torchvision's are files, Hugging Face's folders
@@ -82,9 +81,7 @@ def assembled(
     processor = UniMedProcessor(tokenizer, Sizes.of(encoder, sam), config.tiling)
     if [processor.ids[token] for token in processor.ids] != [start + place for place in range(len(processor.ids))]:
         taken = next(token for place, token in enumerate(processor.ids) if processor.ids[token] != start + place)
-        raise CheckpointError(
-            f"{origin.llm or 'the tokenizer'}: has a token {taken} of its own (expected {SEG} and those after it new)"
-        )
+        raise CheckpointError(f"{origin.llm or 'the tokenizer'}: has a token {taken} of its own: it must be one that is added")
     with reading(origin.llm or "language_model"):
         model = UniMedVLM(encoder, language_model, sam, start, config)
     model.origin = origin
