@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, ConvNextConfig, ConvNextModel, GenerationConfig
 
+from kernels.moe_router import MOST_EXPERTS
 from models.checkpoint import CheckpointError, read_json, reading
-from models.lora import read_adapters
+from models.lora import HIGHEST_RANK, read_adapters
 from models.pretrained import check_numbers, without_foreign
 from models.tokenizer import load_tokenizer
 from models.uni_medvlm.checkpoints.networks import (
@@ -33,11 +34,10 @@ COMMAND = "python -m recipes.unimed_stage4_router"
 ELSEWHERE = ("llm", "vision_tower", "convnext", "sam_ckpt")
 
 
-def load_pretrained(folder: str | Path, *, dtype: torch.dtype | None = None, **elsewhere: str | Path | None) -> UniMedPolicy:
+def load_pretrained(folder: str | Path, *, dtype: torch.dtype | None = None) -> UniMedPolicy:
     """A trained policy in eval mode, everything frozen.
 
-    `dtype` is that of the language model (None: as it was saved). `elsewhere`: llm, vision_tower, convnext, sam_ckpt, where these
-    lie if not where the checkpoint says.
+    `dtype` is that of the language model (None: as it was saved).
     Raises CheckpointError or OSError, in one line, for a checkpoint that is not there or cannot be used.
     """
     folder = Path(folder)
@@ -45,9 +45,6 @@ def load_pretrained(folder: str | Path, *, dtype: torch.dtype | None = None, **e
         raise FileNotFoundError(f"{folder}: no Uni-MedVLM checkpoint there (expected {SETTINGS}; make one with: {COMMAND})")
     settings = read_settings(folder / SETTINGS)
     origin = settings["origin"]
-    for name, path in elsewhere.items():
-        if path is not None:
-            setattr(origin, name, str(path))
     language_model = _language_model(settings, folder, dtype or settings["dtype"])
     towers = _tower(settings, folder, "vision_tower"), _tower(settings, folder, "convnext")
     visual_model = SAMS[origin.sam]()
@@ -63,18 +60,18 @@ def load_pretrained(folder: str | Path, *, dtype: torch.dtype | None = None, **e
     if settings["attention"] is not None:
         with reading(folder / SETTINGS):
             adapt_attention(language_model, ExpertLoRA(**settings["attention"]))
-    with reading(folder / SETTINGS):
-        policy = assembled(
-            language_model,
-            load_tokenizer(folder),
-            towers,
-            visual_model,
-            settings["config"],
-            origin,
-            settings["fused_after"],
-            settings["select_layer"],
-            settings["start"],
-        )
+    policy = assembled(
+        folder / SETTINGS,
+        language_model,
+        load_tokenizer(folder),
+        towers,
+        visual_model,
+        settings["config"],
+        origin,
+        settings["fused_after"],
+        settings["select_layer"],
+        settings["start"],
+    )
     model = policy.model
     model.ledger = ledger
     if settings["adapters"]:
@@ -107,7 +104,22 @@ def read_settings(file: Path) -> dict[str, Any]:
     for name in ("llm", "vision_tower", "convnext"):
         if getattr(origin, name) is None and not isinstance((settings["networks"] or {}).get(name), dict):
             raise CheckpointError(f"{file}: networks lacks {name}, which lies nowhere else")
+    for kind, most in (("experts", MOST_EXPERTS), ("attention", HIGHEST_RANK)):
+        _check_sizes(settings[kind], most, f"{file}: {kind}")
     return settings | {"origin": origin, "config": config, "dtype": TYPES[settings["dtype"]]}
+
+
+def _check_sizes(settings: Any, most: int, what: str) -> None:
+    """Raise CheckpointError where a number of experts, or a LoRA's rank, is none that can be: it would fill all memory."""
+    if settings is None:
+        return
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{what}: expected an object or null")
+    lora = settings.get("lora") if "lora" in settings else settings
+    numbers = {"num_experts": (settings, most), "r": (lora, HIGHEST_RANK)}
+    for name, (place, largest) in numbers.items():
+        if isinstance(place, dict) and name in place and not (type(place[name]) is int and 1 <= place[name] <= largest):
+            raise CheckpointError(f"{what}: {name} is {str(place[name])[:20]!r}: expected 1 to {largest}")
 
 
 def _fields(settings: dict[str, Any], name: str, kind: Any, file: Path) -> Any:
@@ -121,10 +133,9 @@ def _from(path: str, name: str, folder: Path, load: Any) -> Any:
     """A published network, from where unimed.json says it lies."""
     try:
         return load(path)
-    except OSError as error:
-        raise OSError(f"{error}; it is the {name} of {folder}: name it with --{name}") from None
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; it is the {name} of {folder}") from None
+    except (OSError, CheckpointError) as error:
+        kind = OSError if isinstance(error, OSError) else CheckpointError
+        raise kind(f"{error}; {folder / SETTINGS} says that its {name} lies there") from None
 
 
 def _language_model(settings: dict[str, Any], folder: Path, dtype: torch.dtype) -> Any:

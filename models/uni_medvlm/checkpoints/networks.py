@@ -42,23 +42,26 @@ def build_unimed(
     sam_ckpt: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
-    config: UniMedConfig | None = None,
     fused_after: Sequence[int] = FUSED_AFTER,
     sam: str = "sam_med2d",
+    **settings: Any,
 ) -> UniMedPolicy:
     """A model to be trained from stage 1 on, in eval mode: published networks, and new ones between them.
 
-    `dtype` is that of the language model; all else is float32, as what is trained must be. `sam`: a key of SAMS.
+    `dtype` is that of the language model; all else is float32, as what is trained must be. `sam`: a key of SAMS;
+    `settings`: UniMedConfig's.
     Raises CheckpointError or OSError, in one line, for a checkpoint that cannot be used.
     """
-    config = config or UniMedConfig()
+    config = UniMedConfig(**settings)
     language_model, tokenizer = load_language_model(llm, dtype)
     origin = Origin(_named(llm), _named(vision_tower), _named(convnext), _named(sam_ckpt), sam)
     towers = load_vit(vision_tower), load_convnext(convnext)
-    return assembled(language_model, tokenizer, towers, load_visual_model(sam, sam_ckpt), config, origin, fused_after)
+    visual_model, what = load_visual_model(sam, sam_ckpt), f"{llm} with {vision_tower}"
+    return assembled(what, language_model, tokenizer, towers, visual_model, config, origin, fused_after)
 
 
 def assembled(
+    what: str | Path,
     language_model: Any,
     tokenizer: PreTrainedTokenizerBase,
     towers: tuple[CLIPVisionModel, ConvNextModel],
@@ -71,18 +74,19 @@ def assembled(
 ) -> UniMedPolicy:
     """The networks as one policy in eval mode, all but the new parts as they came. `start`: the first new token's id, if known.
 
-    CheckpointError where they do not go together.
+    CheckpointError, which begins with `what`, where they do not go together.
     """
-    with reading(origin.vision_tower or "vision_tower"):
+    with reading(what):
         encoder = HybridEncoder(
             *towers, fused_after=fused_after, select_layer=select_layer, tiling=config.tiling, compat=config.compat
         )
     start = len(tokenizer) if start is None else start
     processor = UniMedProcessor(tokenizer, Sizes.of(encoder, sam), config.tiling)
-    if [processor.ids[token] for token in processor.ids] != [start + place for place in range(len(processor.ids))]:
-        taken = next(token for place, token in enumerate(processor.ids) if processor.ids[token] != start + place)
-        raise CheckpointError(f"{origin.llm or 'the tokenizer'}: has a token {taken} of its own: it must be one that is added")
-    with reading(origin.llm or "language_model"):
+    with reading(what):
+        taken = next((token for place, token in enumerate(processor.ids) if processor.ids[token] != start + place), None)
+    if taken is not None:
+        raise CheckpointError(f"{what}: the tokenizer has a token {taken} of its own: it must be one that is added")
+    with reading(what):
         model = UniMedVLM(encoder, language_model, sam, start, config)
     model.origin = origin
     model.eval()
