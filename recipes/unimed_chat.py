@@ -86,11 +86,10 @@ def read_input(args: ChatArguments) -> dict[str, Any]:
     from PIL import Image, ImageDraw
 
     from engine.data.masks.pair import open_mask
+    from engine.data.mecovqa.rows import load_mecovqa
+    from engine.data.starter.unimed import build_starter_unimed
 
     if args.image is None:
-        from engine.data.mecovqa.rows import load_mecovqa
-        from engine.data.starter.unimed import build_starter_unimed
-
         return load_mecovqa(build_starter_unimed(), split="test", kinds=["grounding"])[0] | {"masks": []}
     with input_errors("--image, --region"):
         image = open_image(args.image)
@@ -125,12 +124,11 @@ def questions(args: ChatArguments, row: dict) -> Iterator[str]:
 
 def asked_about(question: str, region: Any) -> dict[str, Any]:
     """The question's columns: a region stands where the question says [region], or behind it."""
-    text = [{"type": "text", "text": question}]
+    before, place, after = question.partition("[region]")
+    parts = [{"type": "text", "text": before if place or region is None else f"{question} "}]
     if region is not None:
-        before, _, after = question.partition("[region]")
-        parts = [{"type": "text", "text": before if after else f"{question} "}, {"type": "region"}, {"type": "text", "text": after}]
-        text = [part for part in parts if part.get("text") != ""]
-    return {"question": question, "question_parts": text}
+        parts += [{"type": "region"}, {"type": "text", "text": after}]
+    return {"question": question, "question_parts": [part for part in parts if part.get("text") != ""]}
 
 
 def draw(run: RunFolder, number: int, row: dict, answer: Any) -> dict[str, Any]:
@@ -140,13 +138,11 @@ def draw(run: RunFolder, number: int, row: dict, answer: Any) -> dict[str, Any]:
     from engine.report.overlay import draw_overlay, write_png
 
     masks = [levels >= 128 for levels in answer.masks]
-    shares = [float(mask.mean()) for mask in masks]
-    if not masks and row["region"] is None:
+    shares, region = [float(mask.mean()) for mask in masks], None if row["region"] is None else np.asarray(row["region"])
+    if not masks and region is None:
         return {"masks": shares, "pictures": []}
     file = run.path / f"answer_{number}.png"
-    region = None if row["region"] is None else np.asarray(row["region"])
     write_png(file, draw_overlay(row["images"][0], np.any(masks, axis=0) if masks else None, region=region))
-    logger.info("drawn: %s", file)
     return {"masks": shares, "pictures": [str(file)]}
 
 

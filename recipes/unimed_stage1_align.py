@@ -56,6 +56,7 @@ def main(argv: list[str]) -> dict:
     from engine.runs.train import train
     from engine.tasks.mecovqa.task import CaptionTask
     from engine.training.captions import CaptionTrainer
+    from engine.training.warm_up.unimed import small_networks
     from models.starter.uni_medvlm import build_tiny_unimed
     from models.uni_medvlm.checkpoints.loading import load_pretrained
     from models.uni_medvlm.checkpoints.networks import build_unimed
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> dict:
     loaded = []
 
     def load():
-        policy = networks.load(build_unimed, load_pretrained, build_tiny_unimed, args)
+        policy = networks.load(build_unimed, load_pretrained, lambda: small_networks(build_tiny_unimed), args)
         prepare_stage(policy.model, 1)
         loaded.append(policy.model)
         return policy

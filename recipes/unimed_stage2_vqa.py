@@ -27,7 +27,7 @@ from engine.command.arguments import parse_arguments
 from engine.command.main import run_command
 from engine.command.settings import DataArguments, setting
 from engine.command.unimed_settings import NetworkArguments, left_by
-from engine.training.config.sft import SFTConfig
+from engine.training.config.grounding import GroundingConfig
 
 PUBLISHED = {
     "learning_rate": 2e-4,
@@ -63,7 +63,7 @@ class Stage2Arguments(NetworkArguments):
 
 
 def main(argv: list[str]) -> dict:
-    kinds, shared = (Stage2Arguments, DataArguments, SFTConfig), {"defaults": PUBLISHED, "starter": STARTER}
+    kinds, shared = (Stage2Arguments, DataArguments, GroundingConfig), {"defaults": PUBLISHED, "starter": STARTER}
     own, data, args = parse_arguments(kinds, argv, recipe="unimed_stage2_vqa", description=__doc__, **shared)
     stage1 = left_by(1, own.stage1)
 
@@ -72,7 +72,8 @@ def main(argv: list[str]) -> dict:
     from engine.errors import input_errors
     from engine.runs.train import train
     from engine.tasks.mecovqa.task import MeCoVQATask
-    from engine.training.sft import SFTTrainer
+    from engine.training.grounding import GroundingTrainer
+    from engine.training.warm_up.unimed import small_networks
     from models.starter.uni_medvlm import build_tiny_unimed
     from models.uni_medvlm.checkpoints.loading import load_pretrained
     from models.uni_medvlm.checkpoints.networks import build_unimed
@@ -83,7 +84,7 @@ def main(argv: list[str]) -> dict:
     loaded = []
 
     def load():
-        policy = own.load(build_unimed, load_pretrained, build_tiny_unimed, args)
+        policy = own.load(build_unimed, load_pretrained, lambda: small_networks(build_tiny_unimed), args)
         with input_errors("--stage1"):
             load_stage1(policy.model, stage1)
         prepare_stage(policy.model, 2, ExpertLoRA(own.lora_r, own.lora_alpha, own.lora_dropout))
@@ -93,7 +94,7 @@ def main(argv: list[str]) -> dict:
     headline = train(
         "unimed_stage2_vqa",
         "Uni-MedVLM, stage 2: questions",
-        SFTTrainer,
+        GroundingTrainer,  # in every process all that learns has a gradient, also where no row has an image
         load,
         MeCoVQATask(),
         load_mecovqa_splits(data, ["complex", "region"]),

@@ -115,6 +115,7 @@ def main(argv: list[str]) -> dict:
 def load_model(own: Stage3Arguments, args: GroundingConfig, stage1, stage2):
     """The policy as stage 1, or stages 1 and 2, have left it, ready to be trained."""
     from engine.errors import input_errors
+    from engine.training.warm_up.unimed import small_networks
     from models.starter.uni_medvlm import build_tiny_unimed
     from models.uni_medvlm.checkpoints.loading import load_pretrained
     from models.uni_medvlm.checkpoints.networks import build_unimed
@@ -122,7 +123,7 @@ def load_model(own: Stage3Arguments, args: GroundingConfig, stage1, stage2):
     from models.uni_medvlm.stages.artifacts import load_stage1, load_stage2
     from models.uni_medvlm.stages.trainable import prepare_stage
 
-    policy = own.load(build_unimed, load_pretrained, build_tiny_unimed, args)
+    policy = own.load(build_unimed, load_pretrained, lambda: small_networks(build_tiny_unimed), args)
     with input_errors("--stage1, --stage2"):
         load_stage1(policy.model, stage1)
         if stage2:

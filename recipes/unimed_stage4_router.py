@@ -109,6 +109,7 @@ def main(argv: list[str]) -> dict:
 def load_model(own: Stage4Arguments, args: GroundingConfig, stage1, stage2, stage3):
     """The policy with experts from what the stages have left, ready to be trained."""
     from engine.errors import input_errors
+    from engine.training.warm_up.unimed import small_networks
     from models.starter.uni_medvlm import build_tiny_unimed
     from models.uni_medvlm.checkpoints.loading import load_pretrained
     from models.uni_medvlm.checkpoints.networks import build_unimed
@@ -117,7 +118,7 @@ def load_model(own: Stage4Arguments, args: GroundingConfig, stage1, stage2, stag
     from models.uni_medvlm.stages.merged_experts import build_experts
     from models.uni_medvlm.stages.trainable import prepare_stage
 
-    policy = own.load(build_unimed, load_pretrained, build_tiny_unimed, args)
+    policy = own.load(build_unimed, load_pretrained, lambda: small_networks(build_tiny_unimed), args)
     model = policy.model
     options = RoutingOptions(own.top_k, own.capacity_factor, renormalize=own.renormalize)
     with input_errors("--stage1, --stage2, --stage3"):

@@ -1,6 +1,6 @@
 """Flags of Uni-MedVLM's recipes: the networks that it is put together from, and what earlier stages have made of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,18 +42,20 @@ class NetworkArguments:
         self,
         build_unimed: Callable[..., Any],
         load_pretrained: Callable[[Path], Any],
-        build_small: Callable[[Iterable[str]], Any],
+        make_small: Callable[[], Path],
         args: Any,
     ) -> Any:
-        """The policy of these networks; `args`: the run's settings. InputError if one of them cannot be used."""
+        """The policy of these networks, the small ones from the folder that `make_small` makes; `args`: the run's settings.
+
+        InputError if one of them cannot be used.
+        """
         import torch  # here, as below: the flags are read before torch is needed
 
         from engine.device import one_thread_if_small
-        from engine.training.warm_up.unimed import small_networks
 
         if self.model_name_or_path is None:
             one_thread_if_small(True, args.device)
-            return load_pretrained(small_networks(build_small))
+            return load_pretrained(make_small())
         with input_errors("--model_name_or_path, --vision_tower, --convnext, --sam_ckpt"):
             return build_unimed(
                 self.model_name_or_path,

@@ -3,13 +3,14 @@
 Letters: B prompts, G answers a prompt, N = B * G, T answer tokens.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
 from engine.rollout.answers import Answer, GreedyAnswers
-from engine.rollout.policy import GroundingPolicy
+from engine.rollout.policy import GroundingPolicy, Message, Policy
 from engine.rollout.rollout import rollout
 
 
@@ -27,6 +28,11 @@ class GroundedAnswers(GreedyAnswers):
         drawn = draw_masks(policy, batch, said.completion_ids[:, None], said.completion_mask * has_image)
         texts = said.texts(policy.processor)
         return [Answer(text, masks=tuple(masks)) for text, masks in zip(texts, drawn, strict=True)]
+
+
+def greedy_answers(policy: Policy, prompt_of: Callable[[dict], list[Message]], max_new_tokens: int) -> GreedyAnswers:
+    """Greedy answers, with their masks where the policy draws some."""
+    return (GroundedAnswers if hasattr(policy, "seg_token_id") else GreedyAnswers)(policy, prompt_of, max_new_tokens)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Supervised fine-tuning whose held-out measure is the loss itself, beside what the model says, as captions want."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ from kernels.linear_logprob import SKIP, linear_logprob
 class CaptionTrainer(SFTTrainer):
     """Each answer's details have `nats`, minus the log-likelihood of the row's target, and its `tokens`."""
 
-    def __init__(self, policy: Policy, task: Task, args: SFTConfig, rows: Rows, **options) -> None:
+    def __init__(self, policy: Policy, task: Task, args: SFTConfig, rows: Rows, **options: Any) -> None:
         super().__init__(policy, task, args, rows, **options)
         self.task = task
 

@@ -18,7 +18,8 @@ from torch.utils.data import Sampler
 from engine.data.rows import Rows
 from engine.errors import InputError
 from engine.report.content import Sample
-from engine.rollout.answers import Answer, GreedyAnswers
+from engine.rollout.answers import Answer
+from engine.rollout.grounded import greedy_answers
 from engine.rollout.policy import Policy, PromptBatch
 from engine.rollout.sampler import LocalSampler
 from engine.rollout.sampler import Sampler as AnswerSampler
@@ -66,7 +67,7 @@ class GRPOTrainer(Trainer):
     ) -> None:
         encoded = EncodedRows(rows, task, policy.processor)
         super().__init__(policy.model, args, encoded, data_collator=list, processing_class=policy.processor, **options)
-        self.policy, self.greedy = policy, GreedyAnswers(policy, task.prompt, args.max_completion_length)
+        self.policy, self.greedy = policy, greedy_answers(policy, task.prompt, args.max_completion_length)
         self.reference: Policy | None = policy.reference() if args.beta > 0 else None
         own_model = self.reference is not None and self.reference.model is not policy.model
         if self.reference is not None and own_model:

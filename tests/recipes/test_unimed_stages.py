@@ -82,11 +82,12 @@ def test_usage_is_a_share_of_each_layers_tokens_by_kind(stages):
 
 def test_the_last_stage_is_evaluated_and_answers(stages, tmp_path):
     model = str(stages[5][1] / "stage5")
+    flags = ["--model", model, "--max_new_tokens", "4"]
     headline = unimed_eval.main(
         ["--model", model, "--limit", "12", "--output_dir", str(tmp_path / "eval"), "--max_new_tokens", "4"]
     )
     assert headline["num_samples"] == 12 and {"accuracy", "closed_accuracy", "mDice"} <= set(headline)
-    answer = unimed_chat.main(["--model", model, "--output_dir", str(tmp_path / "chat"), "--max_new_tokens", "4"])
+    answer = unimed_chat.main([*flags, "--output_dir", str(tmp_path / "chat")])
     assert answer["question"] and isinstance(answer["answer"], str) and len(answer["masks"]) == answer["answer"].count("<SEG>")
 
 
