@@ -25,6 +25,8 @@ REQUIREMENTS = [
     "numpy>=2.4",
     "scipy>=1.17",
     "pillow>=13",
+    "nltk>=3.10",  # BLEU; what rouge-score counts with
+    "rouge-score>=0.1.2",
     "scikit-learn>=1.9",  # recall and confusion of diagnoses
     "scikit-image>=0.26",  # its example images are starter data
     "tifffile>=2026.3.3",  # TIFF files that Pillow reads with a loss or not at all
@@ -88,7 +90,11 @@ setup(
         "Topic :: Scientific/Engineering :: Medical Science Apps.",
     ],
     packages=find_packages(include=["kernels*", "models*", "engine*", "recipes*", "bench*"]),
-    package_data={"models": ["starter/policy/*", "starter/skin_policy/*"], "engine": ["report/*.html"]},
+    package_data={
+        "recipes": ["deepspeed/*.json"],
+        "models": ["starter/policy/*", "starter/skin_policy/*"],
+        "engine": ["report/*.html"],
+    },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
 )

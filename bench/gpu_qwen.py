@@ -14,9 +14,10 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from bench.measure import Check, TimedCase, Timing, relative_errors, training, without_grad
-from models.qwen.decoding import Decoding
-from models.qwen.kv_cache import RolloutCache
-from models.qwen.shared_prefix import ATTENTION_NAME, shared_prefix_attention
+from models.decoder.decoding import Decoding
+from models.decoder.kv_cache import RolloutCache
+from models.decoder.shared_prefix import ATTENTION_NAME, shared_prefix_attention
+from models.qwen.policy import language_model
 from models.qwen.vision_windows import WINDOWS_NAME
 
 PROMPT, ROOM = 700, 256
@@ -58,7 +59,7 @@ class DecodeStep:
             layer.update(*(torch.randn(shape, device=device, dtype=weight.dtype) for _ in range(2)))
         mask = torch.ones(self.prompts, PROMPT, dtype=torch.long, device=device)
         position = torch.full((self.prompts,), PROMPT, device=device)
-        self.state = Decoding(self.model, cache, mask, position, self.answers, ROOM, static=True)
+        self.state = Decoding(language_model(self.model), cache, mask, position, self.answers, ROOM, static=True)
         rows, keys = self.prompts * self.answers, PROMPT + ROOM
         weights = sum(parameter.numel() for parameter in self.model.model.language_model.parameters())
         cached = 2 * config.num_hidden_layers * rows * config.num_key_value_heads * keys * 128

@@ -8,12 +8,18 @@ import math
 import os
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from engine.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 KINDS = {  # what stands where a file was expected
     stat.S_IFDIR: "a folder",
@@ -154,3 +160,25 @@ def cache_folder() -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"{folder}: cannot be the cache folder (not writable); VESALIUS_CACHE names another")
     return folder
+
+
+@contextmanager
+def locked_folder(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Inside, no other process of this machine is within the same folder's; without `wait`, BlockingIOError where one is.
+
+    Where the system or the folder's file system has no locks, there is none.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(descriptor)  # and the lock with it

@@ -28,12 +28,16 @@ BLOCK = 4096  # columns a program takes at a time
 
 
 class ExpertLinear(NamedTuple):
-    """A projection of E experts: `weight` (E, out, in), or E of (out, in); with LoRA lora_A (r, in) and lora_B (out, r), scaled."""
+    """A projection of E experts: `weight` (E, out, in), or E of (out, in); with LoRA lora_A (r, in) and lora_B (out, r), scaled.
+
+    `dropout`: the share of lora_A's input that is set to zero at random, the rest scaled up, as PEFT does in training.
+    """
 
     weight: Tensor | Sequence[Tensor]
     lora_A: Tensor | Sequence[Tensor] | None = None
     lora_B: Tensor | Sequence[Tensor] | None = None
     scale: float = 1.0
+    dropout: float = 0.0
 
 
 Projection = ExpertLinear | Tensor  # a tensor is the weight
@@ -53,7 +57,7 @@ def moe_mlp_reference(
         y = x @ linear.weight[e].T
         if linear.lora_A is None or linear.lora_B is None:
             return y
-        return y + linear.scale * (x @ linear.lora_A[e].T @ linear.lora_B[e].T)
+        return y + linear.scale * (F.dropout(x, linear.dropout) @ linear.lora_A[e].T @ linear.lora_B[e].T)
 
     out = torch.zeros_like(hidden, dtype=routing.weights.dtype)
     for e in range(len(gate.weight)):
@@ -328,11 +332,11 @@ grouped_linear_forward.register_autograd(_grouped_backward, setup_context=_keep_
 def grouped_linear(rows: Tensor, weight: Tensor | Sequence[Tensor], ends: Tensor) -> Tensor:
     """Rows (M, in) of expert e times weight[e]^T, (M, out); `ends` (E,) int32 is the row past each expert's last.
 
-    Differentiable in rows and weights. Under autocast both are taken to its type.
+    Differentiable in rows and weights. Under autocast both are taken to its type, else the rows to the weights'.
     """
-    device = rows.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
-    weights = [part.to(dtype) for part in ([weight] if isinstance(weight, Tensor) else weight)]
+    device, parts = rows.device.type, [weight] if isinstance(weight, Tensor) else weight
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else parts[0].dtype
+    weights = [part.to(dtype) for part in parts]
     return grouped_linear_forward(rows.to(dtype), weights, ends, False)
 
 
@@ -340,7 +344,8 @@ def _project(rows: Tensor, linear: ExpertLinear, ends: Tensor) -> Tensor:
     y = grouped_linear(rows, linear.weight, ends)
     if linear.lora_A is None or linear.lora_B is None:
         return y
-    return y + linear.scale * grouped_linear(grouped_linear(rows, linear.lora_A, ends), linear.lora_B, ends)
+    inner = grouped_linear(F.dropout(rows, linear.dropout), linear.lora_A, ends)
+    return (y + linear.scale * grouped_linear(inner, linear.lora_B, ends)).to(y.dtype)
 
 
 def moe_mlp(hidden: Tensor, routing: Routing, gate_proj: Projection, up_proj: Projection, down_proj: Projection) -> Tensor:

@@ -41,7 +41,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises CheckpointError for a folder that holds an adapter beside it, since then it is unclear which of the two is meant.
     """
-    config = _own(read_json(folder / MODEL))
+    config = without_foreign(read_json(folder / MODEL))
     if (folder / ADAPTER).exists():
         raise CheckpointError(f"{folder}: holds config.json and adapter_config.json: expected a model or an adapter")
     if not isinstance(config.get("model_type"), str):
@@ -54,11 +54,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _own(value: Any) -> Any:
-    """Without FOREIGN settings, at any depth."""
+def without_foreign(value: Any) -> Any:
+    """A config without FOREIGN settings, at any depth."""
     if isinstance(value, dict):
-        return {key: _own(item) for key, item in value.items() if key not in FOREIGN}
-    return [_own(item) for item in value] if isinstance(value, list) else value
+        return {key: without_foreign(item) for key, item in value.items() if key not in FOREIGN}
+    return [without_foreign(item) for item in value] if isinstance(value, list) else value
 
 
 def check_numbers(config: dict[str, Any], file: Path, within: str = "") -> None:

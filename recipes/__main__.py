@@ -12,7 +12,7 @@ SYSTEMS = {
     "medvlm": "MedVLM-R1",
     "skin": "Skin diagnosis with spatial awareness",
     "prs": "PRS-Med",
-    "uni": "Uni-MedVLM",
+    "unimed": "Uni-MedVLM",
     "sam": "Segment anything",
     "merge": "Adapters",
     "starter": "Starter data and policy",

@@ -156,6 +156,13 @@ class LlavaPolicy:
     def as_reference(self) -> AbstractContextManager[None]:
         return nullcontext()
 
+    @property
+    def has_auxiliary_loss(self) -> bool:
+        return False
+
+    def auxiliary_loss(self) -> Tensor | None:
+        return None
+
     def forget_images(self) -> None:
         """It keeps none."""
 

@@ -54,6 +54,7 @@ DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
     "liger_kernel": "liger-kernel",
+    "rouge_score": "rouge-score",
 }
 NOT_IMPORTED = {"protobuf", "pydicom-data", "python-gdcm"}
 BANNED_NAMES = {"utils", "helpers", "common", "misc", "base", "manager", "v2", "new", "fast"}

@@ -51,15 +51,24 @@ def load_splits(
     )
 
 
-def read_splits(data: DataArguments, starter: Callable[[], Path], load: Load[Rows], load_test: Load[Rows]) -> Splits:
-    """What `data` names, by default the folder that `starter` makes, read by `load` to train on and by `load_test` to test on."""
+def read_splits(
+    data: DataArguments,
+    starter: Callable[[], Path],
+    load: Load[Rows],
+    load_test: Load[Rows],
+    holds: Callable[[Path, str], bool] | None = None,
+) -> Splits:
+    """What `data` names, by default the folder that `starter` makes, read by `load` to train on and by `load_test` to test on.
+
+    `holds(folder, split)`: whether a source has a split of this name, by default `has_split`.
+    """
     named = [data.dataset_name] if isinstance(data.dataset_name, str) else data.dataset_name  # a text where no flags were parsed
     sources = named or [str(starter())]
     train, test = load(sources, split=data.dataset_train_split), None
     if data.eval_limit and data.eval_dataset_name:
         test = load_test(data.eval_dataset_name, split=data.dataset_test_split)
     elif data.eval_limit:
-        held_out = [source for source in sources if has_split(Path(source), data.dataset_test_split)]
+        held_out = [source for source in sources if (holds or has_split)(Path(source), data.dataset_test_split)]
         if held_out:
             test = load_test(held_out, split=data.dataset_test_split)
         for source in sources:

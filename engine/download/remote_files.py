@@ -20,13 +20,9 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from engine.errors import InputError
+from engine.files import locked_folder
 from engine.http_session import HTTPSession, Refused
 from engine.progress import progress
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 # What Windows takes for a device, also with an ending, and what it cannot keep at the end of a name.
 WINDOWS_NAMES = re.compile(r"(?i)(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?|.*[. ]")
@@ -92,7 +88,7 @@ def fetch(
             raise InputError(f"{file.name}: cannot be fetched from {session.url}: {error}") from None
 
     with (
-        _locked(folder),
+        _alone_in(folder),
         progress(total=needed, desc="downloading", unit="B", unit_scale=True) as bar,
         ThreadPool(workers) as pool,  # the end of a ThreadPool's block does not wait for its threads
         session,
@@ -176,19 +172,13 @@ def _opened(part: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _alone_in(folder: Path) -> Iterator[None]:
     """Inside, no other download into the folder is running on this machine; InputError where one is."""
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        with locked_folder(folder, wait=False):
+            yield
     except BlockingIOError:
         raise InputError(f"{folder}: another download into it is running") from None
-    finally:
-        os.close(descriptor)  # and the lock with it
 
 
 def _nearest(folder: Path) -> Path:

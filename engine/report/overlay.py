@@ -20,20 +20,21 @@ def draw_overlay(
     mask: np.ndarray | None = None,
     *,
     truth: np.ndarray | None = None,
+    region: np.ndarray | None = None,
     box: Sequence[float] | None = None,
     predicted_box: Sequence[float] | None = None,
     true_box: Sequence[float] | None = None,
 ) -> Image.Image:
     """A copy of the image in RGB with what is given drawn over it: red is predicted, green is true, yellow is what was asked about.
 
-    Of the masks [H, W] `mask` is tinted with its edge in full colour, of `truth` the edge alone. Boxes are (x1, y1, x2, y2) in
-    pixels; a `predicted_box` may be any four numbers.
+    Of the masks [H, W] `mask` is tinted with its edge in full colour, of `truth` and of the `region` asked about the edge alone.
+    Boxes are (x1, y1, x2, y2) in pixels; a `predicted_box` may be any four numbers.
     """
     drawn = image.convert("RGB")
     if mask is not None:
         drawn = Image.composite(Image.blend(drawn, Image.new("RGB", drawn.size, PREDICTED), TINT), drawn, _as_image(mask))
     edge = max(3, min(drawn.size) // 150 | 1)
-    for part, colour in ((truth, TRUTH), (mask, PREDICTED)):
+    for part, colour in ((region, PROMPT), (truth, TRUTH), (mask, PREDICTED)):
         if part is not None:
             drawn.paste(colour, mask=_edge(part, edge))
     thin, thick = max(1, min(drawn.size) // 300), max(2, round(min(drawn.size) / 55))

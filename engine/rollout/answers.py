@@ -15,10 +15,13 @@ from engine.rollout.sampling import GREEDY, SamplingParams
 
 @dataclass(frozen=True)
 class Answer:
-    """`mask`: [H, W] uint8 in the image's size, 0 to 255 for a probability of 0 to 1. `details`: what else its result says."""
+    """`mask`: [H, W] uint8 in the image's size, 0 to 255 for a probability of 0 to 1; `masks`: several such, in the order of the
+    places in the text that they belong to. `details`: what else its result says.
+    """
 
     text: str
     mask: np.ndarray | None = None
+    masks: tuple[np.ndarray, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
 
     @property

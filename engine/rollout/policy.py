@@ -116,5 +116,27 @@ class Policy(Protocol[Batch]):
     def as_reference(self) -> AbstractContextManager:
         """Context in which `model(...)` computes with this policy's own weights."""
 
+    @property
+    def has_auxiliary_loss(self) -> bool:
+        """Whether there is one, also before any forward."""
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """What the last forward of `model(...)` asks to be added to any loss, such as the balance of its experts: a mean over
+        tokens, a scalar. None: nothing."""
+
     def forget_images(self) -> None:
         """Drop kept image features: the weights have changed from outside."""
+
+
+class GroundingPolicy(Policy[Batch], Protocol[Batch]):
+    """One that draws a mask for each `<SEG>` of its answers."""
+
+    @property
+    def seg_token_id(self) -> int: ...
+
+    def mask_logits(self, batch: Batch, states: Tensor, rows: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        """states (M, H) that predict a `<SEG>`, each of the prompt rows[m] -> M mask logits [height, width], each of its image's
+        size, float32, and the IoU (M,) that the model expects of them. It is called by `head`, within `model(...)`.
+
+        Raises ValueError for a prompt without an image.
+        """

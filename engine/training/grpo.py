@@ -18,7 +18,8 @@ from torch.utils.data import Sampler
 from engine.data.rows import Rows
 from engine.errors import InputError
 from engine.report.content import Sample
-from engine.rollout.answers import Answer, GreedyAnswers
+from engine.rollout.answers import Answer
+from engine.rollout.grounded import greedy_answers
 from engine.rollout.policy import Policy, PromptBatch
 from engine.rollout.sampler import LocalSampler
 from engine.rollout.sampler import Sampler as AnswerSampler
@@ -66,7 +67,7 @@ class GRPOTrainer(Trainer):
     ) -> None:
         encoded = EncodedRows(rows, task, policy.processor)
         super().__init__(policy.model, args, encoded, data_collator=list, processing_class=policy.processor, **options)
-        self.policy, self.greedy = policy, GreedyAnswers(policy, task.prompt, args.max_completion_length)
+        self.policy, self.greedy = policy, greedy_answers(policy, task.prompt, args.max_completion_length)
         self.reference: Policy | None = policy.reference() if args.beta > 0 else None
         own_model = self.reference is not None and self.reference.model is not policy.model
         if self.reference is not None and own_model:
@@ -179,7 +180,7 @@ class GRPOTrainer(Trainer):
         num_items = micro.completion_mask.sum().clamp(min=1) if args.loss_type == "bnpo" else num_items_in_batch
 
         def head(hidden, weight):
-            return linear_grpo_loss(
+            loss, *rest = linear_grpo_loss(
                 hidden,
                 weight.to(hidden.dtype),
                 part.completion_ids.flatten(0, 1),
@@ -193,6 +194,7 @@ class GRPOTrainer(Trainer):
                 num_items=num_items,
                 num_rows=num_rows,
             )
+            return loss + self.auxiliary_loss(self.policy), *rest
 
         with self.accelerator.autocast():
             inputs = self.policy.answer_inputs(part.prompts, part.completion_ids)
@@ -214,8 +216,11 @@ class GRPOTrainer(Trainer):
         return inputs
 
     def _rows_with_gradient(self, micro: MicroBatch) -> list[int]:
-        """Prompts whose gradient is not exactly zero: they have a token that counts and, without a KL term, an advantage not 0."""
-        if self.args.beta > 0 and not self.args.mask_truncated_completions:
+        """Prompts whose gradient is not exactly zero: they have a token that counts and, without a KL term, an advantage not 0.
+
+        An auxiliary loss is one of all prompts.
+        """
+        if self.policy.has_auxiliary_loss or (self.args.beta > 0 and not self.args.mask_truncated_completions):
             return list(range(len(micro)))
         moving = micro.completion_mask.any(1) & ((micro.advantages != 0) | (self.args.beta > 0))
         return moving.view(len(micro), -1).any(1).nonzero().flatten().tolist()

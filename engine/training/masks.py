@@ -22,7 +22,7 @@ from engine.rollout.answers import Answer
 from engine.tasks.masks import MaskAnswers
 from engine.tasks.task import Task
 from engine.training.config.masks import MIN_LEARNING_RATE, MaskConfig
-from engine.training.mask_losses import MASK_LOSSES, summed_cross_entropy
+from engine.training.losses.masks import MASK_LOSSES, summed_cross_entropy
 from engine.training.trainer import Trainer
 
 IGNORED = -100  # a label that does not count
@@ -129,10 +129,3 @@ class MaskTrainer(Trainer):
 
         self.lr_scheduler = LambdaLR(optimizer, factor)
         return self.lr_scheduler
-
-    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
-        if self.args.should_save:
-            self.model.save_pretrained(output_dir or self.args.output_dir)
-
-    def load_weights(self, folder: Path) -> None:
-        self.model.load_trained(folder)

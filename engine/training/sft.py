@@ -64,13 +64,23 @@ class SFTTrainer(Trainer):
         answer_ids = targets.where(targets != SKIP, self.policy.pad_token_id)
 
         def head(hidden: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return answer_likelihood(hidden.flatten(0, 1), weight, targets.flatten())
+            logprob, counts = answer_likelihood(hidden.flatten(0, 1), weight, targets.flatten())
+            of_text = -logprob / (num_items_in_batch if num_items_in_batch is not None else counts[0])
+            return self.share_of_loss(of_text, inputs, prompts, hidden) + self.auxiliary_loss(self.policy), counts
 
         with self.accelerator.autocast():
-            inputs = self.policy.answer_inputs(prompts, answer_ids[:, None])
-        logprob, counts = model(**inputs, head=head)
+            asked = self.policy.answer_inputs(prompts, answer_ids[:, None])
+        loss, counts = model(**asked, head=head)
         self.counts.append(counts)
-        return -logprob / (num_items_in_batch if num_items_in_batch is not None else counts[0])
+        return loss
+
+    def share_of_loss(self, of_text: torch.Tensor, rows: list[dict], prompts: Any, hidden: torch.Tensor) -> torch.Tensor:
+        """This micro-batch's share of the step's loss, of which `of_text` is that of its tokens.
+
+        `hidden` (B, T, H): the states that predict each token of the rows' answers. A subclass that learns more adds it here, where
+        `model(...)` calls its head.
+        """
+        return of_text
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         return inputs

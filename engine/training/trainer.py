@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -22,6 +23,7 @@ from engine.finite import FiniteWatch, first_not_finite
 from engine.processes import share_first
 from engine.report.content import Sample
 from engine.rollout.answers import Answer
+from engine.rollout.policy import Policy
 from engine.training.checkpoints import newest_checkpoint
 from engine.training.config.optimization import with_rates
 from engine.training.config.training import TrainingConfig
@@ -52,6 +54,7 @@ class Trainer(transformers.Trainer):
         self.deciding = deciding_settings([args], args.world_size)
         self.rows: dict[str, str | None] = {}
         self.watch = FiniteWatch()
+        self.auxiliary_losses: list[Tensor] = []  # of micro-batches since the last log
         if broken := first_not_finite(self.model.named_parameters()):
             raise InputError(f"the model's weights are not finite: {broken}")
 
@@ -89,11 +92,29 @@ class Trainer(transformers.Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self.check_finite()
         if "loss" in logs:
-            logs = logs | self.step_metrics() | {"peak_memory_gb": peak_memory_gb(self.args.device)}
+            logs = logs | self.step_metrics() | self._auxiliary_metrics() | {"peak_memory_gb": peak_memory_gb(self.args.device)}
         for name, value in logs.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise InputError(f"step {self.state.global_step}: {name} is {value}; {self._advice()}")
         super().log(logs, start_time)
+
+    def auxiliary_loss(self, policy: Policy) -> Tensor | float:
+        """What the micro-batch that `policy.model` has just seen adds to its loss: over a step it is the mean of its passes.
+
+        To be called once a pass, by `head`: what `model(...)` returns is what DDP knows of.
+        """
+        loss = policy.auxiliary_loss()
+        if loss is None:
+            return 0.0
+        self.auxiliary_losses.append(loss.detach())
+        return loss / self.args.gradient_accumulation_steps if self.loss_is_scaled_for_ga else loss
+
+    def _auxiliary_metrics(self) -> dict[str, float]:
+        if not self.auxiliary_losses:
+            return {}
+        mean = self.accelerator.reduce(torch.stack(self.auxiliary_losses).mean(), "mean").item()
+        self.auxiliary_losses.clear()
+        return {"loss/auxiliary": mean}
 
     # ---- what is not finite -----------------------------------------------------------------------------------------
     # Looked at where the device is waited for anyway, when a step is logged, and before a checkpoint is written.
@@ -165,8 +186,17 @@ class Trainer(transformers.Trainer):
         with loading(Path(resume_from_checkpoint)):
             self.load_weights(Path(resume_from_checkpoint))
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not hasattr(self.model, "load_trained"):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            self.model.save_pretrained(output_dir or self.args.output_dir)
+
     def load_weights(self, folder: Path) -> None:
-        """Read back the model's weights, every one of them."""
+        """Read back the model's weights, every one of them. A model that has `load_trained` reads, and writes, what it trains."""
+        if hasattr(self.model, "load_trained"):
+            self.model.load_trained(folder)
+            return
         if isinstance(self.model, PreTrainedModel):
             # Checkpoints have the hub's key names, which the Trainer does not translate back: it would load nothing and only warn.
             read: Any = type(self.model).from_pretrained  # which gives two things where it is asked for its loading_info

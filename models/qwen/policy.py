@@ -1,8 +1,8 @@
 """Qwen2-VL and Qwen2.5-VL as policies: what a rollout and a GRPO step need, on Hugging Face's own model classes.
 
 Papers: Qwen2-VL (arXiv:2409.12191), Qwen2.5-VL (arXiv:2502.13923). Nothing of the architecture is written again here: prompts are
-embedded with their image features, run through the language model with our attention (`shared_prefix.py`) or cache (`kv_cache.py`),
-and the language-model head is handed to the caller, who decides what to compute from it.
+embedded with their image features, run through the language model with the attention or the cache of `models/decoder/`, and the
+language-model head is handed to the caller, who decides what to compute from it.
 
 Letters: B prompts, G answers a prompt, N = B*G, P padded prompt tokens, T answer tokens, H hidden size, V vocabulary.
 """
@@ -10,8 +10,8 @@ Letters: B prompts, G answers a prompt, N = B*G, P padded prompt tokens, T answe
 import copy
 import functools
 import types
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,19 @@ from transformers import (
 )
 
 from models.checkpoint import CheckpointError, find_folder, reading
+from models.decoder.decoding import Decoding, LanguageModel
+from models.decoder.feature_cache import FeatureCache
+from models.decoder.kv_cache import RolloutCache
+from models.decoder.shared_prefix import ATTENTION_NAME, prefix_layout
+from models.decoder.starting_point import StartingPoint
 from models.lora import beneath_adapters, has_effect
 from models.pretrained import four_bits, load_config, load_model, read_config
-from models.qwen.decoding import Decoding, QwenVL
-from models.qwen.feature_cache import FeatureCache
-from models.qwen.kv_cache import RolloutCache
 from models.qwen.processor import IMAGE_TOKEN, QwenProcessor
 from models.qwen.prompts import EncodedPrompt, PromptBatch
-from models.qwen.shared_prefix import ATTENTION_NAME, prefix_layout
 from models.qwen.vision_windows import WINDOWS_NAME
 from models.tokenizer import check_vocabulary
 
+QwenVL = Qwen2VLForConditionalGeneration | Qwen2_5_VLForConditionalGeneration
 MODEL_CLASSES: dict[Any, tuple[Any, Any]] = {
     "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
     "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
@@ -142,7 +144,9 @@ class QwenVLPolicy:
             use_cache=True,
         )
         logits = self.base.lm_head(out.last_hidden_state[:, -1]).float()
-        decoding = Decoding(self.base, cache, batch.attention_mask, batch.next_position, num_answers, max_new_tokens)
+        decoding = Decoding(
+            language_model(self.base), cache, batch.attention_mask, batch.next_position, num_answers, max_new_tokens
+        )
         return decoding, logits.repeat_interleave(num_answers, 0)
 
     def answer_inputs(self, batch: PromptBatch, answer_ids: Tensor) -> dict[str, Any]:
@@ -153,6 +157,14 @@ class QwenVLPolicy:
         """
         features = self.embed_images(batch) if self._vision_is_frozen else None
         return {"prompt": batch, "answer_ids": answer_ids, "image_embeds": features}
+
+    @property
+    def has_auxiliary_loss(self) -> bool:
+        return False
+
+    def auxiliary_loss(self) -> None:
+        """It has no experts."""
+        return None
 
     def reference(self) -> "QwenVLPolicy":
         """The frozen starting point for the KL term: a copy; for PEFT the base, and where adapters are trained further, as in TRL,
@@ -185,23 +197,18 @@ class _AdaptersAsTheyWere(_WithoutAdapters):
 
     def __init__(self, policy: QwenVLPolicy, model: PeftModel):
         super().__init__(policy, model)
-        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._first = [parameter.detach().clone() for parameter in self._trained]
+        self._start = StartingPoint(model)
 
-    @contextmanager
-    def as_reference(self) -> Iterator[None]:
-        self._first = [first.to(own) for first, own in zip(self._first, self._trained, strict=True)]  # moved once, with the model
-        present = [parameter.data for parameter in self._trained]
-        self._put(self._first)
-        try:
-            yield
-        finally:
-            self._put(present)
+    def as_reference(self) -> AbstractContextManager[None]:
+        return self._start.in_place()
 
-    def _put(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self._trained, values, strict=True):
-            parameter.data = value
-        torch.clear_autocast_cache()  # it knows parameters, not what they hold
+
+def language_model(model: QwenVL) -> LanguageModel:
+    """What of it decodes."""
+    head, embedding = model.lm_head, model.get_input_embeddings()
+    return LanguageModel(
+        model.model.language_model, embedding, head, head.weight, axes=3, mask=lambda mask: {"full_attention": mask}
+    )
 
 
 def _add_answer_forward(model: QwenVL) -> None:

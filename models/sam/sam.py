@@ -46,11 +46,16 @@ class Sam(nn.Module):
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """[3, H, W] pixels (0-255 for "imagenet", any scale for "min_max") as the encoder expects them."""
-        if self.normalisation == "min_max":
-            low, high = pixels.aminmax()
-            return (pixels - low) / (high - low).clamp(min=1e-8)
-        mean, std = (torch.tensor(x, device=pixels.device)[:, None, None] for x in (PIXEL_MEAN, PIXEL_STD))
-        return (pixels - mean) / std
+        return normalised(pixels, self.normalisation)
+
+
+def normalised(pixels: Tensor, how: str) -> Tensor:
+    """`Sam.normalise` without the networks, which a data loader's workers do not have."""
+    if how == "min_max":
+        low, high = pixels.aminmax()
+        return (pixels - low) / (high - low).clamp(min=1e-8)
+    mean, std = (torch.tensor(x, device=pixels.device)[:, None, None] for x in (PIXEL_MEAN, PIXEL_STD))
+    return (pixels - mean) / std
 
 
 def tiny_sam() -> Sam:

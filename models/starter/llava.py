@@ -3,7 +3,7 @@
 An image of 56 x 56 pixels is 49 tokens. The tokenizer is byte-level BPE trained on `corpus`, so any text can be encoded.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -45,14 +45,16 @@ def build_tiny_llava(
     return LlavaForConditionalGeneration(config).eval(), tokenizer
 
 
-def train_tokenizer(corpus: Iterable[str], vocab_size: int = 512) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with Llama's special tokens; <unk> is the padding, as in LLaVA-Med."""
+def train_tokenizer(
+    corpus: Iterable[str], vocab_size: int = 512, special_tokens: Sequence[str] = SPECIAL_TOKENS
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with Llama's special tokens, and those behind them; <unk> is the padding, as in LLaVA-Med."""
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trained.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size, special_tokens=list(special_tokens), initial_alphabet=alphabet, show_progress=False
     )
     trained.train_from_iterator(corpus, trainer)
     return PreTrainedTokenizerFast(
@@ -61,5 +63,5 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int = 512) -> PreTrainedT
         pad_token="<unk>",
         bos_token="<s>",
         eos_token="</s>",
-        extra_special_tokens=["<image>"],
+        extra_special_tokens=list(special_tokens[3:]),
     )

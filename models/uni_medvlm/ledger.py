@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.uni_medvlm.routing import Routing
+from kernels.moe_routing import Routing
 
 
 class RoutingLedger:
@@ -52,7 +52,7 @@ class RoutingLedger:
             return
         self.routings[layer] = routing
         dropped = routing.counts.sum() - (routing.slots >= 0).sum()
-        self._counts[layer] = self._counts.get(layer, 0) + routing.counts
+        self._counts[layer] = self._counts.get(layer, 0) + routing.counts.long()
         self._dropped[layer] = self._dropped.get(layer, 0) + dropped
 
     def auxiliary_loss(self, balance: float = 0.01, z: float = 0.0) -> Tensor:

@@ -4,12 +4,11 @@
 three times. Here a hundred rows at a time are read and written to an Arrow file, which is then mapped into memory and not read.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow
@@ -17,10 +16,7 @@ from datasets import Dataset, Features
 from datasets.table import table_cast
 from pyarrow.parquet import ParquetFile, read_schema
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from engine.files import locked_folder
 
 ROWS = 100  # read at a time, since a row may hold an image of many megabytes
 LAYOUT = 1  # of the copies; another number, and all are made anew
@@ -34,7 +30,7 @@ def arrow_copy(files: Sequence[Path], folder: Path) -> Dataset:
     stamps = [[os.path.abspath(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     copy = folder / f"{hashlib.sha256(json.dumps([LAYOUT, *stamps]).encode()).hexdigest()[:32]}.arrow"
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):  # the others of a run wait for the first one's copy
+    with locked_folder(folder, wait=True):  # the others of a run wait for the first one's copy
         if not copy.exists():
             _write(files, copy)
     return Dataset.from_file(str(copy))
@@ -53,18 +49,3 @@ def _write(files: Sequence[Path], copy: Path) -> None:
         os.replace(part, copy)
     finally:
         part.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Inside, no other process of this machine makes a copy in the folder."""
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks: two may make the same copy
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)  # and the lock with it

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from engine.command.settings import refuse, setting
 from engine.training.config.training import TrainingConfig
-from engine.training.mask_losses import MASK_LOSSES
+from engine.training.losses.masks import MASK_LOSSES
 
 MIN_LEARNING_RATE = 1e-6
 # Flags of the published scripts that are not taken, and what there is instead.

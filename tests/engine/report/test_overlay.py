@@ -25,6 +25,14 @@ def test_an_overlay_tints_the_mask_and_draws_both_edges():
     assert np.asarray(image).max() == 100  # the image itself stays
 
 
+def test_a_region_that_was_asked_about_has_a_yellow_edge_below_the_others():
+    region, truth = np.zeros((30, 40), bool), np.zeros((30, 40), bool)
+    region[5:20, 5:20] = truth[5:20, 15:35] = True
+    drawn = np.asarray(draw_overlay(grey(), truth=truth, region=region))
+    assert drawn[10, 5].tolist() == YELLOW and drawn[10, 15].tolist() == GREEN and drawn[10, 10].tolist() == GREY
+    assert drawn[5, 10].tolist() == YELLOW and drawn[5, 17].tolist() == GREEN
+
+
 def test_a_predicted_box_is_red_and_the_true_one_green():
     drawn = np.asarray(draw_overlay(grey(), predicted_box=(4, 5, 20, 25), true_box=(12, 8, 36, 22)))
     assert drawn[15, 4].tolist() == RED and drawn[15, 36].tolist() == GREEN

@@ -1,4 +1,4 @@
-"""Policies of two families are what the engine asks for, as mypy proves; what it asks for is enough to sample from and to train."""
+"""Policies of several families are what the engine asks for, as mypy proves; what it asks for is enough to sample and to train."""
 
 import math
 from functools import partial
@@ -16,12 +16,16 @@ from tests.tiny_qwen import encode, ragged_prompts
 
 ROOT = Path(__file__).resolve().parents[3]
 FITS = """
-from engine.rollout.policy import DecodingState, Policy, Processor, PromptBatch
+from engine.rollout.policy import DecodingState, GroundingPolicy, Policy, Processor, PromptBatch
 from models.llava.decoding import LlavaDecoding
-from models.qwen.decoding import Decoding
+from models.decoder.decoding import Decoding
 from models.qwen.policy import QwenVLPolicy
 from models.qwen.processor import QwenProcessor
 from models.qwen.prompts import PromptBatch as QwenPrompts
+from models.uni_medvlm.policy import UniMedPolicy
+from models.uni_medvlm.processor import UniMedProcessor
+from models.uni_medvlm.prompts import PromptBatch as UniMedPrompts
+from tests.drawing_policy import DrawingPolicy, SizedPrompts
 from tests.llava_policy import LlavaPolicy, LlavaProcessor, LlavaPrompts
 
 def qwen(policy: QwenVLPolicy) -> Policy[QwenPrompts]: return policy
@@ -32,6 +36,10 @@ def llava(policy: LlavaPolicy) -> Policy[LlavaPrompts]: return policy
 def llava_processor(processor: LlavaProcessor) -> Processor: return processor
 def llava_prompts(prompts: LlavaPrompts) -> PromptBatch: return prompts
 def llava_decoding(decoding: LlavaDecoding) -> DecodingState: return decoding
+def unimed(policy: UniMedPolicy) -> GroundingPolicy[UniMedPrompts]: return policy
+def unimed_processor(processor: UniMedProcessor) -> Processor: return processor
+def unimed_prompts(prompts: UniMedPrompts) -> PromptBatch: return prompts
+def drawing(policy: DrawingPolicy) -> GroundingPolicy[SizedPrompts]: return policy
 """
 LACKS = """
 from torch import Tensor
@@ -73,7 +81,7 @@ def errors(request, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_mypy_finds_both_policies_to_be_what_the_engine_asks_for(errors):
+def test_mypy_finds_every_policy_to_be_what_the_engine_asks_for(errors):
     assert errors(FITS) == []
 
 

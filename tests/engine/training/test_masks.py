@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from engine.errors import InputError
 from engine.tasks.masks import MaskTask
 from engine.training.config.masks import MaskConfig
-from engine.training.mask_losses import (
+from engine.training.losses.masks import (
     MASK_LOSSES,
     bce_dice_loss,
     dice_loss,

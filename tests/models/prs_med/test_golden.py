@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.training.mask_losses import dice_loss, structure_loss
+from engine.training.losses.masks import dice_loss, structure_loss
 from models.prs_med.decoder import PromptedMaskDecoder, class_head
 from models.sam.sam import tiny_sam
 from tests.models.sam.conftest import Golden

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.integrations.sdpa_attention import repeat_kv
 
+from models.decoder.decoding import casts_weights
+from models.decoder.shared_prefix import shared_prefix_attention
 from models.loading import load_policy
-from models.qwen.decoding import casts_weights
-from models.qwen.shared_prefix import shared_prefix_attention
+from models.qwen.policy import language_model
 from tests.tiny_qwen import encode, ragged_prompts, save_tiny
 
 LORA = {"r": 4, "alpha": 8, "dropout": 0.0}
@@ -46,7 +47,7 @@ def steps_of(policy, *, autocast, static=False, num_answers=4, max_new_tokens=64
         for _ in range(3):
             with Watched(policy.base.named_parameters()) as watched:
                 logits = state.step(logits.argmax(-1))
-        return watched, state, casts_weights(policy.base, "cpu")
+        return watched, state, casts_weights(language_model(policy.base), "cpu")
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -90,4 +91,4 @@ def test_without_autocast_nothing_is_cast(tmp_path):
 def test_a_cache_that_autocast_does_not_keep_is_known(tmp_path):
     policy = load_policy(save_tiny(tmp_path))
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-        assert casts_weights(policy.base, "cpu")
+        assert casts_weights(language_model(policy.base), "cpu")

@@ -10,7 +10,7 @@ import torch
 from engine.rollout.answers import GreedyAnswers
 from engine.rollout.rollout import rollout
 from engine.rollout.sampling import SamplingParams
-from models.qwen.decoding import Decoding
+from models.decoder.decoding import Decoding
 from models.qwen.policy import load_qwen_vl
 from tests.tiny_qwen import encode, noise_image, ragged_prompts, save_tiny
 

@@ -6,8 +6,15 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from models.uni_medvlm.experts import ExpertLoRA, MixtureOfExperts, SwiGLU, add_experts, present_keys
-from models.uni_medvlm.routing import RoutingOptions
+from models.uni_medvlm.experts import (
+    ExpertLoRA,
+    MixtureOfExperts,
+    RoutingOptions,
+    SwiGLU,
+    add_experts,
+    present_keys,
+    put_experts,
+)
 
 
 @pytest.fixture
@@ -98,6 +105,30 @@ def test_the_balance_loss_spreads_tokens_over_the_experts():
         moe.ledger.auxiliary_loss(balance=1.0).backward()
         optimizer.step()
     assert share() < 0.4
+
+
+@pytest.mark.parametrize("lora", [None, ExpertLoRA()])
+def test_given_experts_stand_where_they_are_put_each_with_its_own_weights(llama, batch, lora):
+    """Two experts of other weights: a router that knows one only makes the model with that one's FFNs."""
+    torch.manual_seed(5)
+    given = {number: [SwiGLU(32, 48) for _ in range(2)] for number in (2, 0)}
+    alone = []
+    for e in range(2):
+        model = copy.deepcopy(llama)
+        for number, experts in given.items():
+            model.model.layers[number].mlp.load_state_dict(experts[e].state_dict())
+        alone.append(model(**batch).logits)
+    put_experts(llama.get_decoder(), given, RoutingOptions(1), lora=lora)
+    layers, real = {number: llama.model.layers[number].mlp for number in given}, batch["attention_mask"].bool()
+    assert all(list(layer.experts) == given[number] for number, layer in layers.items())
+    for e in range(2):
+        for number, layer in layers.items():
+            layer.router.data.zero_()  # equal logits choose the first
+            layer.experts = torch.nn.ModuleList(given[number] if e == 0 else given[number][::-1])
+        torch.testing.assert_close(llama(**batch).logits[real], alone[e][real], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(alone[0], alone[1], atol=1e-3)
+    trainable = {name for name, p in llama.named_parameters() if p.requires_grad and ".mlp.experts." in name}
+    assert all("lora_" in name for name in trainable) == (lora is not None) and trainable
 
 
 def test_padding_is_not_routed_and_changes_no_answer(llama, batch):
@@ -199,6 +230,8 @@ def test_what_cannot_have_experts_is_refused(llama):
         add_experts(llama.get_decoder(), 2, layers=[3])
     with pytest.raises(ValueError, match="top_k is 2, and there are 1 experts"):
         add_experts(llama.get_decoder(), 1)
+    with pytest.raises(ValueError, match=r"experts must be of width 32 and one inner width, not \[\(16, 48\)\]"):
+        put_experts(llama.get_decoder(), {0: [SwiGLU(32, 48)] * 2, 1: [SwiGLU(16, 48)] * 2}, lora=ExpertLoRA())
     assert not any(isinstance(layer.mlp, MixtureOfExperts) for layer in llama.model.layers)
     ledger = add_experts(llama.get_decoder(), 2, layers=[1])
     with pytest.raises(ValueError, match="layer 1 can have no experts"):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import CLIPVisionModel, ConvNextModel
 
-from models.uni_medvlm.cvfm import CVFM
-from models.uni_medvlm.hybrid_encoder import HybridEncoder, convnext_large, vit_large
-from models.uni_medvlm.loading import PARTS, load_published, present_key
+from models.uni_medvlm.encoder.cvfm import CVFM
+from models.uni_medvlm.encoder.hybrid_encoder import HybridEncoder, convnext_large, vit_large
+from models.uni_medvlm.encoder.loading import PARTS, load_published, present_key
 from tests.models.sam.conftest import Golden
 
 RELATIVE = 1e-4  # the golden files' own: of the largest absolute value

@@ -5,9 +5,9 @@ import torch
 from transformers import CLIPVisionModel
 
 from models.checkpoint import CheckpointError
-from models.uni_medvlm.cvfm import CVFM
-from models.uni_medvlm.loading import load_published
-from models.uni_medvlm.tiling import windows
+from models.uni_medvlm.encoder.cvfm import CVFM
+from models.uni_medvlm.encoder.loading import load_published
+from models.uni_medvlm.encoder.tiling import windows
 
 
 def opened(encoder):

@@ -7,8 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from models.uni_medvlm.pixels import CLIP, hybrid_pixels
-from models.uni_medvlm.tiling import CANVASES, Layout, squared, windows
+from models.uni_medvlm.encoder.pixels import CLIP, hybrid_pixels
+from models.uni_medvlm.encoder.tiling import CANVASES, Layout, squared, windows
 
 SIZES = st.tuples(st.integers(1, 20_000), st.integers(1, 20_000))
 EXTREME = [(1, 20_000), (20_000, 1), (1, 1), (333, 1000), (1000, 333), (7, 7), (1414, 1000)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from models.checkpoint import CheckpointError, check_keys
-from models.uni_medvlm.hybrid_encoder import HybridEncoder
+from models.uni_medvlm.encoder.hybrid_encoder import HybridEncoder
 
 PARTS = ("vision_tower.", "convnext_encoder.", "cvfm_modules.")
 AROUND = r"^(?:module\.|base_model\.model\.)*(?:model\.)?(?:vision_tower\.(?=vision_tower\.|convnext_encoder\.|cvfm_modules\.))?"

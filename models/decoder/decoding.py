@@ -7,22 +7,36 @@ which a rollout does not outlive. Frozen float32 weights it casts anew at every 
 Letters: B prompts, G answers a prompt, N = B*G rows (fewer once finished rows are dropped), P prompt tokens, V vocabulary.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import torch
-from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
+from torch import Tensor, nn
 
-from models.qwen.kv_cache import RolloutCache
-
-QwenVL = Qwen2VLForConditionalGeneration | Qwen2_5_VLForConditionalGeneration
+from models.decoder.kv_cache import RolloutCache
 
 WARM_UP_STEPS = 2  # eager steps before capture: libraries allocate their workspaces in them
 
 
-def casts_weights(model: QwenVL, device_type: str) -> bool:
+@dataclass(frozen=True)
+class LanguageModel:
+    """`decoder`: the layers, called as those of Hugging Face; `embed`: ids (N, 1) -> (N, 1, H); `head`: (N, H) -> logits (N, V),
+    by `head_weight`; `axes`: along how many a token has a position; `mask`: a mask of keys as the layers take it."""
+
+    decoder: nn.Module
+    embed: Callable[[Tensor], Tensor]
+    head: Callable[[Tensor], Tensor]
+    head_weight: Tensor
+    axes: int = 1
+    mask: Callable[[Tensor | None], Any] = lambda mask: mask
+
+
+def casts_weights(model: LanguageModel, device_type: str) -> bool:
     """Whether each decode step casts weights: under autocast those in float32 that it does not keep its casts of."""
     if not torch.is_autocast_enabled(device_type):
         return False
-    weights = [*model.model.language_model.parameters(), model.lm_head.weight]
+    weights = [*model.decoder.parameters(), model.head_weight]
     kept = torch.is_autocast_cache_enabled()
     return any(weight.dtype == torch.float32 and not (kept and weight.requires_grad) for weight in weights)
 
@@ -32,7 +46,7 @@ class Decoding:
 
     def __init__(
         self,
-        model: QwenVL,
+        model: LanguageModel,
         cache: RolloutCache,
         prompt_mask: Tensor,
         next_position: Tensor,
@@ -41,7 +55,7 @@ class Decoding:
         static: bool | None = None,
     ):
         self.model, self.cache = model, cache
-        on_cuda = model.lm_head.weight.is_cuda
+        on_cuda = model.head_weight.is_cuda
         self.static = on_cuda if static is None else static
         self.capturable = on_cuda and self.static and not casts_weights(model, "cuda")
         cache.expand(num_answers, max_new_tokens, static=self.static)
@@ -83,13 +97,14 @@ class Decoding:
             mask.index_fill_(3, self.cache.position, True)
         elif mask is not None:
             mask = mask[..., : self.cache.length + 1]
-        out = self.model.model.language_model(
-            inputs_embeds=self.model.get_input_embeddings()(self.token_ids[:, None]),
-            position_ids=self.position[None, :, None].expand(3, -1, 1),
-            attention_mask={"full_attention": mask},
+        position = self.position[:, None]
+        out = self.model.decoder(
+            inputs_embeds=self.model.embed(self.token_ids[:, None]),
+            position_ids=position if self.model.axes == 1 else position.expand(self.model.axes, -1, 1),
+            attention_mask=self.model.mask(mask),
             past_key_values=self.cache,
             use_cache=True,
         )
         self.position += 1
         self.cache.advance()
-        return self.model.lm_head(out.last_hidden_state[:, -1]).float()
+        return self.model.head(out.last_hidden_state[:, -1]).float()

@@ -2,7 +2,7 @@
 
 import torch
 
-from models.qwen.feature_cache import FeatureCache
+from models.decoder.feature_cache import FeatureCache
 
 
 class Tower:

@@ -1,7 +1,7 @@
 """An image as the hybrid encoder's two towers read it: CLIP's and ImageNet's normalisation, in one piece or in tiles.
 
 In one piece the image is resized to both squares, whatever its aspect, as Uni-MedVLM publishes it. In tiles
-(`models.uni_medvlm.tiling`) it keeps its aspect, and what it leaves empty is zero after normalisation: the mean colour.
+(`models.uni_medvlm.encoder.tiling`) it keeps its aspect, and what it leaves empty is zero after normalisation: the mean colour.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.uni_medvlm.tiling import Box, Layout, windows
+from models.uni_medvlm.encoder.tiling import Box, Layout, windows
 
 VIT_SIZE, CONVNEXT_SIZE = 336, 768  # pixels of a tile
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))  # mean and std of each channel in 0-1

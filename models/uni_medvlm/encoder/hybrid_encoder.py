@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, ConvNextConfig, ConvNextModel
 
-from models.uni_medvlm.cvfm import CVFM
-from models.uni_medvlm.tiling import squared, windows
+from models.uni_medvlm.encoder.cvfm import CVFM
+from models.uni_medvlm.encoder.tiling import squared, windows
 
 FUSED_AFTER = (2, 6, 12, 20)  # layers of the ViT, counted from 1
 STRIDE = 32  # pixels of a ConvNeXt to a side of the last stage's map

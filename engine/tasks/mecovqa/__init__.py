@@ -1,0 +1,1 @@
+"""Questions of MeCoVQA: answered in words, about an image or a region of it, and with masks; and captions."""

@@ -1,0 +1,1 @@
+"""What decoder-only language models have in common, whatever is before them: attention over shared prompts, caches, decoding."""
