@@ -66,6 +66,7 @@ def main(argv: list[str]) -> dict:
     with input_errors("--stage4"):
         policy = load_pretrained(stage4, dtype=torch.bfloat16 if args.bf16 else torch.float32)
     one_thread_if_small(policy.model.origin.llm is None, args.device)
+    torch.manual_seed(args.seed)  # of the new adapters
     prepare_stage(policy.model, 5, ExpertLoRA(own.lora_r, own.lora_alpha, 0.0))
     task, splits = ReasoningTask(rewards=[*reasoning_rewards(), mask_reward(policy)]), load_reasoning_splits(data)
     if own.cold_start_steps:

@@ -55,7 +55,10 @@ class NetworkArguments:
 
         if self.model_name_or_path is None:
             one_thread_if_small(True, args.device)
-            return load_pretrained(make_small())
+            policy = load_pretrained(make_small())
+            torch.manual_seed(args.seed)  # of what is put into it next: adapters, routers
+            return policy
+        torch.manual_seed(args.seed)  # of its new parts too
         with input_errors("--model_name_or_path, --vision_tower, --convnext, --sam_ckpt"):
             return build_unimed(
                 self.model_name_or_path,

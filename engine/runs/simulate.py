@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from engine.errors import InputError
 from engine.training.trainer import Trainer
@@ -26,12 +27,14 @@ def simulate_step(trainer: Trainer, losses: list[str]) -> dict[str, Any]:
     """Take one step with `trainer`, whose settings ask for one -> what `losses` were, and how many parts were trained.
 
     InputError where a loss is not finite and positive, where a part that is trained got no gradient or did not change, or where one
-    that is not trained did. A pair of LoRA's matrices is one part: the second is zero at first, and so is the first's gradient.
+    that is not trained did. Parts are modules such as the mask decoder, not all of which one mask needs, and layers with LoRA.
     """
     parameters = dict(trainer.model.named_parameters())
     before = {name: p.detach().clone() for name, p in parameters.items() if p.requires_grad}
     frozen = {name: p.detach().float().sum() for name, p in parameters.items() if not p.requires_grad}
     seen = _Gradients()
+    for theirs in (PrinterCallback, ProgressCallback):  # they write to standard output
+        trainer.remove_callback(theirs)
     trainer.add_callback(seen)
     trainer.train()
     logged = {key: value for entry in trainer.state.log_history for key, value in entry.items()}
@@ -59,4 +62,4 @@ def simulate_step(trainer: Trainer, losses: list[str]) -> dict[str, Any]:
 
 
 def _part(name: str) -> str:
-    return name.split(".lora_")[0]
+    return name.split(".lora_")[0] if ".lora_" in name else ".".join(name.split(".")[:2])

@@ -49,7 +49,7 @@ def stages(small, tmp_path_factory):
     sources = {2: [1], 3: [1, 2], 4: [1, 2, 3], 5: [4]}
     for stage, recipe in enumerate(RECIPES, 1):
         flags = [flag for of in sources.get(stage, []) for flag in (f"--stage{of}", done[of][0]["artifact"])]
-        more = ["--num_generations", "2"] if stage == 5 else []
+        more = ["--num_generations", "2", "--cold_start_steps", "1"] if stage == 5 else []
         done[stage] = recipe.main(["--output_dir", str(root / str(stage)), *FAST, *flags, *more]), root / str(stage)
     return done
 
@@ -83,9 +83,7 @@ def test_usage_is_a_share_of_each_layers_tokens_by_kind(stages):
 def test_the_last_stage_is_evaluated_and_answers(stages, tmp_path):
     model = str(stages[5][1] / "stage5")
     flags = ["--model", model, "--max_new_tokens", "4"]
-    headline = unimed_eval.main(
-        ["--model", model, "--limit", "12", "--output_dir", str(tmp_path / "eval"), "--max_new_tokens", "4"]
-    )
+    headline = unimed_eval.main([*flags, "--limit", "12", "--output_dir", str(tmp_path / "eval")])
     assert headline["num_samples"] == 12 and {"accuracy", "closed_accuracy", "mDice"} <= set(headline)
     answer = unimed_chat.main([*flags, "--output_dir", str(tmp_path / "chat")])
     assert answer["question"] and isinstance(answer["answer"], str) and len(answer["masks"]) == answer["answer"].count("<SEG>")
@@ -115,7 +113,7 @@ def test_a_stage_that_was_interrupted_goes_on_as_if_it_had_not_been(stages, tmp_
     sources = {1: [], 3: [1], 4: [1, 2, 3], 5: [4]}[stage]
     flags = [flag for of in sources for flag in (f"--stage{of}", stages[of][0]["artifact"])]
     flags += [*FAST, "--lr_scheduler_type", "constant", "--warmup_steps", "0", "--eval_limit", "0"]
-    flags += ["--num_generations", "2"] if stage == 5 else []
+    flags += ["--num_generations", "2", "--cold_start_steps", "2"] if stage == 5 else []
     whole, cut = str(tmp_path / "whole"), str(tmp_path / "cut")
     recipe = RECIPES[stage - 1]
     at_once = recipe.main([*flags, "--max_steps", "4", "--output_dir", whole])
@@ -164,7 +162,7 @@ def test_all_stages_in_order_as_a_process_and_again_without_work(small, tmp_path
     settings = {"max_steps": 1, "eval_limit": 3, "use_cpu": True, "max_completion_length": 4, "per_device_train_batch_size": 2}
     (tmp_path / "settings").mkdir()
     for stage in range(1, 6):
-        own = settings | ({"num_generations": 2, "gradient_accumulation_steps": 1} if stage == 5 else {})
+        own = settings | ({"num_generations": 2} if stage == 5 else {})
         (tmp_path / "settings" / f"stage{stage}.yaml").write_text(json.dumps(own))
     cache, data = tmp_path / "cache", build_starter_unimed()
     cache.mkdir()
