@@ -7,7 +7,7 @@ S tokens, H hidden, I inner, E experts, K choices of a token, S K rows (moe_rout
 are zeros or undefined and nobody reads. Both ways are one kernel each, a token a program: dispatch reads S H and writes S K H
 elements, combine the reverse with its sum in float32; the gradient of each is the other. DeepSpeed's einsums with [S, E, C] masks
 take 2 S E C H FLOPs each (arXiv:2201.05596). The products are cuBLAS's, an expert at a time up to FEW_EXPERTS, for whose sizes the
-host waits once, and beyond that F.grouped_mm, which waits for nothing.
+host waits once, and beyond that F.grouped_mm, which waits for nothing. On the CPU moe_cpu.py does all of it, expert by expert.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,6 +20,7 @@ from torch.library import custom_op
 
 from kernels.language import tl, triton
 from kernels.launch import LaunchConfig, launch, padded_power, runs_triton
+from kernels.moe_cpu import moe_mlp_cpu
 from kernels.moe_routing import Routing
 
 FEW_EXPERTS = 8
@@ -348,6 +349,38 @@ def _project(rows: Tensor, linear: ExpertLinear, ends: Tensor) -> Tensor:
     return (y + linear.scale * grouped_linear(inner, linear.lora_B, ends)).to(y.dtype)
 
 
+def _in_rows(hidden: Tensor, routing: Routing, linears: tuple[ExpertLinear, ...]) -> Tensor:
+    """All rows at once, through each projection in turn."""
+    few, (gate, up, down) = len(routing.counts) <= FEW_EXPERTS, linears
+    ends = routing.ends.cpu() if few else routing.ends  # the one wait for the device, for all products
+    rows = moe_dispatch(hidden, routing.slots, routing.order)
+    inner = F.silu(_project(rows, gate, ends)) * _project(rows, up, ends)
+    return moe_combine(_project(inner, down, ends), routing.slots, routing.order, routing.weights)
+
+
+def _by_expert(hidden: Tensor, routing: Routing, linears: tuple[ExpertLinear, ...]) -> Tensor:
+    """moe_cpu.py's, in the types of `grouped_linear`; what dropout lets through is drawn here."""
+    adapted = [linear.lora_A is not None and linear.lora_B is not None for linear in linears]
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+
+    def given(tensors: list[Any]) -> list[Tensor]:
+        stacked = all(isinstance(tensor, Tensor) for tensor in tensors)
+        parts = tensors if stacked else [part for tensor in tensors for part in tensor]
+        return [part.to(dtype or part.dtype) for part in parts]
+
+    base = given([linear.weight for linear in linears])
+    lora = given([part for linear, has in zip(linears, adapted, strict=True) if has for part in (linear.lora_A, linear.lora_B)])
+    shares = [linear.dropout if has else 0.0 for linear, has in zip(linears, adapted, strict=True)]
+    masks = [
+        torch.empty(len(routing.order), linear.weight[0].shape[1], dtype=torch.bool).bernoulli_(1 - share)
+        for linear, share in zip(linears, shares, strict=True)
+        if share
+    ]
+    tokens, options = hidden.to(base[0].dtype), (adapted, [float(linear.scale) for linear in linears], shares)
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (tokens, routing.weights, *base, *lora))
+    return moe_mlp_cpu(tokens, routing.weights, routing.order, routing.ends, base, lora, masks, *options, keep)[0]
+
+
 def moe_mlp(hidden: Tensor, routing: Routing, gate_proj: Projection, up_proj: Projection, down_proj: Projection) -> Tensor:
     """The weighted sum of the SwiGLU experts each token of `hidden` (S, H) is routed to: (S, H), 0 for padding and what is dropped.
 
@@ -361,8 +394,5 @@ def moe_mlp(hidden: Tensor, routing: Routing, gate_proj: Projection, up_proj: Pr
     for name, linear in {"gate_proj": gate, "up_proj": up, "down_proj": down}.items():
         if len(linear.weight) != num_experts:
             raise ValueError(f"{name} must be of {num_experts} experts as the routing is, not of {len(linear.weight)}")
-    ends = routing.ends.cpu() if num_experts <= FEW_EXPERTS else routing.ends  # the one wait for the device, for all products
-    rows = moe_dispatch(hidden, routing.slots, routing.order)
-    inner = F.silu(_project(rows, gate, ends)) * _project(rows, up, ends)
-    out = moe_combine(_project(inner, down, ends), routing.slots, routing.order, routing.weights)
-    return out.to(hidden.dtype)
+    way = _by_expert if hidden.device.type == "cpu" else _in_rows
+    return way(hidden, routing, (gate, up, down)).to(hidden.dtype)

@@ -12,6 +12,7 @@ line is JSON: total, kept, skipped (also rows without image, answer or mask tag)
 copied, data, log, output.
 
 `--check_data` is test_dataset.py: the first row that can be used is opened, and type, shape and values of what it holds are shown.
+`--check_model` is test_model_init.py: the networks are built, as stage 3 trains them, and what is trained is counted.
 
 Differences from the published script: flags instead of paths in the code; names without `.png` get it in the file that is written,
 since its own training does not look for them with it; all masks of an answer are looked for; a path that leaves its root is refused
@@ -26,6 +27,7 @@ from typing import Any
 from engine.command.arguments import parse_arguments
 from engine.command.main import run_command
 from engine.command.settings import check_ranges, refuse, setting
+from engine.command.unimed_settings import NetworkArguments
 from engine.data.prepare.grounding_subset import FIRST, find_subset, write_subset
 
 logger = logging.getLogger(__name__)
@@ -34,8 +36,8 @@ LOOKED_AT = 100  # rows among which one can be shown
 
 
 @dataclass
-class SubsetArguments:
-    """Which rows of which file."""
+class SubsetArguments(NetworkArguments):
+    """Which rows of which file, and which networks are looked at."""
 
     data: str | None = setting(None, "JSON file of grounding questions. None: the starter data.", metavar="FILE")
     image_root: str | None = setting(None, "Folder of images/ and masks/. None: that of the file or the one above.", metavar="DIR")
@@ -44,9 +46,15 @@ class SubsetArguments:
     check_only: bool = setting(False, "Count, and write nothing.")
     check_data: bool = setting(False, "Open the first row that can be used and show what it holds; write nothing.")
 
+    check_model: bool = setting(False, "Build the networks and count what stage 3 trains; nothing is read or written.")
+
     def __post_init__(self):
+        super().__post_init__()
         check_ranges(type(self), vars(self))
-        writes = not (self.check_only or self.check_data) and self.data is not None
+        looks = self.check_only or self.check_data or self.check_model
+        writes = not looks and self.data is not None
+        one = sum([self.check_only, self.check_data, self.check_model]) <= 1
+        refuse([(one, "--check_only, --check_data and --check_model are three things to do: give one of them")])
         refuse(
             [
                 (not writes or bool(self.output), "--output is missing: the folder for rows and files (or --check_only)"),
@@ -57,6 +65,8 @@ class SubsetArguments:
 
 def main(argv: list[str]) -> dict:
     (args,) = parse_arguments(SubsetArguments, argv, recipe="unimed_grounding_subset", description=__doc__)
+    if args.check_model:
+        return check_model(args)
     data = args.data or starter_file()
     if args.check_data:
         return check_data(data, args.image_root)
@@ -89,6 +99,21 @@ def check_data(data: str | Path, image_root: str | None) -> dict[str, Any]:
     for key, text in sample.items():
         logger.info("%-15s %s", key, text)
     return {"data": str(data), "row": rows.record(0)["row"], "bad_rows_before": len(rows.skipped), "sample": sample}
+
+
+def check_model(args: SubsetArguments) -> dict[str, Any]:
+    """What stage 3 trains of the networks, in numbers of parameters."""
+    from engine.training.config.grounding import GroundingConfig
+    from engine.training.warm_up.unimed import small_networks
+    from models.starter.uni_medvlm import build_tiny_unimed
+    from models.uni_medvlm.checkpoints.loading import load_pretrained
+    from models.uni_medvlm.checkpoints.networks import build_unimed
+    from models.uni_medvlm.stages.trainable import prepare_stage, trained_by_part
+
+    run = GroundingConfig(output_dir="unused", use_cpu=True, bf16=False)
+    model = args.load(build_unimed, load_pretrained, lambda: small_networks(build_tiny_unimed), run).model
+    prepare_stage(model, 3)
+    return trained_by_part(model)
 
 
 def described(value: Any) -> str:

@@ -83,9 +83,10 @@ def main(argv: list[str]) -> dict:
     from engine.tasks.mecovqa.task import MeCoVQATask
     from engine.training.grounding import GroundingTrainer
     from models.uni_medvlm.stages.artifacts import save_stage3
+    from models.uni_medvlm.stages.trainable import trained_by_part
 
     if own.check_model:
-        return count(load_model(own, args, *sources).model)
+        return trained_by_part(load_model(own, args, *sources).model)
     splits, task = load_mecovqa_splits(data, ["grounding"]), MeCoVQATask()
     if own.simulate_one_step:
         for name, value in ONE_STEP.items():
@@ -130,17 +131,6 @@ def load_model(own: Stage3Arguments, args: GroundingConfig, stage1, stage2):
             load_stage2(policy.model, stage2)
     prepare_stage(policy.model, 3, ExpertLoRA(own.lora_r, own.lora_alpha, own.lora_dropout))
     return policy
-
-
-def count(model) -> dict:
-    """What test_model_init.py shows: parameters that are trained, by part, and all."""
-    trained: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            part = "LoRA" if ".lora_" in name else ".".join(name.split(".")[: 2 if name.startswith("visual") else 1])
-            trained[part] = trained.get(part, 0) + parameter.numel()
-    total, every = sum(trained.values()), sum(parameter.numel() for parameter in model.parameters())
-    return {"trained_parameters": total, "parameters": every, "share": total / every, "by_part": trained}
 
 
 if __name__ == "__main__":

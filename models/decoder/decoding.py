@@ -2,7 +2,8 @@
 
 On CUDA the step runs on static shapes and is captured once in a CUDA graph and replayed; on CPU the same step runs as it is. The
 graph reads the weights where they lie. Under autocast that is where autocast keeps its casts of trained weights until its end,
-which a rollout does not outlive. Frozen float32 weights it casts anew at every use, so a step with such weights is not captured.
+which a rollout does not outlive. Frozen float32 weights it casts anew at every use, so a step with such weights is not captured,
+nor is one that waits for the device.
 
 Letters: B prompts, G answers a prompt, N = B*G rows (fewer once finished rows are dropped), P prompt tokens, V vocabulary.
 """
@@ -22,7 +23,8 @@ WARM_UP_STEPS = 2  # eager steps before capture: libraries allocate their worksp
 @dataclass(frozen=True)
 class LanguageModel:
     """`decoder`: the layers, called as those of Hugging Face; `embed`: ids (N, 1) -> (N, 1, H); `head`: (N, H) -> logits (N, V),
-    by `head_weight`; `axes`: along how many a token has a position; `mask`: a mask of keys as the layers take it."""
+    by `head_weight`; `axes`: along how many a token has a position; `mask`: a mask of keys as the layers take it; `waits`: the host
+    reads from the device within a step, as a mixture of experts does, so that no CUDA graph can hold one."""
 
     decoder: nn.Module
     embed: Callable[[Tensor], Tensor]
@@ -30,6 +32,7 @@ class LanguageModel:
     head_weight: Tensor
     axes: int = 1
     mask: Callable[[Tensor | None], Any] = lambda mask: mask
+    waits: bool = False
 
 
 def casts_weights(model: LanguageModel, device_type: str) -> bool:
@@ -57,7 +60,7 @@ class Decoding:
         self.model, self.cache = model, cache
         on_cuda = model.head_weight.is_cuda
         self.static = on_cuda if static is None else static
-        self.capturable = on_cuda and self.static and not casts_weights(model, "cuda")
+        self.capturable = on_cuda and self.static and not model.waits and not casts_weights(model, "cuda")
         cache.expand(num_answers, max_new_tokens, static=self.static)
         self.position = next_position.repeat_interleave(num_answers)
         self.key_mask: Tensor | None = None  # (N, 1, 1, keys), True where a key is real; None where all are

@@ -71,7 +71,7 @@ def build_tiny_unimed(
     )
     sam = starter_sam()
     model = UniMedVLM(vision, LlamaForCausalLM(config), sam, start, UniMedConfig(tiling=tiling, compat=compat))
-    processor = UniMedProcessor(tokenizer, Sizes.of(vision, sam), tiling)
+    processor = UniMedProcessor(tokenizer, Sizes.of(vision, sam), tiling, compat)
     assert processor.ids[SEG] == model.token_id(SEG)
     model.eval()
     return UniMedPolicy(model, processor)

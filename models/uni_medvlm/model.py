@@ -82,6 +82,13 @@ class UniMedVLM(nn.Module):
         """The language model beneath PEFT; its layers carry the adapters."""
         return beneath_adapters(self.language_model)
 
+    @property
+    def end_ids(self) -> list[int]:
+        """Every id that ends an answer: the generation config's and the tokenizer's."""
+        ids = self.llm.generation_config.eos_token_id
+        own = self.processor.tokenizer.eos_token_id if self.processor is not None else None
+        return sorted({i for i in [*(ids if isinstance(ids, list) else [ids]), own] if i is not None})
+
     def token_id(self, token: str) -> int:
         """The id of one of NEW_TOKENS."""
         return self.start + NEW_TOKENS.index(token)
@@ -96,8 +103,10 @@ class UniMedVLM(nn.Module):
 
     def decoding_parts(self) -> LanguageModel:
         """What of it decodes."""
-        own = self.llm.get_output_embeddings().weight
-        return LanguageModel(self.llm.get_decoder(), self.input_embeddings, lambda x: self.token_rows.logits(x, own), own)
+        own, waits = self.llm.get_output_embeddings().weight, self.ledger is not None
+        return LanguageModel(
+            self.llm.get_decoder(), self.input_embeddings, lambda x: self.token_rows.logits(x, own), own, waits=waits
+        )
 
     # ---- what the language model reads -----------------------------------------------------------------------------------
 
@@ -140,6 +149,7 @@ class UniMedVLM(nn.Module):
         _, G, T = answer_ids.shape
         features = self.image_features(prompt.shown) if features is None else features
         embeds = torch.cat([self.embed_prompt(prompt, features), self.input_embeddings(answer_ids.flatten(1))], 1)
+        embeds = self._all_used(embeds)
         steps = prompt.next_position[:, None, None] + torch.arange(T, device=answer_ids.device)
         positions = torch.cat([prompt.position_ids, steps.expand(-1, G, T).flatten(1)], 1)
         if self.ledger is not None:
@@ -147,7 +157,7 @@ class UniMedVLM(nn.Module):
         states = self.llm.get_decoder()(
             inputs_embeds=embeds,
             position_ids=positions,
-            attention_mask=None,
+            attention_mask=prompt.attention_mask.new_ones(1, 1, 1, 1, dtype=torch.bool),  # unread: the layout says who sees whom
             use_cache=False,
             layout=prefix_layout(prompt.attention_mask, G, T),
         ).last_hidden_state
@@ -157,10 +167,16 @@ class UniMedVLM(nn.Module):
         hidden = torch.cat([first, states[:, P:].unflatten(1, (G, T))[:, :, :-1]], 2).flatten(0, 1)
         return head(hidden, self.head_weight())
 
+    def _all_used(self, embeds: Tensor) -> Tensor:
+        """The same, with all that is trained between image and language model in its graph: what a batch does not use, such as the
+        regions' adapter, has a gradient of zeros then. Processes that train together wait for each other's."""
+        parts = self.vision_tower, self.mm_projector, self.region_fea_adapter
+        trained = [parameter.flatten()[0] for part in parts for parameter in part.parameters() if parameter.requires_grad]
+        return embeds + torch.stack(trained).sum().to(embeds.dtype) * 0.0 if trained else embeds
+
     def _said(self, answer_ids: Tensor) -> Tensor:
         """Whether a token of [B, G, T] is part of its answer: none is behind an end token."""
-        end = self.llm.generation_config.eos_token_id
-        ends = torch.isin(answer_ids, torch.tensor(end if isinstance(end, list) else [end], device=answer_ids.device))
+        ends = torch.isin(answer_ids, torch.tensor(self.end_ids, device=answer_ids.device))
         return ends.cumsum(-1) - ends.long() == 0
 
     # ---- masks -----------------------------------------------------------------------------------------------------------
@@ -172,8 +188,10 @@ class UniMedVLM(nn.Module):
 
     def decode_masks(self, states: Tensor, embeddings: list[Tensor], images: list[ImageInputs]) -> tuple[list[Tensor], Tensor]:
         """states [M, H] that predict a `<SEG>`, with the embedding and the image of each -> mask logits [height, width] of each in
-        its image's own size, without padding, float32; and the IoU [M] that the decoder expects of them."""
+        its image's own size, without padding, float32; and the IoU [M] that the decoder expects of them. M may be 0."""
         own = next(self.text_hidden_fcs.parameters()).dtype
+        if not images:
+            return [], states.new_zeros(0, dtype=torch.float32)
         text = self.text_hidden_fcs[0](states.to(own))[:, None, None]  # [M, 1, 1, 256]: a mask of each image, by one embedding
         masks, iou = self.visual_model.decode(torch.stack(embeddings).to(own), multimask_output=False, text_embeddings=text)
         pairs = zip(images, masks.float(), strict=True)

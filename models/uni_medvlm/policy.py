@@ -39,9 +39,7 @@ class UniMedPolicy:
     @property
     def eos_token_ids(self) -> list[int]:
         """Every id that ends an answer: the generation config's and the tokenizer's."""
-        ids = self.model.llm.generation_config.eos_token_id
-        ids = ids if isinstance(ids, list) else [ids]
-        return sorted({i for i in [*ids, self.processor.tokenizer.eos_token_id] if i is not None})
+        return self.model.end_ids
 
     @property
     def pad_token_id(self) -> int:
@@ -92,10 +90,10 @@ class UniMedPolicy:
 
     @staticmethod
     def _kept(cache: FeatureCache, images: list[ImageInputs], compute: Any) -> list[Tensor]:
-        if not images or not all(image.key for image in images):
+        if not all(image.key for image in images):
             return list(compute(images))
         keys = [(image.key, len(image.views.images_vit)) for image in images]
-        if images[0].sam_pixels.device.type == "cpu":
+        if images and images[0].sam_pixels.device.type == "cpu":
             # One by one: rounding depends on a batch's size, and a resumed run, which has kept none, is the same to the last bit.
             return cache.of(keys, lambda places: [compute([images[place]])[0] for place in places])
         return cache.of(keys, lambda places: compute([images[place] for place in places]))

@@ -2,7 +2,7 @@
 
 An image becomes as many `<image>` tokens as its views have patches, a region `<region>`, one token for its vector, `</region>`. The
 prompt is written by the tokenizer's chat template, or LLaVA's where it has none. What has the role `caption` stands alone, without
-a template: the image and a line break, as stage 1 trains on captions.
+a template: the image and a line break, as stage 1 trains on captions, after the start token where prompts have one.
 """
 
 import re
@@ -56,15 +56,15 @@ class Sizes:
 class UniMedProcessor:
     """`tokenizer` gets NEW_TOKENS unless it has them; they are no special tokens of it, so that an answer keeps its `<SEG>`."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, sizes: Sizes, tiling: bool = False):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, sizes: Sizes, tiling: bool = False, compat: str = "default"):
         tokenizer.add_tokens([token for token in NEW_TOKENS if token not in tokenizer.get_vocab()])
-        self.tokenizer, self.sizes, self.tiling = tokenizer, sizes, tiling
+        self.tokenizer, self.sizes, self.tiling, self.compat = tokenizer, sizes, tiling, compat
         self.ids = {token: int(tokenizer.get_vocab()[token]) for token in NEW_TOKENS}
 
     def encode(self, prompt: list[Message], images: Sequence[Image.Image], image_key: str | None = None) -> EncodedPrompt:
         """Chat messages and their image, at most one -> what `UniMedPolicy.batch` takes.
 
-        ValueError where the messages' image places and the images differ in number, or a region lies on no image.
+        ValueError where the messages' image places and the images differ in number, or a region is not one of the image.
         """
         parts = _parts(prompt)
         places, masks = sum(part["type"] == "image" for part in parts), [p["mask"] for p in parts if p["type"] == "region"]
@@ -72,6 +72,10 @@ class UniMedProcessor:
             raise ValueError(f"a prompt has {places} image places and {len(images)} images: expected one of each, or none")
         if masks and not images:
             raise ValueError("a prompt has a region, and no image that it lies on")
+        for mask in masks:
+            if mask.size != images[0].size:
+                (width, height), (w, h) = mask.size, images[0].size
+                raise ValueError(f"a region of {width} x {height} pixels on an image of {w} x {h}")
         image = self._image(images[0], masks, image_key) if images else None
         views = len(image.views.images_vit) if image else 0
         return EncodedPrompt(torch.tensor(self._expanded(self.text_ids(self._text(prompt)), views), dtype=torch.long), image)
@@ -115,14 +119,20 @@ class UniMedProcessor:
     def _text(self, prompt: list[Message]) -> str:
         messages = [{"role": message["role"], "content": _written(_parts([message]))} for message in prompt]
         if messages[0]["role"] == CAPTION:
-            return str(messages[0]["content"])
+            return self._start + str(messages[0]["content"])
         if self.tokenizer.chat_template:
             return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        text = (self.tokenizer.bos_token or "") + SYSTEM
-        for message in messages:
-            said = message["content"]
-            text += f"USER: {said} ASSISTANT:" if message["role"] == "user" else f" {said}{self.tokenizer.eos_token}"
+        system = "".join(f"{message['content']} " for message in messages if message["role"] == "system")
+        text = (self.tokenizer.bos_token or "") + (system or SYSTEM)
+        for role, said in [(message["role"], message["content"]) for message in messages if message["role"] != "system"]:
+            text += f"USER: {said} ASSISTANT:" if role == "user" else f" {said}{self.tokenizer.eos_token}"
         return text
+
+    @cached_property
+    def _start(self) -> str:
+        """The start token, where prompts begin with it: language models attend to it, so a caption's has it too."""
+        start = self.tokenizer.bos_token or ""
+        return start if self._text([{"role": "user", "content": "?"}]).startswith(start) else ""
 
     def _expanded(self, ids: list[int], views: int) -> list[int]:
         place, patches = self.ids[IMAGE], views * self.sizes.grid**2
@@ -134,7 +144,8 @@ class UniMedProcessor:
         box = Layout.fit(image.size).global_box(sizes.vit) if self.tiling else (0, 0, sizes.vit, sizes.vit)
         frame = Frame.fit(image.size[::-1], sizes.sam, "centre")
         pixels = frame.pad(normalised(frame.resize(as_pixels(image)), sizes.sam_normalisation))
-        return ImageInputs(views, pixels, frame, [patch_weights(mask, box, sizes.vit, sizes.grid) for mask in masks], key)
+        regions = [patch_weights(mask, box, sizes.vit, sizes.grid, self.compat) for mask in masks]
+        return ImageInputs(views, pixels, frame, regions, key)
 
 
 def _parts(prompt: list[Message]) -> list[dict[str, Any]]:

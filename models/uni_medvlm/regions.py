@@ -1,9 +1,11 @@
 """A region of an image as one vector for the language model: the mean of what the vision tower sees there (MedPLIB, section 3.2).
 
-A region is a mask. Each patch counts by the share of it that the mask covers. `compat="reference"` samples points instead, as
-MedPLIB's code does: its grid lies up to half a patch too far up and left.
+A region is a mask. Each patch counts by the share of it that the mask covers. With `compat="reference"` it is MedPLIB's mean over
+points instead, one for each patch whose first pixel the mask covers: its points lie up to a patch too far up and left, and of a
+region that covers no such pixel the vector is zero. Of more than 512 points the published code takes some at random, here all
+count.
 
-Letters: g patches of a side, N = g * g, D width of the vision tower.
+Letters: g patches of a side, N = g * g.
 """
 
 import numpy as np
@@ -14,11 +16,9 @@ from torch import Tensor
 
 from models.uni_medvlm.encoder.tiling import Box
 
-MOST_POINTS = 512
 
-
-def patch_weights(mask: Image.Image, box: Box, size: int, grid: int) -> Tensor:
-    """The share of each patch that a mask covers, [N] float32 with the sum 1.
+def patch_weights(mask: Image.Image, box: Box, size: int, grid: int, compat: str = "default") -> Tensor:
+    """What each patch counts in the mean over a region, [N] float32 with the sum 1.
 
     mask: L, of the image's size, positive inside; the image lies in `box` of a square of `size` pixels, of `grid` x `grid` patches.
     ValueError for a mask that covers nothing.
@@ -31,20 +31,18 @@ def patch_weights(mask: Image.Image, box: Box, size: int, grid: int) -> Tensor:
     shares = F.adaptive_avg_pool2d(square, grid).flatten()
     if not shares.any():
         raise ValueError("a region that covers nothing of its image")
+    if compat == "reference":
+        return sampled_weights(F.interpolate(square, (grid, grid), mode="nearest")[0, 0] > 0.5)
     return shares / shares.sum()
 
 
-def sampled_feature(features: Tensor, mask: Tensor) -> Tensor:
-    """As MedPLIB computes it: features [N, D], mask [g, g] bool with at most `MOST_POINTS` points -> [D], zeros for none.
+def sampled_weights(points: Tensor) -> Tensor:
+    """What each patch counts in MedPLIB's mean over points, [N] float32: the sum is 1, or 0 where there are no points.
 
-    Raises ValueError for more points, of which the published code takes some at random.
+    points [g, g] bool: point (i, j) is read, between patches, at (i, j) / g of the way from the first patch to the last.
     """
-    rows, columns = torch.where(mask)
-    if len(rows) > MOST_POINTS:
-        raise ValueError(f"{len(rows)} points: expected at most {MOST_POINTS}")
-    if not len(rows):
-        return features.new_zeros(features.shape[1])
-    side = mask.shape[0]
-    points = torch.stack([columns, rows], -1).to(features.dtype) / side
-    grid = features.T.reshape(1, -1, side, side)
-    return F.grid_sample(grid, 2 * points[None, None] - 1, mode="bilinear", align_corners=True)[0, :, 0].mean(-1)
+    side = len(points)
+    place = torch.arange(side) / side * (side - 1)
+    near = (1 - (place[:, None] - torch.arange(side)).abs()).clamp(min=0)  # [point, patch]: bilinear along one side
+    weights = near.T @ points.float() @ near
+    return weights.flatten() / points.sum().clamp(min=1)

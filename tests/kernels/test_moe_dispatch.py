@@ -16,7 +16,20 @@ from kernels.moe_routing import route_reference
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 S, H, INNER, R = 29, 24, 40, 8
+WAYS = ["by_expert", "in_rows"]
 ROUTES = [{"top_k": 1}, {"top_k": 2}, {"top_k": 2, "capacity_factor": 0.6}]
+
+
+@pytest.fixture
+def way(request, monkeypatch):
+    """The CPU goes expert by expert; how a GPU goes is tried here too."""
+    if request.param == "in_rows":
+        monkeypatch.setattr(moe_dispatch, "_by_expert", moe_dispatch._in_rows)
+
+
+@pytest.fixture
+def in_rows(monkeypatch):
+    monkeypatch.setattr(moe_dispatch, "_by_expert", moe_dispatch._in_rows)
 
 
 def inputs(E: int, dtype=torch.float32, lora: bool = False):
@@ -55,7 +68,8 @@ def assert_close(ours, exact, tolerance):
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("E", [2, 5, 12])
 @pytest.mark.parametrize("options", ROUTES, ids=str)
-def test_outputs_and_gradients_equal_the_specification(options, E, lora, listed):
+@pytest.mark.parametrize("way", WAYS, indirect=True)
+def test_outputs_and_gradients_equal_the_specification(options, E, lora, listed, way):
     case = inputs(E, torch.float64, lora)
     expected = run(moe_mlp_reference, route_reference, case, **options)
     assert_close(run(moe_mlp, route, case, listed, **options), expected, 1e-9)
@@ -63,7 +77,8 @@ def test_outputs_and_gradients_equal_the_specification(options, E, lora, listed)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("E", [4, 12])
-def test_in_its_own_type_it_is_as_exact_as_the_specification(E, dtype):
+@pytest.mark.parametrize("way", WAYS, indirect=True)
+def test_in_its_own_type_it_is_as_exact_as_the_specification(E, dtype, way):
     hidden, gate, mask, leaves = inputs(E, dtype, lora=True)
     double = [leaf.detach().double().requires_grad_() for leaf in (hidden, gate)]
     doubles = [[leaf.detach().double().requires_grad_() for leaf in tensors] for tensors in leaves]
@@ -76,7 +91,7 @@ def test_in_its_own_type_it_is_as_exact_as_the_specification(E, dtype):
 
 
 @pytest.mark.parametrize("E", [5, 12])
-def test_grouped_products_equal_one_by_one(E, monkeypatch):
+def test_grouped_products_equal_one_by_one(E, in_rows, monkeypatch):
     case = inputs(E, torch.float32, lora=True)
     grouped = []
     monkeypatch.setattr(F, "grouped_mm", lambda *given, real=F.grouped_mm, **rest: grouped.append(1) or real(*given, **rest))
@@ -88,7 +103,7 @@ def test_grouped_products_equal_one_by_one(E, monkeypatch):
     assert_close(*results, 1e-5)
 
 
-def test_where_there_is_no_grouped_product_experts_go_one_by_one(monkeypatch):
+def test_where_there_is_no_grouped_product_experts_go_one_by_one(in_rows, monkeypatch):
     case, asked = inputs(12), []
     expected = run(moe_mlp, route, case, top_k=2)
     monkeypatch.setattr(F, "grouped_mm", lambda *_, **__: asked.append(1) or torch.zeros(2) @ torch.zeros(3))  # RuntimeError
@@ -97,7 +112,8 @@ def test_where_there_is_no_grouped_product_experts_go_one_by_one(monkeypatch):
     assert len(asked) == 1
 
 
-def test_an_expert_without_tokens_has_no_gradient_and_changes_nothing():
+@pytest.mark.parametrize("way", WAYS, indirect=True)
+def test_an_expert_without_tokens_has_no_gradient_and_changes_nothing(way):
     hidden, gate, mask, leaves = inputs(5)
     logits = torch.randn(S, 5)
     logits[:, 3] = -100
@@ -107,7 +123,8 @@ def test_an_expert_without_tokens_has_no_gradient_and_changes_nothing():
     assert all(not gradient[3].any() and gradient[2].any() for gradient in gradients)
 
 
-def test_frozen_experts_with_adapters_have_gradients_of_the_adapters_only():
+@pytest.mark.parametrize("way", WAYS, indirect=True)
+def test_frozen_experts_with_adapters_have_gradients_of_the_adapters_only(way):
     hidden, gate, mask, leaves = inputs(2, lora=True)
     frozen = [[tensors[0].detach(), *tensors[1:]] for tensors in leaves]
     out = moe_mlp(hidden, route(hidden, gate, 1, mask=mask), *(ExpertLinear(*tensors) for tensors in frozen))
@@ -115,7 +132,8 @@ def test_frozen_experts_with_adapters_have_gradients_of_the_adapters_only():
     assert all(tensors[0].grad is None and tensors[1].grad.any() and tensors[2].grad.any() for tensors in frozen)
 
 
-def test_under_autocast_products_are_in_its_type_and_the_output_in_that_of_the_states():
+@pytest.mark.parametrize("way", WAYS, indirect=True)
+def test_under_autocast_products_are_in_its_type_and_the_output_in_that_of_the_states(way):
     hidden, gate, mask, leaves = inputs(4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert grouped_linear(hidden, leaves[0][0], torch.tensor([1, 2, 3, 4], dtype=torch.int32)).dtype == torch.bfloat16
@@ -125,7 +143,8 @@ def test_under_autocast_products_are_in_its_type_and_the_output_in_that_of_the_s
 
 
 @pytest.mark.parametrize("E", [4, 12])
-def test_gradcheck(E):
+@pytest.mark.parametrize("way", WAYS, indirect=True)
+def test_gradcheck(E, way):
     hidden, gate, _, leaves = inputs(E, torch.float64)
     hidden = hidden.detach()[:5].requires_grad_()
 
@@ -139,7 +158,8 @@ def test_gradcheck(E):
 
 
 @pytest.mark.parametrize(("E", "dynamic", "backend"), [(4, False, "inductor"), (12, True, "aot_eager")])
-def test_a_layer_compiles_without_a_graph_break(E, dynamic, backend):
+@pytest.mark.parametrize("way", WAYS, indirect=True)
+def test_a_layer_compiles_without_a_graph_break(E, dynamic, backend, way):
     torch._dynamo.reset()
     case = inputs(E, lora=True)
 
@@ -187,7 +207,8 @@ def _reference_module(golden):
     return module
 
 
-def test_golden_layer_of_deepspeed(golden):
+@pytest.mark.parametrize("way", WAYS, indirect=True)
+def test_golden_layer_of_deepspeed(golden, way):
     """Output, and the gradients of input and gate, of both versions."""
     arrays = dict(np.load(golden / "uni_medvlm" / "moe_golden.npz"))
     described = json.loads((golden / "uni_medvlm" / "moe_golden.json").read_text())
@@ -225,7 +246,7 @@ def test_golden_layer_of_deepspeed(golden):
 @pytest.mark.triton
 @pytest.mark.parametrize("E", [2, 5, 12])
 @pytest.mark.parametrize("options", ROUTES, ids=str)
-def test_triton_bodies_equal_float64(options, E, monkeypatch):
+def test_triton_bodies_equal_float64(options, E, in_rows, monkeypatch):
     monkeypatch.setattr(moe_dispatch, "BLOCK", 16)  # two blocks of columns
     hidden, gate, mask, leaves = inputs(E)
     double = [leaf.detach().double().requires_grad_() for leaf in (hidden, gate)]

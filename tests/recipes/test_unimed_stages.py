@@ -16,6 +16,7 @@ from models.uni_medvlm.checkpoints.loading import load_pretrained
 from recipes import (
     unimed_chat,
     unimed_eval,
+    unimed_grounding_subset,
     unimed_stage1_align,
     unimed_stage2_vqa,
     unimed_stage3_grounding,
@@ -105,12 +106,13 @@ def test_one_step_of_stage_3_is_simulated(stages, tmp_path):
     assert found["trained_parameters"] < found["parameters"] and not list((tmp_path / "out").glob("checkpoint-*"))
     counted = unimed_stage3_grounding.main(["--stage1", stages[1][0]["artifact"], "--check_model", *FAST])
     assert counted["trained_parameters"] == found["trained_parameters"]
+    assert unimed_grounding_subset.main(["--check_model"])["trained_parameters"] == found["trained_parameters"]
     assert {"LoRA", "visual_model.mask_decoder", "text_hidden_fcs", "token_rows"} == set(counted["by_part"])
 
 
-@pytest.mark.parametrize("stage", [1, 3, 4, 5])
+@pytest.mark.parametrize("stage", range(1, 6))
 def test_a_stage_that_was_interrupted_goes_on_as_if_it_had_not_been(stages, tmp_path, stage):
-    sources = {1: [], 3: [1], 4: [1, 2, 3], 5: [4]}[stage]
+    sources = {1: [], 2: [1], 3: [1], 4: [1, 2, 3], 5: [4]}[stage]
     flags = [flag for of in sources for flag in (f"--stage{of}", stages[of][0]["artifact"])]
     flags += [*FAST, "--lr_scheduler_type", "constant", "--warmup_steps", "0", "--eval_limit", "0"]
     flags += ["--num_generations", "2", "--cold_start_steps", "2"] if stage == 5 else []

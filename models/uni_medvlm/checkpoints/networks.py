@@ -81,7 +81,7 @@ def assembled(
             *towers, fused_after=fused_after, select_layer=select_layer, tiling=config.tiling, compat=config.compat
         )
     start = len(tokenizer) if start is None else start
-    processor = UniMedProcessor(tokenizer, Sizes.of(encoder, sam), config.tiling)
+    processor = UniMedProcessor(tokenizer, Sizes.of(encoder, sam), config.tiling, config.compat)
     with reading(what):
         taken = next((token for place, token in enumerate(processor.ids) if processor.ids[token] != start + place), None)
     if taken is not None:

@@ -11,6 +11,8 @@
 The published code trains no weight in stage 3 that could make the model say `<SEG>`, and has no stages 4 and 5.
 """
 
+from typing import Any
+
 from peft import PeftModel
 from torch import nn
 
@@ -79,3 +81,14 @@ def _free_whole_experts(model: UniMedVLM) -> None:
 def trainable_names(model: nn.Module) -> list[str]:
     """The names of the parameters that learn."""
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def trained_by_part(model: nn.Module) -> dict[str, Any]:
+    """How many parameters learn, of all, and in which parts: the model's children, the mask decoder, and LoRA wherever it is."""
+    by_part: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = "LoRA" if ".lora_" in name else ".".join(name.split(".")[: 2 if name.startswith("visual_model") else 1])
+            by_part[part] = by_part.get(part, 0) + parameter.numel()
+    trained, every = sum(by_part.values()), sum(parameter.numel() for parameter in model.parameters())
+    return {"trained_parameters": trained, "parameters": every, "share": trained / every, "by_part": by_part}

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from models.sam.frame import Frame
-from models.starter.uni_medvlm import build_tiny_unimed
-from models.uni_medvlm.regions import patch_weights, sampled_feature
+from models.starter.uni_medvlm import CHAT_TEMPLATE, build_tiny_unimed
+from models.uni_medvlm.processor import SYSTEM
+from models.uni_medvlm.regions import patch_weights, sampled_weights
 from models.uni_medvlm.tokens import IMAGE, REGION, REGION_END, REGION_FEATURE
 from tests.models.sam.conftest import Golden
 from tests.models.uni_medvlm.test_policy import CORPUS, picture, region
@@ -81,20 +82,110 @@ def test_golden_region_features_as_medplib_samples_them(medplib):
     masks = torch.zeros(2, 24, 24, dtype=torch.bool)
     masks[0, 3:9, 10:20] = True
     masks[1, 20:24, 0:2] = masks[1, 0, 23] = True
-    found = torch.stack([sampled_feature(*pair) for pair in zip(features, masks, strict=True)])
+    found = torch.stack([sampled_weights(mask) @ own for own, mask in zip(features, masks, strict=True)])
     assert medplib.error("region/feat", found) <= 1e-5
 
 
+def test_points_are_those_of_torchs_grid_sample():
+    """Also of a region that is the whole image: more points than the published code takes."""
+    features = torch.randn(576, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for mask in (torch.ones(24, 24, dtype=torch.bool), torch.rand(24, 24, generator=torch.Generator().manual_seed(1)) > 0.7):
+        rows, columns = torch.where(mask)
+        points = torch.stack([columns, rows], -1).double() / 24
+        grid = features.T.reshape(1, 8, 24, 24)
+        expected = torch.nn.functional.grid_sample(grid, 2 * points[None, None] - 1, align_corners=True)[0, :, 0].mean(-1)
+        torch.testing.assert_close(sampled_weights(mask).double() @ features, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_the_reference_reads_points_and_the_default_shares():
+    published, own = build_tiny_unimed(CORPUS, compat="reference").processor, build_tiny_unimed(CORPUS).processor
+    mask = np.zeros((56, 56), np.uint8)
+    mask[16:40, 24:48] = 255  # whole patches: rows 2 to 4, columns 3 to 5
+    prompt = user({"type": "image"}, {"type": "region", "mask": Image.fromarray(mask)})
+    (points,), (shares,) = (p.encode(prompt, [picture(0, 56, 56)]).image.regions for p in (published, own))
+    covered = torch.zeros(7, 7, dtype=torch.bool)
+    covered[2:5, 3:6] = True
+    assert torch.equal(points, sampled_weights(covered)) and torch.equal(shares, covered.flatten() / 9)
+
+    mask[:] = 0
+    mask[9:12, 9:12] = 255  # between the first pixels of the patches
+    prompt = user({"type": "image"}, {"type": "region", "mask": Image.fromarray(mask)})
+    (points,), (shares,) = (p.encode(prompt, [picture(0, 56, 56)]).image.regions for p in (published, own))
+    assert not points.any() and shares.view(7, 7)[1, 1] == 1
+
+
+def test_a_region_of_another_size_than_its_image_is_refused(processor):
+    prompt = user({"type": "image"}, {"type": "region", "mask": region(40, 30)})
+    with pytest.raises(ValueError, match="a region of 30 x 40 pixels on an image of 112 x 90"):
+        processor.encode(prompt, [picture(0)])
+
+
+def test_a_region_without_an_image_is_refused(processor):
+    with pytest.raises(ValueError, match="no image that it lies on"):
+        processor.encode(user({"type": "region", "mask": region()}), [])
+
+
+def test_in_tiles_a_region_lies_where_the_global_view_shows_it():
+    """A wide image fills the view's width and the middle of its height."""
+    processor = build_tiny_unimed(CORPUS, tiling=True).processor
+    prompt = user({"type": "image"}, {"type": "region", "mask": Image.new("L", (112, 56), 255)})
+    encoded = processor.encode(prompt, [picture(0, 56, 112)])
+    (weights,) = encoded.image.regions
+    rows = weights.view(7, 7).sum(1)
+    assert encoded.image.views.images_vit.shape[0] == 3 and len(weights) == PATCHES
+    assert rows.sum().item() == pytest.approx(1) and not rows[[0, 6]].any() and rows[3] > rows[1] == pytest.approx(rows[5])
+
+
+# ---- templates ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def written():
+    """`written(template, prompt)`: what a processor with this chat template writes of a prompt, and the start token."""
+
+    def write(template, prompt):
+        processor = build_tiny_unimed(CORPUS).processor
+        processor.tokenizer.chat_template = template
+        ids = processor.encode(prompt, [picture(0)] if "image" in str(prompt) else []).input_ids.tolist()
+        return processor.tokenizer.decode(
+            [id for place, id in enumerate(ids) if id != processor.ids[IMAGE] or ids[place - 1] != id]
+        )
+
+    return write
+
+
+def test_without_a_chat_template_prompts_are_llavas(written):
+    prompt = user({"type": "image"}, {"type": "text", "text": "What?"})
+    assert written(None, prompt) == f"<s>{SYSTEM}USER: <image>\nWhat? ASSISTANT:"
+    turns = [{"role": "system", "content": "Be brief."}, *prompt, {"role": "assistant", "content": "A lesion."}]
+    assert written(None, turns) == "<s>Be brief. USER: <image>\nWhat? ASSISTANT: A lesion.</s>"
+
+
+def test_a_caption_has_the_start_token_where_prompts_have_it(written):
+    caption = [{"role": "caption", "content": [{"type": "image"}]}]
+    assert written(None, caption) == written("<s>" + CHAT_TEMPLATE, caption) == "<s><image>\n"
+    assert written(CHAT_TEMPLATE, caption) == "<image>\n"
+
+
+# ---- masks ----------------------------------------------------------------------------------------------------------------
+
+
 def test_golden_masks_lose_their_padding_and_nothing_else(golden):
-    """Where the published crop of 64 x 64 logits keeps the wrong rows and columns, the right ones are kept here."""
+    """The published crop of 64 x 64 logits keeps the wrong rows and columns; here each pixel has the logits of its own place. An
+    odd padding is half a pixel of 256 off: an eighth of a logit."""
     table = json.loads((golden / "uni_medvlm" / "medplib_losses_golden.json").read_text())["postprocess_crop_on_64x64"]
     for name, row in table.items():
         height, width = json.loads(name.replace("(", "[").replace(")", "]"))
         frame = Frame.fit((height, width), 256, "centre")
         assert frame.resized == (height, width)
-        rows, columns = row["correct_rows"], row["correct_cols"]
-        assert [frame.top / 4, (frame.top + height) / 4] == pytest.approx(rows, abs=0.25)
-        assert [frame.left / 4, (frame.left + width) / 4] == pytest.approx(columns, abs=0.25)
-        inside = torch.full((1, 1, 256, 256), -1.0)
-        inside[..., frame.top : frame.top + height, frame.left : frame.left + width] = 1.0
-        assert frame.masks(inside).shape == (1, 1, height, width) and (frame.masks(inside) == 1).all()
+        place = torch.arange(64) + 0.5  # of each logit, along a side
+        ramps = torch.stack([place[:, None].expand(64, 64), place.expand(64, 64)])[None]
+        vertical, horizontal = frame.masks(ramps)[0]
+        assert vertical.shape == (height, width)
+        for found, length, (first, last) in (
+            (vertical[:, 0], height, row["correct_rows"]),
+            (horizontal[0], width, row["correct_cols"]),
+        ):
+            pixels = first + (torch.arange(length) + 0.5) * (last - first) / length
+            torch.testing.assert_close(found, pixels.clamp(0.5, 63.5), atol=0.126, rtol=0)
+        assert (vertical == vertical[:, :1]).all() and (horizontal == horizontal[:1]).all()
