@@ -12,6 +12,7 @@ from engine.report.charts import as_png
 from engine.report.heatmap import HeatMap, heat_figure
 from engine.rollout.policy import Policy
 from engine.tasks.task import Task
+from engine.training.sft import padded_answers
 
 ROWS, BATCH = 64, 8  # looked at of each kind, and at once
 
@@ -54,8 +55,7 @@ def expert_usage(policy: Policy, ledger: Ledger, task: Task, rows: Rows) -> dict
 def _read(policy: Policy, task: Task, rows: list[dict]) -> None:
     encode = policy.processor.encode
     batch = policy.batch([encode(task.prompt(row), row["images"], row.get("image_id")) for row in rows])
-    answers = [torch.tensor(ids) for ids in policy.processor.answer_ids([task.target(row) for row in rows])]
-    ids = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=policy.pad_token_id).to(policy.device)
+    ids, _ = padded_answers(policy.processor.answer_ids([task.target(row) for row in rows]), policy)
     policy.model(**policy.answer_inputs(batch, ids[:, None]), head=lambda hidden, weight: hidden)
 
 

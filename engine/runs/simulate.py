@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from engine.errors import InputError
+from engine.runs.train import keep_quiet
 from engine.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -33,8 +33,7 @@ def simulate_step(trainer: Trainer, losses: list[str]) -> dict[str, Any]:
     before = {name: p.detach().clone() for name, p in parameters.items() if p.requires_grad}
     frozen = {name: p.detach().float().sum() for name, p in parameters.items() if not p.requires_grad}
     seen = _Gradients()
-    for theirs in (PrinterCallback, ProgressCallback):  # they write to standard output
-        trainer.remove_callback(theirs)
+    keep_quiet(trainer)
     trainer.add_callback(seen)
     trainer.train()
     logged = {key: value for entry in trainer.state.log_history for key, value in entry.items()}

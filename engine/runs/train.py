@@ -125,8 +125,7 @@ def train_to_end(trainer: Trainer, run: RunFolder, resume: Path | None) -> Path 
     Raises Interrupted after saving, where a signal asked to stop.
     """
     stop = StopOnSignal()
-    for theirs in (PrinterCallback, ProgressCallback):  # they write to standard output; RunLog takes their place
-        trainer.remove_callback(theirs)
+    keep_quiet(trainer)  # RunLog takes their place
     trainer.add_callback(stop)
     trainer.add_callback(RunLog(run))
     first = Manifest.read(resume).step if resume else 0
@@ -139,6 +138,12 @@ def train_to_end(trainer: Trainer, run: RunFolder, resume: Path | None) -> Path 
     if stop.received:
         raise Interrupted(f"stopped by a signal after step {trainer.state.global_step}; resume from {checkpoint}")
     return checkpoint
+
+
+def keep_quiet(trainer: Trainer) -> None:
+    """Without the callbacks of transformers that write to standard output, whose last line is the headline's."""
+    for theirs in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(theirs)
 
 
 def _evaluate(trainer: Trainer, task: Task, test: Rows, run: RunFolder, when: str, reuse: bool = False) -> Evaluation:

@@ -1,5 +1,7 @@
 """What came of asking about every row of a data set, in one form for all tasks; as a file, and as what a report shows."""
 
+import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +10,7 @@ from typing import Any
 
 from engine.files import plain, write_json
 from engine.report.content import Cell, Comparison, Table
+from engine.shown_text import spreadsheet_cell
 
 Columns = dict[str, Cell]
 
@@ -92,6 +95,16 @@ def tables(evaluations: Mapping[str, Evaluation]) -> list[Table]:
             cells = {line: list(values.values()) for line, values in evaluation.tables[title].items()}
             shown.append(Table(f"measures by {title}, {when}", columns, cells))
     return shown
+
+
+def table_csv(first: str, table: Mapping[str, Mapping[str, Any]]) -> str:
+    """{line: {column}} as CSV; `first` heads the lines' names, and a column that a line lacks is empty."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    columns = list(dict.fromkeys(column for line in table.values() for column in line))
+    writer.writerow([first, *columns])
+    writer.writerows(map(spreadsheet_cell, [name, *map(line.get, columns)]) for name, line in table.items())
+    return text.getvalue()
 
 
 def spread(items: Sequence, count: int) -> list:

@@ -8,8 +8,6 @@ A mask is sigmoid(logits) in 256 levels, as a PNG would keep it. A `stretched` m
 255, image by image, as in the published inference; an empty prediction then becomes a full one.
 """
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,8 +25,7 @@ from engine.report.content import Sample, ShownAnswer
 from engine.report.overlay import draw_overlay
 from engine.rollout.answers import Answer, Answers
 from engine.rollout.policy import Message
-from engine.shown_text import spreadsheet_cell
-from engine.tasks.evaluation import Evaluation
+from engine.tasks.evaluation import Evaluation, table_csv
 from engine.tasks.task import Reward
 
 ALL = "all"  # the line of all rows together
@@ -109,13 +106,7 @@ class MaskTask:
         )
 
     def files(self, evaluation: Evaluation) -> dict[str, bytes | str]:
-        table = evaluation.summary["table"]
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        columns = list(dict.fromkeys(column for line in table.values() for column in line))
-        writer.writerow(["dataset", *columns])
-        writer.writerows(map(spreadsheet_cell, [name, *map(line.get, columns)]) for name, line in table.items())
-        return {"table{}.csv": text.getvalue()}
+        return {"table{}.csv": table_csv("dataset", evaluation.summary["table"])}
 
     def shown(self, row: dict) -> tuple[str, str]:
         return f"{row['question']} ({row['dataset']})", row["answer"]

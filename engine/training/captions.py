@@ -10,7 +10,7 @@ from engine.rollout.answers import Answer
 from engine.rollout.policy import Policy
 from engine.tasks.task import Task
 from engine.training.config.sft import SFTConfig
-from engine.training.sft import SFTTrainer
+from engine.training.sft import SFTTrainer, padded_answers
 from kernels.linear_logprob import SKIP, linear_logprob
 
 
@@ -30,9 +30,7 @@ class CaptionTrainer(SFTTrainer):
         """(nats, tokens) of the target of each row."""
         policy, encode = self.policy, self.policy.processor.encode
         prompts = policy.batch([encode(self.task.prompt(row), row["images"], row.get("image_id")) for row in rows])
-        parts = [torch.tensor(ids) for ids in policy.processor.answer_ids([self.task.target(row) for row in rows])]
-        targets = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=SKIP).to(policy.device)
-        answer_ids = targets.where(targets != SKIP, policy.pad_token_id)
+        answer_ids, targets = padded_answers(policy.processor.answer_ids([self.task.target(row) for row in rows]), policy)
 
         def head(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
             return linear_logprob(hidden.flatten(0, 1), weight.to(hidden.dtype), targets.flatten())[0]

@@ -15,7 +15,6 @@ import torch
 
 from engine.data.rows import Rows
 from engine.errors import InputError
-from engine.rollout.grounded import GroundedAnswers
 from engine.rollout.policy import GroundingPolicy
 from engine.tasks.task import Task
 from engine.training.config.grounding import GroundingConfig
@@ -31,7 +30,6 @@ class GroundingTrainer(SFTTrainer):
 
     def __init__(self, policy: GroundingPolicy, task: Task, args: GroundingConfig, rows: Rows, **options: Any) -> None:
         super().__init__(policy, task, args, rows, **options)
-        self.greedy = GroundedAnswers(policy, task.prompt, args.max_completion_length)
         self.num_masks: torch.Tensor | None = None  # of the step, per process
         self.terms: list[torch.Tensor] = []  # text and TERMS of each micro-batch since the last log, shares of its step's
         self.num_steps = 0  # since the last log

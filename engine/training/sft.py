@@ -15,7 +15,8 @@ import torch
 from torch.utils.data import Sampler
 
 from engine.data.rows import Rows
-from engine.rollout.answers import Answer, GreedyAnswers
+from engine.rollout.answers import Answer
+from engine.rollout.grounded import greedy_answers
 from engine.rollout.policy import Policy
 from engine.tasks.task import Task
 from engine.training.config.sft import SFTConfig
@@ -34,7 +35,7 @@ class SFTTrainer(Trainer):
     def __init__(self, policy: Policy, task: Task, args: SFTConfig, rows: Rows, **options: Any) -> None:
         encoded = EncodedRows(rows, task, policy.processor, targets=True)
         super().__init__(policy.model, args, encoded, data_collator=list, processing_class=policy.processor, **options)
-        self.policy, self.greedy = policy, GreedyAnswers(policy, task.prompt, args.max_completion_length)
+        self.policy, self.greedy = policy, greedy_answers(policy, task.prompt, args.max_completion_length)
         self.loss_is_scaled_for_ga = True  # by the tokens of the step
         self.counts: list[torch.Tensor] = []  # since the last log: (tokens, those the model would choose, sum of entropies)
         self.started: float | None = None
@@ -59,9 +60,7 @@ class SFTTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: Any, return_outputs: Any = False, num_items_in_batch: Any = None) -> torch.Tensor:
         """This micro-batch's share of the step's loss, in nats per answer token of the step."""
         prompts = self.policy.batch([row["encoded"] for row in inputs])
-        parts = [torch.tensor(row["answer_ids"]) for row in inputs]
-        targets = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=SKIP).to(self.args.device)  # (B, T)
-        answer_ids = targets.where(targets != SKIP, self.policy.pad_token_id)
+        answer_ids, targets = padded_answers([row["answer_ids"] for row in inputs], self.policy)
 
         def head(hidden: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             logprob, counts = answer_likelihood(hidden.flatten(0, 1), weight, targets.flatten())
@@ -102,6 +101,13 @@ class SFTTrainer(Trainer):
             "tokens_per_second": tokens / seconds,
             "seconds/step": seconds / steps,
         }
+
+
+def padded_answers(answers: list[list[int]], policy: Policy) -> tuple[torch.Tensor, torch.Tensor]:
+    """B answers' tokens -> (B, T) twice, padded on the right: with the pad token, as a model reads them; with SKIP, as targets."""
+    parts = [torch.tensor(ids) for ids in answers]
+    targets = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=SKIP).to(policy.device)
+    return targets.where(targets != SKIP, policy.pad_token_id), targets
 
 
 def answer_likelihood(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

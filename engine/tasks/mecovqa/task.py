@@ -5,8 +5,6 @@ scored by `engine.evaluation.text_overlap`, masks by `engine.tasks.mecovqa.masks
 in GRPO.
 """
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,8 +18,7 @@ from engine.report.content import Sample, ShownAnswer
 from engine.report.overlay import draw_overlay
 from engine.rollout.answers import Answer, Answers
 from engine.rollout.policy import Message
-from engine.shown_text import spreadsheet_cell
-from engine.tasks.evaluation import Evaluation, instructive
+from engine.tasks.evaluation import Evaluation, instructive, table_csv
 from engine.tasks.mecovqa.evaluation import evaluate_mecovqa
 from engine.tasks.mecovqa.masks import FOUND, THRESHOLDS, dice_of_all, dice_of_none, score_masks
 from engine.tasks.multiple_choice import named
@@ -91,13 +88,7 @@ class MeCoVQATask:
 
     def files(self, evaluation: Evaluation) -> dict[str, bytes | str]:
         """The table: a line for all rows, a kind of question, a modality."""
-        table = evaluation.summary["table"]
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        columns = list(dict.fromkeys(column for line in table.values() for column in line))
-        writer.writerow(["rows", *columns])
-        writer.writerows(map(spreadsheet_cell, [name, *map(line.get, columns)]) for name, line in table.items())
-        return {"table{}.csv": text.getvalue()}
+        return {"table{}.csv": table_csv("rows", evaluation.summary["table"])}
 
     def shown(self, row: dict) -> tuple[str, str]:
         return row["question"], row["answer"]
