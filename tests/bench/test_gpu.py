@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu
-from bench.job_processes import JobProcesses
+from bench.gpu import __main__ as gpu
+from bench.gpu.job_processes import JobProcesses
 
 FAULTY = "tests.bench.faulty_cases"
 pytestmark = pytest.mark.skipif(not hasattr(os, "killpg"), reason="signals are POSIX")
@@ -89,7 +89,7 @@ def test_a_hang_ends_with_the_minutes():
 def test_what_was_found_is_kept_and_nothing_is_left_running_when_it_is_ended(tmp_path):
     """By SIGTERM, as a shell's timeout ends it."""
     command = [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--tiny", "--cases", FAULTY, "--output", str(tmp_path)]
-    root = Path(gpu.__file__).parents[1]
+    root = Path(gpu.__file__).parents[2]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         end = time.monotonic() + 100
         while not any(row.get("check") == "good, crashes" for row in written(tmp_path)) and time.monotonic() < end:

@@ -5,8 +5,11 @@ import sys
 import pytest
 import torch
 
-from bench import gpu, gpu_grpo, gpu_mask_decoder, gpu_moe, gpu_qwen, mask_decoder
-from bench.case_worker import FIRST, cases, perform
+from bench import mask_decoder
+from bench.gpu import __main__ as gpu
+from bench.gpu import grpo, moe, qwen
+from bench.gpu import mask_decoder as gpu_mask_decoder
+from bench.gpu.case_worker import FIRST, cases, perform
 from bench.measure import against_eager, relative_errors
 
 
@@ -19,7 +22,7 @@ def test_without_a_device_it_says_so_in_one_line(capsys):
 CPU = torch.device("cpu")
 JOB = {"device": "cpu", "tiny": True, "roof": [1e9, 1e9]}
 MASK_DECODER = ["token to image", "image to token (", "upscale (", "decoder, B=4"]
-CHECKS = [(gpu_grpo, "advantages"), *[(gpu_mask_decoder, name) for name in MASK_DECODER], (gpu_moe, "")]
+CHECKS = [(grpo, "advantages"), *[(gpu_mask_decoder, name) for name in MASK_DECODER], (moe, "")]
 
 
 @pytest.mark.parametrize(("module", "only"), CHECKS)
@@ -29,7 +32,7 @@ def test_checks_pass_small_on_the_cpu(module, only):
     assert [record["name"] for record in records] == names and all(record["passed"] for record in records)
 
 
-@pytest.mark.parametrize("module", [gpu_grpo, gpu_mask_decoder, gpu_moe, gpu_qwen])
+@pytest.mark.parametrize("module", [grpo, gpu_mask_decoder, moe, qwen])
 def test_every_case_can_be_built_and_has_a_name_of_its_own(module):
     built = list(cases(module, CPU, True))
     assert len({case.name for case in built}) == len(built)
@@ -39,10 +42,10 @@ def test_every_case_can_be_built_and_has_a_name_of_its_own(module):
 
 
 TIMED = [
-    (gpu_grpo, "frozen head"),
-    (gpu_grpo, "loss fwd ["),
-    (gpu_qwen, "decode step"),
-    (gpu_moe, "dispatch + combine [64, 64], E=8"),
+    (grpo, "frozen head"),
+    (grpo, "loss fwd ["),
+    (qwen, "decode step"),
+    (moe, "dispatch + combine [64, 64], E=8"),
 ]
 
 
@@ -54,16 +57,16 @@ def test_cases_are_timed_small_on_the_cpu(module, only):
     assert set(rows) == {"ours", "eager"} and all(row["ms"] > 0 and row["case"] == name for row in rows.values())
 
 
-@pytest.mark.parametrize("module", [gpu_grpo, gpu_mask_decoder, gpu_moe])
+@pytest.mark.parametrize("module", [grpo, gpu_mask_decoder, moe])
 def test_the_sanitizer_has_checks_of_every_op(module):
     for beginning in module.SANITIZED:
         assert any(check.name.startswith(beginning) for check in module.checks(CPU, True))
 
 
 def test_what_fails_is_reported_and_the_rest_goes_on(monkeypatch):
-    monkeypatch.setattr("bench.gpu_grpo.group_advantages", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("bench.gpu.grpo.group_advantages", lambda *_, **__: 1 / 0)
     names = ["advantages by group", "advantages by none"]
-    records = list(perform(JOB | {"work": "checks", "names": names}, [gpu_grpo]))
+    records = list(perform(JOB | {"work": "checks", "names": names}, [grpo]))
     assert [record["name"] for record in records if record["kind"] == "check"] == names
     assert records[1]["outcome"] == "ZeroDivisionError: division by zero"
 
@@ -71,7 +74,7 @@ def test_what_fails_is_reported_and_the_rest_goes_on(monkeypatch):
 def test_without_liger_its_rows_say_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "liger_kernel", None)
     with pytest.raises(ModuleNotFoundError, match=r"liger-kernel is not installed \(pip install liger-kernel\)"):
-        gpu_grpo._liger_loss(*[None] * 5, gpu_grpo.LOSS)
+        grpo._liger_loss(*[None] * 5, grpo.LOSS)
 
 
 def test_one_wrong_element_or_a_nan_in_any_gradient_is_more_than_is_allowed():

@@ -8,12 +8,12 @@ share left over; and with the rest torch.compile, TRL and Liger, each beside our
 between device events with a cold L2, or of replayed CUDA graphs for what takes microseconds. `roof` is the time that the case's
 FLOPs and bytes take at least, at the rates measured here, over the time it took.
 
-Cases come from the modules bench.gpu_*: `checks(device, tiny)`, `timings(device, tiny)`, `variants(device, tiny)`. Each timing, and
-the checks of each op, have a process of their own. Whatever raises, crashes (an illegal access takes its process along) or shows
-nothing for SECONDS is reported, and the rest goes on. Each result is appended to a file in OUTPUT as it is made; the last line is
-JSON. Exit code 1 where a check or a launch of ours failed or a check was left out, 2 without a CUDA device. `--device cpu --tiny`
-runs the cases small on the CPU, and writes where --output says. Compiling takes minutes, which the next call spares if it finds
-TRITON_CACHE_DIR and TORCHINDUCTOR_CACHE_DIR as this one left them.
+Cases come from the other modules of bench/gpu/: `checks(device, tiny)`, `timings(device, tiny)`, `variants(device, tiny)`. Each
+timing, and the checks of each op, have a process of their own. Whatever raises, crashes (an illegal access takes its process along)
+or shows nothing for SECONDS is reported, and the rest goes on. Each result is appended to a file in OUTPUT as it is made; the last
+line is JSON. Exit code 1 where a check or a launch of ours failed or a check was left out, 2 without a CUDA device. `--device cpu
+--tiny` runs the cases small on the CPU, and writes where --output says. Compiling takes minutes, which the next call spares if it
+finds TRITON_CACHE_DIR and TORCHINDUCTOR_CACHE_DIR as this one left them.
 """
 
 import argparse
@@ -33,16 +33,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-import bench
-from bench.job_processes import OVER, JobProcesses
+import bench.gpu
+from bench.gpu.job_processes import OVER, JobProcesses
 from bench.measure import environment
 
 # Seconds of the 540 that each phase may take; the peers have the rest, and what is left over comes before them.
 SHARES = {"ceilings": 30, "sanitizer": 90, "checks": 120, "goals": 120, "variants": 60}
+MACHINERY = {"__main__", "case_worker", "job_processes"}
 
 
 class Unit(NamedTuple):
-    """What one process is asked for: a job (bench.case_worker), and the sanitizer's tool that it runs under."""
+    """What one process is asked for: a job (bench.gpu.case_worker), and the sanitizer's tool that it runs under."""
 
     phase: str
     job: dict[str, Any]
@@ -50,8 +51,9 @@ class Unit(NamedTuple):
 
 
 def case_modules() -> list[str]:
-    """The modules of cases, bench.gpu_*."""
-    return sorted(f"bench.{module.name}" for module in pkgutil.iter_modules(bench.__path__) if module.name.startswith("gpu_"))
+    """The modules of cases: all in bench/gpu/ but those that run them."""
+    names = {module.name for module in pkgutil.iter_modules(bench.gpu.__path__)} - MACHINERY
+    return sorted(f"bench.gpu.{name}" for name in names)
 
 
 def units(modules: list[ModuleType], device: torch.device, tiny: bool, only: str) -> Iterator[Unit]:
@@ -209,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     device = torch.device(args.device)
     where = environment(device)
-    folder = args.output or (Path(__file__).parent / "results" if args.device == "cuda" and not args.tiny else None)
+    folder = args.output or (Path(__file__).parents[1] / "results" if args.device == "cuda" and not args.tiny else None)
     name = f"gpu_{re.sub('[^a-z0-9]+', '_', where['device'].lower()).strip('_')}_{where['date']}_{time.strftime('%H%M%S')}.jsonl"
     with JobProcesses(args.cases) as processes:
         run = Bench(processes, args, where, None if folder is None else folder / name)

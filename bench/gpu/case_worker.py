@@ -1,6 +1,6 @@
 """One process of bench.gpu: it does one job and writes each result, the moment that it has it, as a line of JSON.
 
-    python -m bench.case_worker RESULTS MODULE ...
+    python -m bench.gpu.case_worker RESULTS MODULE ...
 
 Imports come first, then the job is read from standard input: bench.gpu has the next process import while this one works. A job is
 {"work": "ceilings" | "checks" | "timing", "device", "tiny", "names"}, for a timing also "providers" and "roof". A record says in

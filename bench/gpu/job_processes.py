@@ -1,4 +1,4 @@
-"""Processes that do the jobs of bench.gpu one after another (bench.case_worker), so that none can spoil the next.
+"""Processes that do the jobs of bench.gpu one after another (bench.gpu.case_worker), so that none can spoil the next.
 
 Starting costs seconds of imports: the next process makes them while the present one works, then waits for its job.
 """
@@ -68,7 +68,7 @@ class JobProcesses:
         self._count += 1
         path = Path(self._folder.name, f"{self._count}.jsonl")
         path.touch()
-        command = [sys.executable, "-m", "bench.case_worker", str(path), *self.modules]
+        command = [sys.executable, "-m", "bench.gpu.case_worker", str(path), *self.modules]
         if tool:
             command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "5", *command]
         root = str(Path(bench.__file__).parents[1])
