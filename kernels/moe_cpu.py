@@ -1,19 +1,21 @@
-"""A mixture of SwiGLU experts on the CPU, an expert at a time: nothing of the size of all rows is kept but what two products made.
+"""A mixture of SwiGLU experts on the CPU, in pieces: one expert's tokens and a block of inner columns at a time.
 
-    for each expert e, its tokens s and their choices' weights w:
-        a = x G_e^T    b = x U_e^T    i = silu(a) b    out_s += w i D_e^T                            a and b are kept
-    t = dout_s D_e     dw = t . i     dD_e = (w dout)^T i     di = w t     db = di silu(a)     da = di b silu'(a)
-    dG_e = da^T x      dU_e = db^T x      dx_s += da G_e + db U_e
+    for each expert e, its tokens s and their choices' weights w, and each block J of columns:
+        a = x G_J^T    b = x U_J^T    i = silu(a) b    y += i D_J^T           then out_s += w y; a and b are kept
+    t = dout_s D_J     dw += t . i    dD_J = dout_s^T (w i)    di = w t     db = di silu(a)     da = di b silu'(a)
+    dG_J = da^T x      dU_J = db^T x      dx_s += da G_J + db U_J
 
-Where a projection has a LoRA, x G_e^T stands for x G_e^T + scale drop(x) A_e^T B_e^T. S tokens, K choices of a token, M = S K rows
-in the dispatched order (moe_routing.Routing), E experts, H hidden, I inner, r rank. 18 M H I FLOPs; kept are 2 M I elements, and
-each expert's 3 n I live for its turn only. Neither the rows of x nor those of the output are ever in one place, and dw needs none
-of them (as in SonicMoE, arXiv:2512.14080).
+Where a projection has a LoRA, x W^T stands for x W^T + (scale drop(x) A^T) B^T, the second added in place. S tokens, K
+choices of a token, M = S K rows in the dispatched order (moe_routing.Routing), E experts, H hidden, I inner, r rank. It takes
+18 M H I FLOPs, 12 M H I where the weights are frozen, and keeps 2 M I elements. Beside them live, for an expert with n rows, 3 n H
+elements and 4 n COLUMNS of a block; a product writes its part of a weight's gradient where it belongs, and dw needs no row of the
+output (as in SonicMoE, arXiv:2512.14080).
 
-float32 products are oneDNN's where torch has it: its AVX-512 code runs on every maker's processors, torch.mm's (MKL) not. It
-compiles a kernel for each size, so experts take their rows in steps of STEP, the last filled with zeros.
+float32 products with AVX-512 are oneDNN's where torch has it: its code for it runs on every maker's processors, torch.mm's (MKL)
+not. It compiles a kernel for each size, so experts take their rows in steps of STEP, the last filled with zeros.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,39 +25,35 @@ from torch import Tensor
 from torch.library import custom_op
 
 STEP = 32
+COLUMNS = 704
+ALL = slice(None)
 
 
 def _has_onednn(dtype: torch.dtype) -> bool:
-    return dtype == torch.float32 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return (
+        wide and dtype == torch.float32 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
 
 
-def product(x: Tensor, w: Tensor) -> Tensor:
-    """x (n, in) w (out, in)^T of the CPU, (n, out), none of them empty. Both may be transposed views."""
-    if _has_onednn(x.dtype):
-        return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
-    return x @ w.T
+def product(x: Tensor, w: Tensor, out: Tensor | None = None) -> Tensor:
+    """x (n, in) w (out, in)^T of the CPU, (n, out), none of them empty. All may be transposed views or blocks."""
+    if not _has_onednn(x.dtype):
+        return torch.mm(x, w.T) if out is None else torch.mm(x, w.T, out=out)
+    y = torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
+    return y if out is None else out.copy_(y)
 
 
-class _Adapter(NamedTuple):
-    """A LoRA of one expert's projection: A (r, in), B (out, r), its scale; `mask` (n, in) of what dropout lets through, or None."""
-
-    A: Tensor
-    B: Tensor
-    scale: float
-    mask: Tensor | None
-    share: float
-
-    def dropped(self, x: Tensor) -> Tensor:
-        x = x.to(self.A.dtype)
-        if self.mask is None:
-            return x
-        y, n = torch.zeros_like(x), len(self.mask)
-        torch.mul(x[:n], self.mask, out=y[:n])
-        return y.mul_(1 / (1 - self.share))
+def add_product(y: Tensor, x: Tensor, w: Tensor) -> None:
+    """y (n, out) += x (n, in) w (out, in)^T. y may be in a wider type than the two."""
+    if x.dtype == y.dtype and not _has_onednn(x.dtype):
+        y.addmm_(x, w.T)
+    else:
+        y += product(x, w)
 
 
 class _Expert(NamedTuple):
-    """What an expert has to do: its `number`, its rows `begin` to `end`, and its `size` rows of a and b, zeros included."""
+    """What an expert has to do: its `number` among those at hand, its rows `begin` to `end`, and its `size` rows of a and b."""
 
     number: int
     begin: int
@@ -64,59 +62,137 @@ class _Expert(NamedTuple):
     size: int
 
 
-def _experts(ends: Tensor, dtype: torch.dtype) -> Iterator[_Expert]:
-    """Those that have rows."""
-    begin = place = 0
+def _experts(ends: Tensor, first: int, count: int, dtype: torch.dtype) -> Iterator[_Expert]:
+    """Those of the `count` from `first` on that have rows."""
+    bounds, place = [0, *ends.tolist()][first : first + count + 1], 0
     step = STEP if _has_onednn(dtype) else 1
-    for e, end in enumerate(ends.tolist()):
+    for number, (begin, end) in enumerate(itertools.pairwise(bounds)):
         size = -(-(end - begin) // step) * step
         if size:
-            yield _Expert(e, begin, end, place, size)
-        begin, place = end, place + size
+            yield _Expert(number, begin, end, place, size)
+        place += size
 
 
-def _most_rows(order: Tensor, ends: Tensor) -> int:
-    return len(order) + len(ends) * (STEP - 1)
+def kept_rows(order: Tensor, ends: Tensor, first: int, count: int, dtype: torch.dtype) -> int:
+    """The rows of a and b that `count` experts from `first` on need; while a graph is traced, at most."""
+    if torch.compiler.is_compiling():
+        return len(order) + count * (STEP - 1)
+    return sum(expert.size for expert in _experts(ends, first, count, dtype))
+
+
+class _Linear:
+    """One expert's projection: its weight (out, in), its LoRA if it has one, and where the gradients of these go.
+
+    The inner width I is taken by blocks J: of `rows` of the weight in gate and up, of `columns` in down. `a` (n, r) is what the
+    LoRA's A makes of the input, `g` (n, r) the gradient of that; both grow block by block.
+    """
+
+    def __init__(self, tensors: list[Tensor], grads: list[Tensor], scale: float, mask: Tensor | None, share: float, size: int):
+        (self.weight, *pair), self.grads, self.mask, self.share, self.scale = tensors, grads, mask, share, scale
+        self.adapted = bool(pair)
+        if pair:
+            self.A, self.B = pair[0] * scale, pair[1]
+            self.a, self.g = (self.A.new_zeros(size, len(self.A)) for _ in range(2))
+
+    def dropped(self, x: Tensor, columns: slice) -> Tensor:
+        """A block of the LoRA's input, or of its gradient, without what dropout took."""
+        x = x.to(self.A.dtype)
+        if self.mask is None:
+            return x
+        y, n = torch.zeros_like(x), len(self.mask)
+        torch.mul(x[:n], self.mask[:, columns], out=y[:n])
+        return y.mul_(1 / (1 - self.share))
+
+    def read(self, x: Tensor, columns: slice = ALL) -> None:
+        if self.adapted:
+            add_product(self.a, self.dropped(x, columns), self.A[:, columns])
+
+    def block_of(self, x: Tensor, rows: slice, out: Tensor | None) -> Tensor:
+        """(n, rows) of the output, of an input that was read."""
+        y = product(x, self.weight[rows], out)
+        if self.adapted:
+            add_product(y, self.a, self.B[rows])
+        return y
+
+    def add_block(self, y: Tensor, x: Tensor, columns: slice) -> None:
+        """To the output, a block of the input's part; the LoRA's comes with `add_adapted`."""
+        add_product(y, x, self.weight[:, columns])
+        self.read(x, columns)
+
+    def add_adapted(self, y: Tensor) -> None:
+        if self.adapted:
+            add_product(y, self.a, self.B)
+
+    def read_grad(self, grad: Tensor, rows: slice = ALL) -> None:
+        if self.adapted:
+            add_product(self.g, grad.to(self.B.dtype), self.B[rows].T)
+
+    def grad_block(self, grad: Tensor, columns: slice) -> Tensor:
+        """(n, columns) of the input's gradient, of a gradient that was read."""
+        x = product(grad, self.weight[:, columns].T)
+        if self.adapted:
+            x += self.dropped(product(self.g, self.A[:, columns].T), columns)
+        return x
+
+    def add_grad_block(self, x: Tensor, grad: Tensor, rows: slice) -> None:
+        """To the input's gradient, the part of a block; the LoRA's comes with `add_adapted_grad`."""
+        add_product(x, grad, self.weight[rows].T)
+
+    def add_adapted_grad(self, x: Tensor) -> None:
+        if self.adapted:
+            x += self.dropped(product(self.g, self.A.T), ALL)
+
+    def learn(self, grad: Tensor, x: Tensor, rows: slice = ALL, columns: slice = ALL) -> None:
+        """The weight's gradient in a block of rows or columns."""
+        if self.grads[0].numel():
+            product(grad.T, x.T, self.grads[0][rows, columns])
+
+    def learn_A(self, x: Tensor, columns: slice = ALL) -> None:
+        if self.adapted and self.grads[1].numel():
+            product(self.g.T, self.dropped(x, columns).T, self.grads[1][:, columns]).mul_(self.scale)
+
+    def learn_B(self, grad: Tensor, rows: slice = ALL) -> None:
+        if self.adapted and self.grads[2].numel():
+            product(grad.T.to(self.B.dtype), self.a.T, self.grads[2][rows])
 
 
 class _Projections:
-    """The three projections' tensors, three stacked over experts or 3 E of them, and those of their adapters, alike."""
+    """The tensors of gate, up and down, stacked over experts or a list, those of their LoRAs, and the gradients of all."""
 
-    def __init__(self, base: Sequence[Tensor], lora: Sequence[Tensor], masks: Sequence[Tensor], num_experts: int, adapters: Any):
-        self.base = _by_projection(base, 3, num_experts)
+    def __init__(self, base: Sequence[Tensor], lora: Sequence[Tensor], masks: Sequence[Tensor], adapters: Any, grads: Any = ()):
         (adapted, self.scales, self.shares), given = adapters, iter(masks)
-        matrices = iter(_by_projection(lora, 2 * sum(adapted), num_experts))
-        self.lora = [(next(matrices), next(matrices)) if has else None for has in adapted]
         self.masks = [next(given) if share else None for share in self.shares]
+        each = 0 if base[0].dim() == 3 else len(base) // 3
+        self.tensors = _by_projection(base, lora, adapted, each)
+        self.grads = _by_projection(grads[: len(base)], grads[len(base) :], adapted, each) if grads else None
+        self.count, self.inner = len(self.tensors[0][0]), self.tensors[0][0][0].shape[0]
 
-    def adapter(self, which: int, expert: _Expert) -> _Adapter | None:
-        pair, mask = self.lora[which], self.masks[which]
-        if pair is None:
-            return None
-        part = None if mask is None else mask[expert.begin : expert.end]
-        return _Adapter(pair[0][expert.number], pair[1][expert.number], self.scales[which], part, self.shares[which])
+    def blocks(self) -> Iterator[slice]:
+        """Of the inner columns, about equal ones, whole cache lines."""
+        width = -(-self.inner // -(-self.inner // COLUMNS))
+        width = -(-width // 16) * 16
+        yield from (slice(begin, min(begin + width, self.inner)) for begin in range(0, self.inner, width))
 
-    def forward(self, which: int, expert: _Expert, x: Tensor) -> Tensor:
-        """(size, out) of (size, in)."""
-        y, adapter = product(x, self.base[which][expert.number]), self.adapter(which, expert)
-        if adapter is not None:
-            y += product(product(adapter.dropped(x), adapter.A), adapter.B).mul_(adapter.scale)
-        return y
+    def of(self, expert: _Expert) -> tuple[_Linear, ...]:
+        def linear(which: int) -> _Linear:
+            tensors, grads = (
+                [] if every is None else [each[expert.number] for each in every[which]] for every in (self.tensors, self.grads)
+            )
+            mask = self.masks[which]
+            part = None if mask is None else mask[expert.begin : expert.end]
+            return _Linear(tensors, grads, self.scales[which], part, self.shares[which], expert.size)
 
-    def backward(self, which: int, expert: _Expert, grad: Tensor) -> Tensor:
-        """The gradient (size, in) of what went in."""
-        x, adapter = product(grad, self.base[which][expert.number].T), self.adapter(which, expert)
-        if adapter is not None:
-            inner = product(grad.to(adapter.B.dtype), adapter.B.T).mul_(adapter.scale)
-            x += adapter.dropped(product(inner, adapter.A.T))
-        return x
+        return tuple(linear(which) for which in range(3))
 
 
-def _by_projection(tensors: Sequence[Tensor], groups: int, num_experts: int) -> list[Any]:
-    """Each group's tensors by expert: a stacked one, or a list."""
-    if len(tensors) == groups:
-        return list(tensors)
-    return [tensors[first : first + num_experts] for first in range(0, len(tensors), num_experts)]
+def _by_projection(base: Sequence[Tensor], lora: Sequence[Tensor], adapted: Sequence[bool], each: int) -> list[list[Any]]:
+    """For gate, up and down: weight and, where adapted, A and B, by expert: lists of `each`, or where that is 0 stacked tensors."""
+
+    def groups(tensors: Sequence[Tensor]) -> Iterator[Any]:
+        yield from (tensors[at : at + each] for at in range(0, len(tensors), each)) if each else tensors
+
+    weights, matrices = groups(base), groups(lora)
+    return [[next(weights), *((next(matrices), next(matrices)) if has else ())] for has in adapted]
 
 
 def _rows(source: Tensor, token: Tensor, size: int) -> Tensor:
@@ -125,6 +201,12 @@ def _rows(source: Tensor, token: Tensor, size: int) -> Tensor:
     torch.index_select(source, 0, token, out=rows[: len(token)])
     rows[len(token) :].zero_()
     return rows
+
+
+def _block(kept: Tensor, expert: _Expert, columns: slice) -> Tensor:
+    """An expert's block (size, columns) of a or b, in one piece of `kept`."""
+    begin = expert.place * kept.shape[1] + expert.size * columns.start
+    return kept.view(-1)[begin : begin + expert.size * (columns.stop - columns.start)].view(expert.size, -1)
 
 
 @custom_op("vesalius::moe_mlp_cpu", mutates_args=())
@@ -139,32 +221,37 @@ def moe_mlp_cpu(
     adapted: Sequence[bool],
     scales: Sequence[float],
     shares: Sequence[float],
-    keep: bool,
+    first: int,
+    room: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The output (S, H) in the type of `weights` (S, K), and a and b where they are to be kept for a backward.
+    """The part of the experts from `first` on in the output (S, H), in the type of `weights` (S, K), and a and b (room, I).
 
     `base` and `lora` (A, then B, of each projection that is `adapted`): stacked over experts, or each expert's. `masks` (M, in)
-    bool for the projections whose `shares`, of dropout, are not 0.
+    bool for the projections whose `shares`, of dropout, are not 0. `room`: 0, where there is no backward, or `kept_rows`.
     """
-    projections = _Projections(base, lora, masks, len(ends), (adapted, scales, shares))
-    width, K = projections.base[0][0].shape[0], weights.shape[1]
-    kept = [hidden.new_empty(_most_rows(order, ends) if keep else 0, width) for _ in range(2)]
+    projections, K = _Projections(base, lora, masks, (adapted, scales, shares)), weights.shape[1]
+    kept = [hidden.new_empty(room, projections.inner) for _ in range(2)]
     out = weights.new_zeros(hidden.shape)
-    for expert in _experts(ends, hidden.dtype):
+    for expert in _experts(ends, first, projections.count, hidden.dtype):
         choice = order[expert.begin : expert.end]
-        x = _rows(hidden, choice // K, expert.size)
-        a, b = (projections.forward(which, expert, x) for which in (0, 1))
-        if keep:
-            for whole, part in zip(kept, (a, b), strict=True):
-                whole[expert.place : expert.place + expert.size] = part
-        y = projections.forward(2, expert, F.silu(a, inplace=True).mul_(b))[: len(choice)].to(out.dtype)
-        out.index_add_(0, choice // K, y.mul_(weights.flatten()[choice, None]))
+        x, y = _rows(hidden, choice // K, expert.size), weights.new_zeros(expert.size, hidden.shape[1])
+        gate, up, down = projections.of(expert)
+        gate.read(x)
+        up.read(x)
+        for J in projections.blocks():
+            a, b = (
+                linear.block_of(x, J, _block(whole, expert, J) if room else None)
+                for linear, whole in zip((gate, up), kept, strict=True)
+            )
+            down.add_block(y, F.silu(a, inplace=not room).mul_(b), J)
+        down.add_adapted(y)
+        out.index_add_(0, choice // K, y[: len(choice)].mul_(weights.flatten()[choice, None]))
     return out, kept[0], kept[1]
 
 
 @moe_mlp_cpu.register_fake
-def _(hidden, weights, order, ends, base, lora, masks, adapted, scales, shares, keep):
-    kept = [hidden.new_empty(_most_rows(order, ends) if keep else 0, base[0].shape[-2]) for _ in range(2)]
+def _(hidden, weights, order, ends, base, lora, masks, adapted, scales, shares, first, room):
+    kept = [hidden.new_empty(room, base[0].shape[-2]) for _ in range(2)]
     return weights.new_empty(hidden.shape), *kept
 
 
@@ -183,53 +270,55 @@ def moe_mlp_cpu_backward(
     adapted: Sequence[bool],
     scales: Sequence[float],
     shares: Sequence[float],
+    first: int,
     needed: Sequence[bool],
 ) -> list[Tensor]:
     """Gradients of hidden, weights, base and lora in this order, empty where not `needed`."""
-    num_experts, K = len(ends), weights.shape[1]
-    projections = _Projections(base, lora, masks, num_experts, (adapted, scales, shares))
+    K, adapters = weights.shape[1], (adapted, scales, shares)
     grads = _empty([hidden, weights, *base, *lora], needed)
-    for tensor in [grads[1], *_without_rows(grads[2:], ends)]:
+    projections = _Projections(base, lora, masks, adapters, grads[2:])
+    for tensor in [grads[1], *_without_rows(grads[2:], ends, first, projections.count)]:
         tensor.zero_()
-    of_base = _by_projection(grads[2 : 2 + len(base)], 3, num_experts)
-    of_lora = iter(_by_projection(grads[2 + len(base) :], 2 * sum(adapted), num_experts))
-    pairs = [(next(of_lora), next(of_lora)) if has else None for has in adapted]
     grad_hidden = weights.new_zeros(hidden.shape if needed[0] else 0)
-
-    def learn(which: int, expert: _Expert, x: Tensor, grad: Tensor) -> None:
-        """The gradients of a projection's own tensors."""
-        whole, pair, adapter = of_base[which][expert.number], pairs[which], projections.adapter(which, expert)
-        if whole.numel():
-            whole.copy_(product(grad.T, x.T))
-        if pair is None or adapter is None:
-            return
-        grad, dropped, (of_A, of_B) = grad.to(adapter.B.dtype), adapter.dropped(x), (part[expert.number] for part in pair)
-        if of_B.numel():
-            of_B.copy_(product(grad.T, product(dropped, adapter.A).T)).mul_(adapter.scale)
-        if of_A.numel():
-            of_A.copy_(product(product(grad, adapter.B.T).T, dropped.T)).mul_(adapter.scale)
-
-    for expert in _experts(ends, hidden.dtype):
-        choice, place = order[expert.begin : expert.end], slice(expert.place, expert.place + expert.size)
-        token, n = choice // K, len(choice)
+    for expert in _experts(ends, first, projections.count, hidden.dtype):
+        choice = order[expert.begin : expert.end]
+        n, token = len(choice), choice // K
         weight = F.pad(weights.flatten()[choice], (0, expert.size - n))[:, None]
-        dy = _rows(grad, token, expert.size)
-        di = projections.backward(2, expert, dy.to(hidden.dtype))
-        inner = F.silu(a[place]).mul_(b[place])
-        if needed[1]:
-            grads[1].view(-1)[choice] = (di[:n].to(weights.dtype) * inner[:n]).sum(-1)
-        learn(2, expert, inner, (dy.to(weights.dtype) * weight).to(hidden.dtype))
-        del inner
-        di = (di * weight).to(hidden.dtype) if di.dtype != weight.dtype else di.mul_(weight)
-        db = F.silu(a[place]).mul_(di)
-        da = torch.ops.aten.silu_backward(di.mul_(b[place]), a[place])
-        del di
-        x = _rows(hidden, token, expert.size)
-        learn(0, expert, x, da)
-        learn(1, expert, x, db)
+        dy, x = (_rows(source, token, expert.size).to(hidden.dtype) for source in (grad, hidden))
+        dx, dw = (weights.new_zeros(expert.size, width) for width in (hidden.shape[1], 1))
+        gate, up, down = projections.of(expert)
+        gate.read(x)
+        up.read(x)
+        down.read_grad(dy)
+        for J in projections.blocks():
+            a_J, b_J = (_block(whole, expert, J) for whole in (a, b))
+            di, silu = down.grad_block(dy, J), F.silu(a_J)
+            inner = silu * b_J
+            if needed[1]:
+                dw += (di * inner).sum(-1, keepdim=True, dtype=dw.dtype)
+            inner *= weight
+            down.learn(dy, inner, columns=J)
+            down.learn_A(inner, J)
+            down.read(inner, J)
+            del inner
+            di *= weight
+            db = silu.mul_(di)
+            da = torch.ops.aten.silu_backward(di.mul_(b_J), a_J)
+            for linear, grad_J in ((gate, da), (up, db)):
+                linear.learn(grad_J, x, rows=J)
+                linear.learn_B(grad_J, J)
+                linear.read_grad(grad_J, J)
+                if needed[0]:
+                    linear.add_grad_block(dx, grad_J, J)
+        down.learn_B(dy)
+        gate.learn_A(x)
+        up.learn_A(x)
         if needed[0]:
-            dx = projections.backward(0, expert, da).add_(projections.backward(1, expert, db))
-            grad_hidden.index_add_(0, token, dx[:n].to(grad_hidden.dtype))
+            gate.add_adapted_grad(dx)
+            up.add_adapted_grad(dx)
+            grad_hidden.index_add_(0, token, dx[:n])
+        if needed[1]:
+            grads[1].view(-1)[choice] = dw[:n, 0]
     grads[0] = grad_hidden.to(hidden.dtype)
     return grads
 
@@ -238,19 +327,19 @@ def _empty(tensors: list[Tensor], needed: Sequence[bool]) -> list[Tensor]:
     return [tensor.new_empty(tensor.shape if need else (len(tensor), 0)) for tensor, need in zip(tensors, needed, strict=True)]
 
 
-def _without_rows(grads: Sequence[Tensor], ends: Tensor) -> Iterator[Tensor]:
+def _without_rows(grads: Sequence[Tensor], ends: Tensor, first: int, count: int) -> Iterator[Tensor]:
     """The gradients of the experts that no token chose."""
-    num_experts = len(ends)
-    empty = [e for e, count in enumerate(ends.diff(prepend=ends.new_zeros(1)).tolist()) if not count]
+    bounds = [0, *ends.tolist()][first : first + count + 1]
+    empty = [number for number, (begin, end) in enumerate(itertools.pairwise(bounds)) if begin == end]
     for index, grad in enumerate(grads):
         if grad.dim() == 3:
-            yield from (grad[e] for e in empty)
-        elif index % num_experts in empty:
+            yield from (grad[number] for number in empty)
+        elif index % count in empty:
             yield grad
 
 
 @moe_mlp_cpu_backward.register_fake
-def _(grad, hidden, weights, order, ends, a, b, base, lora, masks, adapted, scales, shares, needed):
+def _(grad, hidden, weights, order, ends, a, b, base, lora, masks, adapted, scales, shares, first, needed):
     return _empty([hidden, weights, *base, *lora], needed)
 
 
@@ -273,7 +362,7 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
     grads = moe_mlp_cpu_backward(grad.contiguous(), hidden, weights, order, ends, a, b, base, lora, masks, *ctx.rest, needed)
     given = [part if need else None for part, need in zip(grads, needed, strict=True)]
     of_base, of_lora = given[2 : 2 + len(base)], given[2 + len(base) :]
-    return given[0], given[1], None, None, of_base, of_lora, [None] * len(masks), None, None, None, None
+    return given[0], given[1], None, None, of_base, of_lora, [None] * len(masks), *[None] * 5
 
 
 moe_mlp_cpu.register_autograd(_backward, setup_context=_keep)

@@ -20,10 +20,11 @@ from torch.library import custom_op
 
 from kernels.language import tl, triton
 from kernels.launch import LaunchConfig, launch, padded_power, runs_triton
-from kernels.moe_cpu import moe_mlp_cpu
+from kernels.moe_cpu import kept_rows, moe_mlp_cpu
 from kernels.moe_routing import Routing
 
 FEW_EXPERTS = 8
+GROUPS = 4  # of experts on the CPU
 ALIGNED = 16  # bytes to which F.grouped_mm wants strides
 BLOCK = 4096  # columns a program takes at a time
 
@@ -359,26 +360,38 @@ def _in_rows(hidden: Tensor, routing: Routing, linears: tuple[ExpertLinear, ...]
 
 
 def _by_expert(hidden: Tensor, routing: Routing, linears: tuple[ExpertLinear, ...]) -> Tensor:
-    """moe_cpu.py's, in the types of `grouped_linear`; what dropout lets through is drawn here."""
+    """moe_cpu.py's, in the types of `grouped_linear`; what dropout lets through is drawn here.
+
+    Experts that are tensors of their own come in GROUPS, each an op, so that a backward adds the gradients of one group to what
+    their parameters have, and is rid of them, before it makes the next's.
+    """
     adapted = [linear.lora_A is not None and linear.lora_B is not None for linear in linears]
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-
-    def given(tensors: list[Any]) -> list[Tensor]:
-        stacked = all(isinstance(tensor, Tensor) for tensor in tensors)
-        parts = tensors if stacked else [part for tensor in tensors for part in tensor]
-        return [part.to(dtype or part.dtype) for part in parts]
-
-    base = given([linear.weight for linear in linears])
-    lora = given([part for linear, has in zip(linears, adapted, strict=True) if has for part in (linear.lora_A, linear.lora_B)])
+    base = [linear.weight for linear in linears]
+    lora = [part for linear, has in zip(linears, adapted, strict=True) if has for part in (linear.lora_A, linear.lora_B)]
     shares = [linear.dropout if has else 0.0 for linear, has in zip(linears, adapted, strict=True)]
     masks = [
         torch.empty(len(routing.order), linear.weight[0].shape[1], dtype=torch.bool).bernoulli_(1 - share)
         for linear, share in zip(linears, shares, strict=True)
         if share
     ]
-    tokens, options = hidden.to(base[0].dtype), (adapted, [float(linear.scale) for linear in linears], shares)
-    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (tokens, routing.weights, *base, *lora))
-    return moe_mlp_cpu(tokens, routing.weights, routing.order, routing.ends, base, lora, masks, *options, keep)[0]
+    num_experts, stacked = len(routing.counts), all(isinstance(part, Tensor) for part in (*base, *lora))
+    size = num_experts if stacked or torch.compiler.is_compiling() else -(-num_experts // GROUPS)
+    tokens, options = hidden.to(dtype or linears[0].weight[0].dtype), (adapted, [float(linear.scale) for linear in linears], shares)
+
+    def output(first: int) -> Tensor:
+        """The part of a group's experts."""
+        count = min(size, num_experts - first)
+        given = [parts if stacked else [each for part in parts for each in part[first : first + count]] for parts in (base, lora)]
+        tensors = [[part.to(dtype or part.dtype) for part in parts] for parts in given]
+        learning = any(tensor.requires_grad for tensor in (tokens, routing.weights, *tensors[0], *tensors[1]))
+        kept = kept_rows(routing.order, routing.ends, first, count, tokens.dtype) if learning and torch.is_grad_enabled() else 0
+        return moe_mlp_cpu(tokens, routing.weights, routing.order, routing.ends, *tensors, masks, *options, first, kept)[0]
+
+    total = output(0)
+    for first in range(size, num_experts, size):
+        total = total + output(first)
+    return total
 
 
 def moe_mlp(hidden: Tensor, routing: Routing, gate_proj: Projection, up_proj: Projection, down_proj: Projection) -> Tensor:

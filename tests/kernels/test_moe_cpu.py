@@ -133,12 +133,13 @@ def test_products_equal_float64(sizes, transposed):
     assert (product(x, w) - exact).norm() <= 1e-6 * exact.norm()
 
 
-def test_without_onednn_products_are_torchs(monkeypatch):
+def test_products_are_onednns_or_torchs(monkeypatch):
     hidden, gate, leaves = randn(S, H), randn(E, H, seed=1), leaves_of((True, True, True))
     linears, learning = [ExpertLinear(*tensors) for tensors in leaves], [hidden, *(t for tensors in leaves for t in tensors)]
-    with_it = results(moe_mlp, hidden, gate, linears, learning)
-    monkeypatch.setattr(moe_cpu, "_has_onednn", lambda _: False)
-    assert_close(results(moe_mlp, hidden, gate, linears, learning), with_it)
+    exact = results(moe_mlp_reference, hidden, gate, linears, learning)
+    for answer in {False, hasattr(torch.ops.mkldnn, "_linear_pointwise")}:
+        monkeypatch.setattr(moe_cpu, "_has_onednn", lambda _, answer=answer: answer)
+        assert_close(results(moe_mlp, hidden, gate, linears, learning), exact)
 
 
 @pytest.mark.parametrize("listed", [False, True])
@@ -152,10 +153,10 @@ def test_opcheck(listed):
     masks = [torch.arange(2 * S * H).view(2 * S, H) % 3 > 0]
     given = (hidden, weights, routing.order, routing.ends, base, lora, masks, *options)
     # with all rows written: a and b have some that nobody fills, which opcheck would compare
-    torch.library.opcheck(moe_mlp_cpu, (*given, False), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(moe_mlp_cpu, (*given, 0, 0), test_utils=("test_schema", "test_faketensor"))
     plain = [[t.detach() for t in part] if isinstance(part, list) and torch.is_tensor(part[0]) else part for part in given]
     plain[:2] = [hidden.detach(), weights.detach()]
-    out, a, b = moe_mlp_cpu(*plain, True)
+    out, a, b = moe_mlp_cpu(*plain, 0, 2 * S)
     a, b = a.nan_to_num(), b.nan_to_num()
     needed = [True, False, *[number % 2 == 0 for number in range(len(base) + len(lora))]]
-    torch.library.opcheck(moe_mlp_cpu_backward, (out.cos(), *plain[:4], a, b, *plain[4:], needed))
+    torch.library.opcheck(moe_mlp_cpu_backward, (out.cos(), *plain[:4], a, b, *plain[4:], 0, needed))
