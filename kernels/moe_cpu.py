@@ -36,20 +36,16 @@ def _has_onednn(dtype: torch.dtype) -> bool:
     )
 
 
-def product(x: Tensor, w: Tensor, out: Tensor | None = None) -> Tensor:
-    """x (n, in) w (out, in)^T of the CPU, (n, out), none of them empty. All may be transposed views or blocks."""
-    if not _has_onednn(x.dtype):
-        return torch.mm(x, w.T) if out is None else torch.mm(x, w.T, out=out)
-    y = torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
-    return y if out is None else out.copy_(y)
+def product(x: Tensor, w: Tensor) -> Tensor:
+    """x (n, in) w (out, in)^T of the CPU, (n, out), none of them empty. Both may be transposed views or blocks."""
+    return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "") if _has_onednn(x.dtype) else torch.mm(x, w.T)
 
 
-def add_product(y: Tensor, x: Tensor, w: Tensor) -> None:
-    """y (n, out) += x (n, in) w (out, in)^T. y may be in a wider type than the two."""
+def put_product(y: Tensor, x: Tensor, w: Tensor, add: bool = False) -> Tensor:
+    """y (n, out), which may be a block or in a wider type, becomes `product` of the two, or has it added."""
     if x.dtype == y.dtype and not _has_onednn(x.dtype):
-        y.addmm_(x, w.T)
-    else:
-        y += product(x, w)
+        return y.addmm_(x, w.T, beta=int(add))
+    return y.add_(product(x, w)) if add else y.copy_(product(x, w))
 
 
 class _Expert(NamedTuple):
@@ -105,27 +101,27 @@ class _Linear:
 
     def read(self, x: Tensor, columns: slice = ALL) -> None:
         if self.adapted:
-            add_product(self.a, self.dropped(x, columns), self.A[:, columns])
+            put_product(self.a, self.dropped(x, columns), self.A[:, columns], add=True)
 
     def block_of(self, x: Tensor, rows: slice, out: Tensor | None) -> Tensor:
         """(n, rows) of the output, of an input that was read."""
-        y = product(x, self.weight[rows], out)
+        y = product(x, self.weight[rows]) if out is None else put_product(out, x, self.weight[rows])
         if self.adapted:
-            add_product(y, self.a, self.B[rows])
+            put_product(y, self.a, self.B[rows], add=True)
         return y
 
     def add_block(self, y: Tensor, x: Tensor, columns: slice) -> None:
-        """To the output, a block of the input's part; the LoRA's comes with `add_adapted`."""
-        add_product(y, x, self.weight[:, columns])
+        """To the output, which the first begins, a block of the input's part; the LoRA's comes with `add_adapted`."""
+        put_product(y, x, self.weight[:, columns], add=columns.start > 0)
         self.read(x, columns)
 
     def add_adapted(self, y: Tensor) -> None:
         if self.adapted:
-            add_product(y, self.a, self.B)
+            put_product(y, self.a, self.B, add=True)
 
     def read_grad(self, grad: Tensor, rows: slice = ALL) -> None:
         if self.adapted:
-            add_product(self.g, grad.to(self.B.dtype), self.B[rows].T)
+            put_product(self.g, grad.to(self.B.dtype), self.B[rows].T, add=True)
 
     def grad_block(self, grad: Tensor, columns: slice) -> Tensor:
         """(n, columns) of the input's gradient, of a gradient that was read."""
@@ -134,9 +130,9 @@ class _Linear:
             x += self.dropped(product(self.g, self.A[:, columns].T), columns)
         return x
 
-    def add_grad_block(self, x: Tensor, grad: Tensor, rows: slice) -> None:
-        """To the input's gradient, the part of a block; the LoRA's comes with `add_adapted_grad`."""
-        add_product(x, grad, self.weight[rows].T)
+    def add_grad_block(self, x: Tensor, grad: Tensor, rows: slice, add: bool) -> None:
+        """To the input's gradient, or as its beginning, the part of a block; the LoRA's comes with `add_adapted_grad`."""
+        put_product(x, grad, self.weight[rows].T, add)
 
     def add_adapted_grad(self, x: Tensor) -> None:
         if self.adapted:
@@ -145,15 +141,15 @@ class _Linear:
     def learn(self, grad: Tensor, x: Tensor, rows: slice = ALL, columns: slice = ALL) -> None:
         """The weight's gradient in a block of rows or columns."""
         if self.grads[0].numel():
-            product(grad.T, x.T, self.grads[0][rows, columns])
+            put_product(self.grads[0][rows, columns], grad.T, x.T)
 
     def learn_A(self, x: Tensor, columns: slice = ALL) -> None:
         if self.adapted and self.grads[1].numel():
-            product(self.g.T, self.dropped(x, columns).T, self.grads[1][:, columns]).mul_(self.scale)
+            put_product(self.grads[1][:, columns], self.g.T, self.dropped(x, columns).T).mul_(self.scale)
 
     def learn_B(self, grad: Tensor, rows: slice = ALL) -> None:
         if self.adapted and self.grads[2].numel():
-            product(grad.T.to(self.B.dtype), self.a.T, self.grads[2][rows])
+            put_product(self.grads[2][rows], grad.T.to(self.B.dtype), self.a.T)
 
 
 class _Projections:
@@ -234,7 +230,8 @@ def moe_mlp_cpu(
     out = weights.new_zeros(hidden.shape)
     for expert in _experts(ends, first, projections.count, hidden.dtype):
         choice = order[expert.begin : expert.end]
-        x, y = _rows(hidden, choice // K, expert.size), weights.new_zeros(expert.size, hidden.shape[1])
+        token = (choice // K).int()
+        x, y = _rows(hidden, token, expert.size), weights.new_empty(expert.size, hidden.shape[1])
         gate, up, down = projections.of(expert)
         gate.read(x)
         up.read(x)
@@ -245,7 +242,7 @@ def moe_mlp_cpu(
             )
             down.add_block(y, F.silu(a, inplace=not room).mul_(b), J)
         down.add_adapted(y)
-        out.index_add_(0, choice // K, y[: len(choice)].mul_(weights.flatten()[choice, None]))
+        out.index_add_(0, token, y[: len(choice)].mul_(weights.flatten()[choice, None]))
     return out, kept[0], kept[1]
 
 
@@ -282,10 +279,10 @@ def moe_mlp_cpu_backward(
     grad_hidden = weights.new_zeros(hidden.shape if needed[0] else 0)
     for expert in _experts(ends, first, projections.count, hidden.dtype):
         choice = order[expert.begin : expert.end]
-        n, token = len(choice), choice // K
+        n, token = len(choice), (choice // K).int()
         weight = F.pad(weights.flatten()[choice], (0, expert.size - n))[:, None]
         dy, x = (_rows(source, token, expert.size).to(hidden.dtype) for source in (grad, hidden))
-        dx, dw = (weights.new_zeros(expert.size, width) for width in (hidden.shape[1], 1))
+        dx, dw = weights.new_empty(dy.shape), weights.new_zeros(expert.size, 1)
         gate, up, down = projections.of(expert)
         gate.read(x)
         up.read(x)
@@ -309,7 +306,7 @@ def moe_mlp_cpu_backward(
                 linear.learn_B(grad_J, J)
                 linear.read_grad(grad_J, J)
                 if needed[0]:
-                    linear.add_grad_block(dx, grad_J, J)
+                    linear.add_grad_block(dx, grad_J, J, add=J.start > 0 or linear is up)
         down.learn_B(dy)
         gate.learn_A(x)
         up.learn_A(x)
