@@ -1,16 +1,20 @@
 """A layer with a mixture of experts on the CPU: CPU time and peak memory of forward and backward, ours against what others ship.
 
-    python -m bench.moe [--tokens 2048 --repetitions 5 --only TEXT]
+    python -m bench.moe [--tokens 2048 --repetitions 5 --only TEXT --tiny]
 
     deepspeed     DeepSpeed's MoE layer, as MedPLIB uses it: top-1, an expert's room 1.5 of its share, experts whole or with LoRA
-    eager, ...    Hugging Face's sparse block of Qwen3-MoE, 64 experts and 8 a token, with each way that it has to run its experts
+    grouped_mm    Hugging Face's sparse block of Qwen3-MoE with the experts it ships by default, 64 of them and 8 a token
     ours          models/uni_medvlm/experts.py: MixtureOfExperts
 
-The same weights, tokens and float32 on both sides, one thread. Outputs and all gradients are compared before anything is timed.
-Memory is the most that a fresh process gains over its inputs and weights (read from /proc, so on Linux only): gradients of the
-weights, where there are any, are in it. CPU time is the median of interleaved repetitions in one process. The last line is JSON;
-`speedup` and `memory_ratio` are over the fastest and the leanest of the others. Without the extra `scale` there is no DeepSpeed,
-which a line says. Exit code 2 where nothing can run.
+The same weights, tokens and float32 on both sides, one thread. Outputs and all gradients are compared before anything is timed;
+`max_abs_error` is the largest difference of an element. CPU time is the median of interleaved repetitions in one process.
+`products_seconds` is what the experts' matrix products take by themselves, for the rows that each side gives them: `speedup_bound`,
+the other's time over our products', is what no order of work around them can exceed.
+
+Memory is the most that a fresh process gains over its tokens, its weights and their gradients (read from /proc, so on Linux only):
+the gradients are there before, as in each micro-batch of a step but the first, and both sides add to them. `first_memory_ratio` is
+of the first, in which gradients are made and count. The last line is JSON; each ratio is over the fastest or the leanest of the
+others. Without the extra `scale` there is no DeepSpeed, which a line says. Exit code 2 where nothing can run.
 """
 
 import argparse
@@ -18,6 +22,7 @@ import gc
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -30,6 +35,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from bench.measure import cpu_seconds, environment, peak_resident_bytes, relative_errors
+from kernels.moe_cpu import product
 from models.uni_medvlm.experts import MixtureOfExperts, RoutingOptions, SwiGLU
 from models.uni_medvlm.projections import PROJECTIONS
 
@@ -52,8 +58,9 @@ CASES = {
     "E=4": Case(1024, 2752, 4, 1, ("deepspeed",)),
     "E=2, LoRA": Case(1024, 2752, 2, 1, ("deepspeed",), lora=True),
     "E=4, LoRA": Case(1024, 2752, 4, 1, ("deepspeed",), lora=True),
-    "E=64, top-8": Case(512, 256, 64, 8, ("eager", "grouped_mm")),
+    "E=64, top-8": Case(512, 256, 64, 8, ("grouped_mm",)),
 }
+TINY = {"hidden": 32, "inner": 48}
 
 
 class Layer(NamedTuple):
@@ -98,6 +105,7 @@ def deepspeed(case: Case) -> Layer:
     from deepspeed.moe.layer import MoE
 
     if not torch.distributed.is_initialized():
+        package.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled, for minutes, for other processes
         store = torch.distributed.FileStore(tempfile.mkstemp()[1], 1)
         torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
         package.init_distributed("gloo")
@@ -146,73 +154,108 @@ def inputs(case: Case, tokens: int, seed: int = 1) -> tuple[Tensor, Tensor]:
     return x.requires_grad_(), grad
 
 
-def step(layer: Layer, x: Tensor, grad: Tensor) -> Tensor:
-    """Forward and backward; gradients land in `.grad` as in the first micro-batch of a step. Returns the output."""
+def step(layer: Layer, x: Tensor, grad: Tensor, first: bool = True) -> Tensor:
+    """Forward and backward, the output of it. Gradients of weights are made, as in a step's `first` micro-batch, or added to."""
     x.grad = None
-    layer.module.zero_grad(set_to_none=True)
+    if first:
+        layer.module.zero_grad(set_to_none=True)
     y = layer.run(x)
     y.backward(grad)
     return y.detach()
 
 
-def compare(case: Case, layers: dict[str, Layer], tokens: int) -> float:
-    """The largest relative error of an output or gradient of ours against any other's."""
+def compare(case: Case, layers: dict[str, Layer], tokens: int) -> tuple[float, float]:
+    """The largest difference of an element of an output or gradient of ours and any other's, and the largest relative error."""
     x, grad = inputs(case, tokens)
     made = {}
     for name, layer in layers.items():
         y = step(layer, x, grad)
-        made[name] = {"y": y, "x": x.grad, **layer.gradients()}
-        made[name] = {key: value.clone() for key, value in made[name].items()}
-        step(layer, x, grad)
-    mine, largest = made.pop("ours"), []
+        made[name] = {key: value.clone() for key, value in {"y": y, "x": x.grad, **layer.gradients()}.items()}
+    mine, absolute, relative = made.pop("ours"), [], []
     for theirs in made.values():
         if theirs.keys() != mine.keys():
             raise SystemExit(f"error: gradients of other parameters: {theirs.keys() ^ mine.keys()}")
-        largest.append(relative_errors([mine[key] for key in theirs], list(theirs.values())).max())
-    return torch.stack(largest).max().item()  # NaN where any is
+        absolute += [(mine[key] - theirs[key]).abs().max() for key in theirs]
+        relative.append(relative_errors([mine[key] for key in theirs], list(theirs.values())).max())
+    return torch.stack(absolute).max().item(), torch.stack(relative).max().item()  # NaN where any is
 
 
-def measure_memory(name: str, provider: str, tokens: int) -> int:
-    """Peak resident bytes of one provider, in a fresh process."""
-    command = [sys.executable, "-m", "bench.moe", f"--only={name}", f"--child={provider}", f"--tokens={tokens}"]
+def products(case: Case, rows: int, multiply: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], None]:
+    """The products of a step, and nothing else, of experts with as many rows each. `multiply`: x and w to x w^T."""
+    x, inner = torch.randn(rows, case.hidden), torch.randn(rows, case.inner)
+    weights = [torch.randn(case.inner, case.hidden) for _ in range(case.experts)]
+
+    def run() -> None:
+        for w in weights:
+            for _ in range(2):  # gate and up, down with its sides changed
+                multiply(x, w)
+                multiply(inner, w.T)
+            multiply(inner, w.T)
+            multiply(x, w)
+            for _ in range(0 if case.lora else 3):
+                multiply(inner.T, x.T)
+
+    return run
+
+
+def measure_memory(name: str, provider: str, args: argparse.Namespace) -> tuple[int, int]:
+    """Peak resident bytes of one provider, in a fresh process: gradients of weights being there, and not."""
+    command = [sys.executable, "-m", "bench.moe", f"--only={name}", f"--child={provider}", f"--tokens={args.tokens}"]
     # what is freed goes back to the system at once, and is no memory that a later step finds already there
     environ = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environ, check=True)
-    return int(done.stdout.splitlines()[-1])
+    done = subprocess.run(command + ["--tiny"] * args.tiny, stdout=subprocess.PIPE, text=True, env=environ, check=True)
+    there, made = done.stdout.splitlines()[-1].split()
+    return int(there), int(made)
 
 
 def run_child(case: Case, provider: str, tokens: int) -> None:
     """The fresh process: libraries are warm, with few tokens, before its memory counts."""
     layer = build(case, provider)
     step(layer, *inputs(case, 64 * case.experts))
-    layer.module.zero_grad(set_to_none=True)
     x, grad = inputs(case, tokens)
-    gc.collect()
-    print(peak_resident_bytes(lambda: step(layer, x, grad)))
+    peaks = []
+    for first in (False, True):
+        x.grad = None
+        if first:
+            layer.module.zero_grad(set_to_none=True)
+        gc.collect()
+        peaks.append(peak_resident_bytes(lambda first=first: step(layer, x, grad, first)))
+    print(*peaks)
 
 
 def measure(name: str, case: Case, args: argparse.Namespace) -> dict[str, Any]:
     """A case's row."""
     providers = [*case.others, "ours"]
-    memory = {provider: measure_memory(name, provider, args.tokens) for provider in providers}
+    memory = {provider: measure_memory(name, provider, args) for provider in providers}
     layers = {provider: build(case, provider) for provider in providers}
-    error = compare(case, layers, args.tokens)
-    if not error <= ALLOWED:
-        raise SystemExit(f"error: {name}: results differ by {error:.1e} relative; nothing was timed")
+    absolute, relative = compare(case, layers, args.tokens)
+    if not relative <= ALLOWED:
+        raise SystemExit(f"error: {name}: results differ by {relative:.1e} relative; nothing was timed")
     # each repetition has other tokens, the same for all, so that experts have other numbers of rows, as in training
     given = [inputs(case, args.tokens, seed) for seed in range(args.repetitions + 1)]
     turns = {provider: iter(given) for provider in providers}
     runs = {provider: lambda p=provider: step(layers[p], *next(turns[p])) for provider in providers}
-    seconds = cpu_seconds(runs, args.repetitions)
-    for provider in providers:
-        print(f"{name:12} {provider:12} {seconds[provider]:7.3f} s CPU  {memory[provider] >> 20:6d} MB", file=sys.stderr)
+    share = args.tokens * case.top_k / case.experts
+    rows = dict.fromkeys(providers, math.ceil(share)) | ({"deepspeed": math.ceil(1.5 * share)} if "deepspeed" in providers else {})
+    alone = {p: products(case, rows[p], product if p == "ours" else lambda x, w: x @ w.T) for p in providers}
+    seconds = cpu_seconds(runs | {f"{p}, products": run for p, run in alone.items()}, args.repetitions)
+    of_products = {p: seconds.pop(f"{p}, products") for p in providers}
+    for p in providers:
+        there, made = (value >> 20 for value in memory[p])
+        figures = f"{seconds[p]:7.3f} s CPU, products {of_products[p]:7.3f} s  {there:6d} MB, with gradients {made:6d} MB"
+        print(f"{name:12} {p:12} {figures}", file=sys.stderr)
+    fastest, leanest = min(seconds[other] for other in case.others), [min(memory[o][i] for o in case.others) for i in (0, 1)]
     return {
         "case": f"{name} S={args.tokens} H={case.hidden} F={case.inner} float32",
-        "speedup": round(min(seconds[other] for other in case.others) / seconds["ours"], 2),
-        "memory_ratio": round(memory["ours"] / min(memory[other] for other in case.others), 2),
-        "max_relative_error": float(f"{error:.1e}"),
+        "speedup": round(fastest / seconds["ours"], 2),
+        "speedup_bound": round(fastest / of_products["ours"], 2),
+        "memory_ratio": round(memory["ours"][0] / max(1, leanest[0]), 2),
+        "first_memory_ratio": round(memory["ours"][1] / max(1, leanest[1]), 2),
+        "max_abs_error": float(f"{absolute:.1e}"),
+        "max_relative_error": float(f"{relative:.1e}"),
         "cpu_seconds": {provider: round(value, 4) for provider, value in seconds.items()},
-        "rss_mb": {provider: value >> 20 for provider, value in memory.items()},
+        "products_seconds": {provider: round(value, 4) for provider, value in of_products.items()},
+        "rss_mb": {provider: [value >> 20 for value in both] for provider, both in memory.items()},
     }
 
 
@@ -221,16 +264,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--tiny", action="store_true", help="narrow layers, to try the bench itself")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if not sys.platform.startswith("linux"):
         print("error: only Linux can say how much memory one step takes (/proc/self/clear_refs)", file=sys.stderr)
         return 2
     torch.set_num_threads(1)
+    cases = {name: case._replace(**TINY) if args.tiny else case for name, case in CASES.items()}
     if args.child:
-        run_child(CASES[args.only], args.child, args.tokens)
+        run_child(cases[args.only], args.child, args.tokens)
         return 0
-    chosen = {name: case for name, case in CASES.items() if args.only in name}
+    chosen = {name: case for name, case in cases.items() if args.only in name}
     version = importlib.util.find_spec("deepspeed") and importlib.metadata.version("deepspeed")
     if not version:
         print("DeepSpeed is not installed (pip install -e '.[scale]'): its cases are left out", file=sys.stderr)
