@@ -10,6 +10,8 @@ own, as padded vocabularies do, stand for nothing: they are neither read nor sco
 Letters: V rows of the whole vocabulary, H hidden size, n new tokens.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,6 +27,8 @@ class TokenRows(nn.Module):
         self.first = first
         self.input = nn.Parameter(input_rows.detach().float().clone())
         self.head = nn.Parameter(head_rows.detach().float().clone())
+        self._whole: Tensor | None = None  # [V, H], a frozen head and room for the new rows
+        self._version: tuple[object, ...] = ()  # of the head that is in it
 
     def embed(self, input_ids: Tensor, embedding: nn.Module) -> Tensor:
         """Embeddings [..., H] of ids [...] below V, in the type of `embedding`, the language model's own.
@@ -36,13 +40,38 @@ class TokenRows(nn.Module):
         return torch.where((input_ids < self.first)[..., None], own, new)
 
     def head_weight(self, weight: Tensor) -> Tensor:
-        """[V, H]: the head of the whole vocabulary, from the language model's own, in its type."""
-        return torch.cat([weight[: self.first], self.head.to(weight.dtype)])
+        """[V, H]: the head of the whole vocabulary, from the language model's own, in its type.
+
+        The kernels read it in one piece. Of a frozen head that piece is made once and lent to every call, which writes the n new
+        rows into it and nothing else; a head that is trained is put together anew.
+        """
+        if weight.requires_grad:
+            return torch.cat([weight[: self.first], self.head.to(weight.dtype)])
+        version = (weight.data_ptr(), weight._version, weight.dtype, weight.device)
+        if self._whole is None or self._version != version:
+            self._whole = torch.cat([weight[: self.first], weight.new_empty(self.head.shape)])
+            self._version = version
+        # Unseen by autograd: two forward passes before a backward write the same values, under what the first has kept.
+        self._whole.data[self.first :].copy_(self.head.detach())
+        return _WithRows.apply(self.head, self._whole)
 
     def logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
         """hidden [N, H] -> [N, V]: what `head_weight` would give, without a copy of the head."""
         new = hidden @ self.head.to(hidden.dtype).T
         return torch.cat([(hidden @ weight.to(hidden.dtype).T)[:, : self.first], new], 1)
+
+
+class _WithRows(torch.autograd.Function):
+    """The whole [V, H], whose last rows are `rows`: theirs is the end of its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, whole: Tensor) -> Tensor:
+        ctx.num_rows, ctx.dtype = len(rows), rows.dtype
+        return whole.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad[-ctx.num_rows :].to(ctx.dtype), None
 
 
 def averaged_rows(embedding: Tensor, head: Tensor, first: int, num_tokens: int) -> TokenRows:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.uni_medvlm.token_rows import TokenRows, averaged_rows
 
@@ -48,6 +49,54 @@ def test_gradients_are_those_of_the_grown_vocabulary_and_reach_nothing_else(part
     assert torch.allclose(rows.input.grad, grown[0].grad[OWN:], atol=1e-6)
     assert torch.allclose(rows.head.grad, grown[1].grad[OWN:], atol=1e-6)
     assert embedding.weight.grad is None and head.weight.grad is None
+
+
+class Copies(TorchDispatchMode):
+    """Counts what is written that is as large as the head."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        written = isinstance(out, torch.Tensor) and out.numel() >= OWN * H and not function.is_view
+        self.count += written and function is not torch.ops.aten.detach.default
+        return out
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+def test_a_frozen_head_is_not_copied_again(parts, tuned):
+    _, head, rows = parts
+    rows.requires_grad_(tuned)
+    first = rows.head_weight(head.weight)
+    with torch.no_grad():
+        rows.head.add_(1)  # as a step does
+    with Copies() as copies:
+        second = rows.head_weight(head.weight)
+    assert copies.count == 0 and second.data_ptr() == first.data_ptr() and second.requires_grad == tuned
+    assert torch.equal(second, torch.cat([head.weight[:OWN], rows.head]))
+
+
+def test_another_head_is_seen_and_a_trained_one_learns(parts):
+    _, head, rows = parts
+    rows.head_weight(head.weight)
+    with torch.no_grad():
+        head.weight.mul_(2)  # as loading a checkpoint does
+    assert torch.equal(rows.head_weight(head.weight)[:OWN], head.weight[:OWN])
+    moved = torch.cat([head.weight, head.weight]).double()
+    assert torch.equal(rows.head_weight(moved)[:OWN], moved[:OWN])
+    head.requires_grad_(True)
+    rows.head_weight(head.weight).sum().backward()
+    assert head.weight.grad[:OWN].eq(1).all() and head.weight.grad[OWN:].eq(0).all() and rows.head.grad.eq(1).all()
+
+
+def test_two_forward_passes_before_a_backward_add_up(parts):
+    _, head, rows = parts
+    states = torch.randn(4, H, generator=torch.Generator().manual_seed(2))
+    losses = [(part @ rows.head_weight(head.weight).T).logsumexp(-1).sum() for part in states.split(2)]
+    sum(losses).backward()
+    grown = torch.cat([head.weight[:OWN], rows.head.detach()]).requires_grad_()
+    (states @ grown.T).logsumexp(-1).sum().backward()
+    assert torch.allclose(rows.head.grad, grown.grad[OWN:], atol=1e-6)
 
 
 def test_without_a_new_token_the_gradient_is_zero_and_not_absent(parts):
