@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import moe_cpu
-from kernels.moe_cpu import moe_mlp_cpu, moe_mlp_cpu_backward, product
+from kernels.moe_cpu import COLUMNS, moe_mlp_cpu, moe_mlp_cpu_backward, product
 from kernels.moe_dispatch import ExpertLinear, moe_mlp, moe_mlp_reference
 from kernels.moe_router import route
 
@@ -61,6 +62,49 @@ def test_one_expert_of_many_learns():
     linears = [ExpertLinear(*tensors) for tensors in each]
     exact = results(moe_mlp_reference, hidden, gate, linears, chosen)
     assert_close(results(moe_mlp, hidden, gate, linears, chosen), exact)
+
+
+class Calls(TorchDispatchMode):
+    """Which backward ops run."""
+
+    def __init__(self, seen):
+        super().__init__()
+        self.seen = seen
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.vesalius.moe_mlp_cpu_backward.default:
+            self.seen.append("backward")
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_group_of_experts_has_its_gradients_before_the_next_is_begun():
+    """Six experts are three groups of two: no more gradients than theirs are there beside what the parameters have."""
+    hidden, gate = randn(S, H), randn(6, H, seed=1)
+    each = [[randn(*shape, seed=10 * which + e) for e in range(6)] for which, shape in enumerate(SHAPES)]
+    loss = moe_mlp(hidden, route(hidden, gate, 2), *(ExpertLinear(weights) for weights in each)).square().sum()
+    seen: list = []
+    for weights in each:
+        for e, weight in enumerate(weights):
+            weight.register_post_accumulate_grad_hook(lambda _, e=e: seen.append(e // 2))
+    with Calls(seen):
+        loss.backward()
+    assert seen == ["backward", *[2] * 6, "backward", *[1] * 6, "backward", *[0] * 6]
+
+
+@pytest.mark.parametrize("inner", [COLUMNS - 4, COLUMNS + 4, 3 * COLUMNS])
+def test_every_block_of_inner_columns_counts_once(inner):
+    """Also a last one that is narrower."""
+    hidden, gate, r = randn(S, 8), randn(E, 8, seed=1), 4
+    shapes = ((inner, 8), (inner, 8), (8, inner))
+    leaves = [
+        [randn(E, *shape, seed=which), randn(E, r, shape[1], seed=3 + which), randn(E, shape[0], r, seed=6 + which)]
+        for which, shape in enumerate(shapes)
+    ]
+    linears, learning = (
+        [ExpertLinear(*tensors, scale=0.5) for tensors in leaves],
+        [hidden, gate, *(t for every in leaves for t in every)],
+    )
+    assert_close(results(moe_mlp, hidden, gate, linears, learning), results(moe_mlp_reference, hidden, gate, linears, learning))
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5])
