@@ -367,8 +367,8 @@ def _by_expert(hidden: Tensor, routing: Routing, linears: tuple[ExpertLinear, ..
     """
     adapted = [linear.lora_A is not None and linear.lora_B is not None for linear in linears]
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-    base = [linear.weight for linear in linears]
-    lora = [part for linear, has in zip(linears, adapted, strict=True) if has for part in (linear.lora_A, linear.lora_B)]
+    base: list[Any] = [linear.weight for linear in linears]
+    lora: list[Any] = [part for linear, has in zip(linears, adapted, strict=True) if has for part in (linear.lora_A, linear.lora_B)]
     shares = [linear.dropout if has else 0.0 for linear, has in zip(linears, adapted, strict=True)]
     masks = [
         torch.empty(len(routing.order), linear.weight[0].shape[1], dtype=torch.bool).bernoulli_(1 - share)

@@ -28,7 +28,7 @@ class TokenRows(nn.Module):
         self.input = nn.Parameter(input_rows.detach().float().clone())
         self.head = nn.Parameter(head_rows.detach().float().clone())
         self._whole: Tensor | None = None  # [V, H], a frozen head and room for the new rows
-        self._version: tuple[object, ...] = ()  # of the head that is in it
+        self._made_of: tuple[object, ...] = ()  # of the head that is in it
 
     def embed(self, input_ids: Tensor, embedding: nn.Module) -> Tensor:
         """Embeddings [..., H] of ids [...] below V, in the type of `embedding`, the language model's own.
@@ -47,10 +47,10 @@ class TokenRows(nn.Module):
         """
         if weight.requires_grad:
             return torch.cat([weight[: self.first], self.head.to(weight.dtype)])
-        version = (weight.data_ptr(), weight._version, weight.dtype, weight.device)
-        if self._whole is None or self._version != version:
+        made_of = (weight.data_ptr(), weight._version, weight.dtype, weight.device)
+        if self._whole is None or self._made_of != made_of:
             self._whole = torch.cat([weight[: self.first], weight.new_empty(self.head.shape)])
-            self._version = version
+            self._made_of = made_of
         # Unseen by autograd: two forward passes before a backward write the same values, under what the first has kept.
         self._whole.data[self.first :].copy_(self.head.detach())
         return _WithRows.apply(self.head, self._whole)
