@@ -76,8 +76,8 @@ def on_two(folder, kind, **settings):
 
 
 def settings_file(name):
-    """One that comes with the recipes; with tiny weights divided too."""
-    config = json.loads((ROOT / "recipes" / "deepspeed" / f"{name}.json").read_text())
+    """One of the recipes', with tiny weights divided too, and PyTorch's optimizer: DeepSpeed's takes minutes to build."""
+    config = json.loads((ROOT / "recipes" / "deepspeed" / f"{name}.json").read_text()) | {"zero_force_ds_cpu_optimizer": False}
     if config["zero_optimization"]["stage"] == 3:
         config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     return config
