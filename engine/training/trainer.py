@@ -29,6 +29,7 @@ from engine.training.checkpoints import newest_checkpoint
 from engine.training.config.optimization import with_rates
 from engine.training.config.training import TrainingConfig
 from engine.training.manifest import Manifest, check_same, check_whole, deciding_settings, loading, sizes
+from engine.training.zero2 import share_in_order
 
 STAGING = ".saving"
 
@@ -228,7 +229,10 @@ class Trainer(transformers.Trainer):
     def _wrap_and_load(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """What DDP or DeepSpeed make of the model, with what a checkpoint has."""
         if not zero3.is_zero3(self):
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+            if self.is_deepspeed_enabled and self.accelerator.deepspeed_plugin.zero_stage == 2:
+                share_in_order(self.deepspeed.optimizer)
+            return prepared
         layers = self.policy.layers
         zero3.mark_leaves(layers)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
