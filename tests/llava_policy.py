@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
@@ -121,6 +121,10 @@ class AnsweringLlava(LlavaForConditionalGeneration):
 class LlavaPolicy:
     def __init__(self, model: AnsweringLlava, processor: LlavaProcessor):
         self.model, self.processor = model, processor
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.model.model.language_model.layers
 
     @property
     def device(self) -> torch.device:

@@ -87,6 +87,10 @@ class Policy(Protocol[Batch]):
     def processor(self) -> Processor: ...
 
     @property
+    def layers(self) -> nn.ModuleList:
+        """The language model's repeated layers, which hold most of the weights; each call of `model` runs all of them."""
+
+    @property
     def device(self) -> device:
         """Where the weights are, and where `batch` puts prompts."""
 

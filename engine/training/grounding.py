@@ -45,12 +45,12 @@ class GroundingTrainer(SFTTrainer):
 
     def share_of_loss(self, of_text: torch.Tensor, rows: list[dict], prompts: Any, hidden: torch.Tensor) -> torch.Tensor:
         """Text and masks. What is trained has a gradient, if only of zeros, also where a process has no mask in its rows: else the
-        others would wait for it."""
+        others would wait for it. (Weights that ZeRO-3 divides are empty here, and used by every row.)"""
         found = self._terms_of_masks(rows, prompts, hidden)
         terms = torch.cat([of_text[None], found])
         self.terms.append(terms.detach())
         weights = terms.new_tensor([getattr(self.args, f"{name}_weight") for name in ("ce", *TERMS)])
-        return (terms * weights).sum() + sum(p.flatten()[0] * 0.0 for p in self.model.parameters() if p.requires_grad)
+        return (terms * weights).sum() + sum(p.flatten()[0] * 0.0 for p in self.model.parameters() if p.requires_grad and p.numel())
 
     def _terms_of_masks(self, rows: list[dict], prompts: Any, hidden: torch.Tensor) -> torch.Tensor:
         """The TERMS (4,) of the rows' masks, summed, over the number of the step's masks."""

@@ -31,6 +31,7 @@ class SFTTrainer(Trainer):
 
     args: SFTConfig
     headline_metric = "loss"
+    may_divide = True
 
     def __init__(self, policy: Policy, task: Task, args: SFTConfig, rows: Rows, **options: Any) -> None:
         encoded = EncodedRows(rows, task, policy.processor, targets=True)

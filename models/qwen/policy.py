@@ -66,6 +66,11 @@ class QwenVLPolicy:
         return self.base.lm_head.weight.device
 
     @property
+    def layers(self) -> nn.ModuleList:
+        """The language model's."""
+        return self.base.model.language_model.layers
+
+    @property
     def eos_token_ids(self) -> list[int]:
         """Every id that ends an answer: the generation config's and the tokenizer's."""
         ids = self.base.generation_config.eos_token_id

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from models.decoder.decoding import Decoding
@@ -35,6 +35,11 @@ class UniMedPolicy:
     @property
     def device(self) -> torch.device:
         return self.model.llm.get_output_embeddings().weight.device
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The language model's."""
+        return self.model.llm.get_decoder().layers
 
     @property
     def eos_token_ids(self) -> list[int]:

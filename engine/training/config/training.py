@@ -65,6 +65,10 @@ class TrainingConfig(TrainingArguments):
         if self.use_liger_kernel:  # its fused cross entropy replaces the model's forward, which is where the engine's head comes in
             self.liger_kernel_config = {"fused_linear_cross_entropy": False} | (self.liger_kernel_config or {})
         super().__post_init__()
+        if self.deepspeed:
+            from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+            unset_hf_deepspeed_config()  # else transformers divides what it loads by ZeRO-3: see engine/training/zero3.py
         has_liger = importlib.util.find_spec("liger_kernel") is not None
         refuse(
             [
