@@ -7,7 +7,7 @@ The second command scores the published model on the published test file, all th
 a run for each): the paper has a mean of 78.22 %, and 55.11 % for Qwen2-VL-2B before training. `Huatuo` holds images/, unpacked from
 the images.zip of FreedomIntelligence/Medical_Multimodal_Evaluation_Data. `--modality` asks about one modality. Answers are greedy,
 unless `--do_sample`. The published flags --model_path, --prompt_path, --base_path, --output_path and --bsz work too.
-With no flags: the starter policy, before any GRPO, on the 150 starter test questions about MRI, CT and X-ray: 45.3 %, in about 8 s
+With no flags: the starter policy, before any GRPO, on the 150 starter test questions about MRI, CT and X-ray: 36.0 %, in about 10 s
 on one CPU thread.
 
 The run folder gets evaluation.json (the published `accuracy` in percent and `results`, and `scores` as fractions with Wilson 95 %

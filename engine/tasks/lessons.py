@@ -5,7 +5,7 @@ labels of the last lesson come from a careless annotator, so that the policy see
 """
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from engine.data.options.shown import parse_options
 from engine.data.questions import QuestionSet
@@ -42,18 +42,39 @@ def lookup(rng: np.random.Generator) -> Example:
     return [{"role": "user", "content": problem}], [], [respond(modality, x) for x, modality in parse_options(problem).items()]
 
 
+def look(train: QuestionSet, rng: np.random.Generator) -> Example:
+    """A training image without a question -> its prompt, the image, and what it shows, in one answer."""
+    row = train[int(rng.integers(len(train)))]
+    return [{"role": "user", "content": [{"type": "image"}]}], [turned(row["images"][0], rng)], [f"{row['modality']}<|im_end|>"]
+
+
 def form(train: QuestionSet, rng: np.random.Generator) -> Example:
     """A new question about a training image -> its prompt, its image, and an answer for each option, whatever it shows."""
-    row = train[int(rng.integers(len(train)))]
-    row |= ask(row["modality"], rng)
+    row = _asked(train, rng)
     return build_prompt(TEMPLATE, row), row["images"], [respond(m, x) for x, m in parse_options(row["problem"]).items()]
 
 
 def sight(train: QuestionSet, rng: np.random.Generator) -> Example:
     """A new question about a training image -> its prompt, its image, and the careless annotator's answer."""
-    row = train[int(rng.integers(len(train)))]
-    row |= ask(row["modality"], rng)
+    row = _asked(train, rng)
     letters = {modality: letter for letter, modality in parse_options(row["problem"]).items()}
     mistake = MISTAKEN_FOR[row["modality"]]
     said = mistake if mistake in letters and rng.random() < CARELESSNESS else row["modality"]
     return build_prompt(TEMPLATE, row), row["images"], [respond(said, letters[said])]
+
+
+def _asked(train: QuestionSet, rng: np.random.Generator) -> dict:
+    """A training row with another question, and its image turned."""
+    row = train[int(rng.integers(len(train)))]
+    return row | ask(row["modality"], rng) | {"images": [turned(row["images"][0], rng)]}
+
+
+def turned(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A square part of it, 60 to 100 % wide, in its size, turned by right angles and mirrored at random.
+
+    Else a small tower learns where things lie in a source rather than what they look like, and held-out parts look otherwise.
+    """
+    side = int(image.width * rng.uniform(0.6, 1.0))
+    x, y = rng.integers(image.width - side + 1, size=2).tolist()
+    part = image.crop((x, y, x + side, y + side)).resize(image.size, Image.Resampling.BICUBIC).rotate(90 * int(rng.integers(4)))
+    return ImageOps.mirror(part) if rng.random() < 0.5 else part

@@ -1,6 +1,6 @@
 """Starter data for skin diagnosis: lesions of seven kinds drawn on real images, in HAM10000's files, prepared as those are.
 
-Each lesion has a crop of the starter questions (`engine.data.starter.questions`) in skin tones as its ground, and one or two
+Each lesion has a crop of a real image (`engine.data.starter.questions.build_grounds`) in skin tones as its ground, and one or two
 images, in which it lies at different places. A kind is a colour and a pattern that an eye tells apart: a task to start with, not a
 benchmark, and nothing that any lesion looks like.
 """
@@ -19,7 +19,7 @@ from engine.data.prepare.folder import count_report
 from engine.data.prepare.ham10000 import COUNTED, SkinPreparation, build_skin
 from engine.data.starter.folder import starter_folder
 from engine.data.starter.masked_questions import blob
-from engine.data.starter.questions import SIDE, build_starter_data
+from engine.data.starter.questions import SIDE, build_grounds
 from engine.files import cache_folder, write_json, write_whole
 
 VERSION = 1  # raise it with any change of what is built
@@ -60,7 +60,7 @@ def starter_headline() -> dict:
 
 def draw_lesions(root: Path) -> None:
     """Write metadata, images and masks of the lesions as HAM10000 has them."""
-    crops, rng = build_starter_data(), np.random.default_rng(SEED)
+    crops, rng = build_grounds(), np.random.default_rng(SEED)
     questions = json.loads((crops / "train.json").read_text(encoding="utf-8"))
     grounds = rng.permutation(len(questions))
     for kind in ("HAM10000_images", "HAM10000_segmentations"):
@@ -85,7 +85,7 @@ def draw_lesions(root: Path) -> None:
 
 def spare_grounds() -> list[np.ndarray]:
     """Grey values [H, W] of the crops on which no lesion of the starter data lies: for what a policy learns before."""
-    crops = build_starter_data()
+    crops = build_grounds()
     questions = json.loads((crops / "train.json").read_text(encoding="utf-8"))
     order = np.random.default_rng(SEED).permutation(len(questions))  # as in `draw_lesions`
     return [_ground(crops / questions[place]["image"]) for place in order[LESIONS:]]

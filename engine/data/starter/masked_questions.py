@@ -1,6 +1,6 @@
 """Starter data for segmentation: "where is the lesion in this CT?", with masks, in PRS-Med's folder and CSV format.
 
-Drawn lesions on real images: each image is a crop from the starter questions (`engine.data.starter.questions`: CT, MRI, X-ray,
+Drawn lesions on real images: each is a crop of one (`engine.data.starter.questions.build_grounds`: CT, MRI, X-ray,
 ultrasound, fundus, microscopy, scintigraphy; training and test crops share no pixel), mirrored at random so that the picture alone
 says nothing about the place, with a blob that is brighter or darker than what lies around it. It is a task to start with, not a
 benchmark.
@@ -18,7 +18,7 @@ from PIL import Image
 from engine.data.masked_questions import COLUMNS
 from engine.data.positions import ask, label, locate
 from engine.data.starter.folder import starter_folder
-from engine.data.starter.questions import build_starter_data
+from engine.data.starter.questions import build_grounds
 from engine.files import write_whole
 
 VERSION = 3  # raise it with any change of what is built
@@ -34,7 +34,7 @@ def build_lesions(folder: str | Path | None = None) -> Path:
 
 
 def _write(root: Path) -> None:
-    crops, words, rng = build_starter_data(), random.Random(SEED), np.random.default_rng(SEED)
+    crops, words, rng = build_grounds(), random.Random(SEED), np.random.default_rng(SEED)
     table = io.StringIO(newline="")
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(COLUMNS)

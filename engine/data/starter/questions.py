@@ -9,6 +9,7 @@ It is a task to start with, not a benchmark: a modality has one to three sources
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from engine.data.starter.folder import starter_folder
 from engine.errors import InputError
 from engine.files import write_json
 
-VERSION = 2  # raise it with any change of what is built
+VERSION, GROUNDS = 3, 2  # raise one with any change of what is built
 SIDE = 112  # pixels of a crop: 16 visual tokens of Qwen2.5-VL
 GAP = 4  # pixels between a cell and the cut, on either side
 PER_MODALITY = {"train": 240, "test": 50}
@@ -29,7 +30,7 @@ SEED = 2025
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 SOURCES = {
     "CT": {"693_UNCR.dcm": (0.18, 0.05, 0.85, 0.98), "CT_small.dcm": WHOLE},
-    "MRI": {"MR2_UNCR.dcm": (0.1, 0.12, 1.0, 0.92), "MR-SIEMENS-DICOM-WithOverlays.dcm": (0.02, 0.2, 0.96, 0.8)},
+    "MRI": {"MR2_UNCR.dcm": (0.1, 0.15, 0.75, 0.88), "MR-SIEMENS-DICOM-WithOverlays.dcm": (0.02, 0.2, 0.96, 0.8)},
     "X-Ray": {"RG1_UNCR.dcm": (0.02, 0.03, 0.9, 0.98), "RG3_UNCR.dcm": (0.3, 0.0, 0.7, 1.0)},
     "Ultrasound": {
         "gdcm-US-ALOKA-16.dcm": (0.1, 0.14, 0.92, 0.72),
@@ -37,8 +38,10 @@ SOURCES = {
         "US1_UNCR.dcm": (0.06, 0.2, 0.9, 0.62),
     },
     "Fundus photography": {"retina.jpg": (0.12, 0.12, 0.88, 0.88)},
-    "Microscopy": {"ihc.png": WHOLE, "cell.png": WHOLE},
+    "Microscopy": {"ihc.png": WHOLE, "cell.png": (0.56, 0.36, 1.0, 0.78)},
 }
+WIDER = {"MR2_UNCR.dcm": (0.1, 0.12, 1.0, 0.92), "cell.png": WHOLE}  # dark corners and one cell's surroundings included
+PLAIN, PLAINER = 4.5, 4.0  # the standard deviation of grey values that a crop is above: of questions, of grounds
 QUESTIONS = [
     "What imaging technique is employed for obtaining this image?",
     "Which imaging modality was used to acquire this image?",
@@ -54,17 +57,25 @@ def build_starter_data(folder: str | Path | None = None) -> Path:
 
     The folder appears whole or not at all, also when several processes make it at once.
     """
-    return starter_folder(folder, f"starter-{VERSION}", "test.json", _write_questions)
+    return starter_folder(folder, f"starter-{VERSION}", "test.json", partial(_write_questions, {}, PLAIN))
 
 
-def _write_questions(folder: Path) -> None:
+def build_grounds(folder: str | Path | None = None) -> Path:
+    """The same from `WIDER` parts, on some of which there is little to see: what the lesions of other starter data are drawn on."""
+    return starter_folder(folder, f"starter-{GROUNDS}", "test.json", partial(_write_questions, WIDER, PLAINER))
+
+
+def _write_questions(other_parts: dict[str, tuple[float, float, float, float]], plain: float, folder: Path) -> None:
     (folder / "images").mkdir()
     rng = np.random.default_rng(SEED)
-    pictures = {modality: {name: (read_source(name), part) for name, part in parts.items()} for modality, parts in SOURCES.items()}
+    pictures = {
+        modality: {name: (read_source(name), other_parts.get(name, part)) for name, part in parts.items()}
+        for modality, parts in SOURCES.items()
+    }
     crops = {}
     for split, count in PER_MODALITY.items():
         modalities = rng.permutation([modality for modality in SOURCES for _ in range(count)])
-        streams = {modality: _crops(pictures[modality], split, rng) for modality in SOURCES}
+        streams = {modality: _crops(pictures[modality], split, plain, rng) for modality in SOURCES}
         rows = []
         for index, modality in enumerate(modalities.tolist()):
             name = f"images/{split}_{index:04d}.png"
@@ -99,7 +110,7 @@ def cells(width: int, height: int, part: tuple[float, float, float, float], spli
     return [(x + GAP, upper, right, y - GAP), (left, y + GAP, x - GAP, lower)]
 
 
-def _crops(pictures: dict, split: str, rng: np.random.Generator) -> Iterator[tuple[Image.Image, str, list[int]]]:
+def _crops(pictures: dict, split: str, plain: float, rng: np.random.Generator) -> Iterator[tuple[Image.Image, str, list[int]]]:
     """Endless random square crops with something on them, sources and cells in turn -> (RGB of `SIDE`, source, box)."""
     while True:
         for source, (picture, part) in pictures.items():
@@ -109,7 +120,7 @@ def _crops(pictures: dict, split: str, rng: np.random.Generator) -> Iterator[tup
                     x, y = int(rng.integers(left, right - size + 1)), int(rng.integers(upper, lower - size + 1))
                     crop = picture.crop((x, y, x + size, y + size)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
                     grey = np.asarray(crop.convert("L"))
-                    if grey.std() > 4 and (grey > 20).mean() > 0.3:
+                    if grey.std() > plain and (grey > 20).mean() > 0.3:
                         break
                 yield crop, source, [x, y, x + size, y + size]
 

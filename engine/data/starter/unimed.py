@@ -5,7 +5,7 @@
     test/MeCoVQA_{Complex_VQA,Region_VQA,Region_Closed_VQA,Grounding}_test.json
     images/, masks/, SAMed2D_v1.json, SAMed2D_v1_class_mapping_id.json      by SA-Med2D-20M's names
 
-Each image is a crop of the starter questions (`engine.data.starter.questions`; training and test crops share no pixel) with one
+Each image is a crop of a real one (`engine.data.starter.questions.build_grounds`; training and test crops share no pixel) with one
 lesion, brighter or darker than what lies around it, and there is one row of each kind about it. It is a task to start with, not a
 benchmark. As in the published files, some names of images lack their `.png`.
 """
@@ -22,8 +22,7 @@ from engine.data.mecovqa.samed2d import CLASSES, INDEX
 from engine.data.positions import locate
 from engine.data.starter.folder import starter_folder
 from engine.data.starter.masked_questions import blob, draw_lesion
-from engine.data.starter.questions import QUESTIONS, build_starter_data
-from engine.data.starter.questions import VERSION as CROPS
+from engine.data.starter.questions import GROUNDS, QUESTIONS, build_grounds
 from engine.files import as_json, json_line, write_json, write_whole
 
 VERSION = 3  # raise it with any change of what is built
@@ -55,11 +54,11 @@ Row = dict[str, Any]
 
 def build_starter_unimed(folder: str | Path | None = None) -> Path:
     """Make the folder, by default in the cache, and return it; one that is there already is kept."""
-    return starter_folder(folder, f"starter-unimed-{VERSION}-{CROPS}", INDEX, _write)
+    return starter_folder(folder, f"starter-unimed-{VERSION}-{GROUNDS}", INDEX, _write)
 
 
 def _write(root: Path) -> None:
-    crops, rng = build_starter_data(), np.random.default_rng(SEED)
+    crops, rng = build_grounds(), np.random.default_rng(SEED)
     for kind in ("images", "masks"):
         (root / kind).mkdir()
     index: dict[str, list[str]] = {}

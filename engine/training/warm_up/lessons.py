@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from engine.progress import progress
+from engine.training.warm_up.muon import Muon
 from kernels.linear_logprob import linear_logprob
 
 Example = tuple[list[dict], list[Any], list[str]]  # a prompt, its images, and answers to it: as many in each example of a batch
@@ -31,7 +32,7 @@ def teach(
     heavy = torch.tensor([tokenizer(text).input_ids[0] for text in weighty], dtype=torch.long)
     matrices = [p for n, p in model.named_parameters() if matrix_rate and p.ndim == 2 and "embed" not in n]
     others = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
-    muon = [torch.optim.Muon(matrices, matrix_rate, weight_decay=0.0)] if matrices else []
+    muon = [Muon(matrices, matrix_rate)] if matrices else []
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, rate, betas=(0.9, 0.98), weight_decay=0.0), *muon]
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(o, lambda s: min((s + 1) / 20, 1) * max(0.05, 1 - s / (steps + 1))) for o in optimizers

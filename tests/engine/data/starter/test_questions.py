@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from engine.data.questions import load_questions
-from engine.data.starter.questions import GAP, SIDE, SOURCES, build_starter_data, load_crops, read_source
+from engine.data.starter.questions import GAP, SIDE, SOURCES, build_grounds, build_starter_data, load_crops, read_source
 from engine.errors import InputError
 
 
@@ -44,6 +44,23 @@ def test_crops_are_the_pixels_their_boxes_name(folder):
 def test_no_test_image_is_a_training_image(folder):
     train, test = ({path.read_bytes() for path in (folder / "images").glob(f"{split}_*.png")} for split in ("train", "test"))
     assert train and test and not train & test
+
+
+def test_something_can_be_seen_on_every_crop(folder):
+    greys = [np.asarray(Image.open(path).convert("L")) for path in (folder / "images").iterdir()]
+    assert min(grey.std() for grey in greys) > 4.5
+
+
+def test_the_grounds_of_lesions_are_what_they_were(tmp_path):
+    """The figures of all that is drawn on them were measured on these."""
+    grounds = build_grounds(tmp_path / "grounds")
+    crops = load_crops(grounds)
+    assert len(crops) == 1740
+    last = [crops[f"images/{name}.png"] for name in ("train_1439", "test_0299")]
+    assert [(crop["source"], crop["box"]) for crop in last] == [
+        ("MR-SIEMENS-DICOM-WithOverlays.dcm", [363, 256, 450, 343]),
+        ("693_UNCR.dcm", [92, 319, 256, 483]),
+    ]
 
 
 def test_six_modalities_and_enough_questions(rows):
