@@ -27,13 +27,13 @@ from torch import Tensor
 
 from kernels.language import tl, triton
 from kernels.launch import LARGE_SHARED, SMALL_SHARED, LaunchConfig, launch, padded_power, runs_triton, shared_bytes, triton_op
+from kernels.mask_attention_eager import image_to_token_backward_eager, image_to_token_in_bands, token_to_image_eager
 
 LOG2E = tl.constexpr(1.4426950408889634)
 COLUMNS = 64  # scores of a token that image_to_token holds at once: heads x padded tokens, or a part of the heads
 SPLIT_PROGRAMS = 256  # programs that token_to_image aims at: two a multiprocessor
 SPLITS = 64  # parts of an image that it is merged from at most
 ROW_BACKWARD_TOKENS, HEAD_BACKWARD_TOKENS = 32, 16  # a tile holds its gradient beside itself; more spill
-CPU_TOKENS = 512  # image tokens of a band on a CPU: half a megabyte
 
 
 def token_to_image_reference(queries: Tensor, image: Tensor, image_pe: Tensor) -> Tensor:
@@ -284,15 +284,6 @@ def _takes(image: Tensor, tokens: int = 1) -> bool:
     return runs_triton(image) and narrow and 16 <= C <= 256 and C & (C - 1) == 0 and 1 <= tokens <= COLUMNS
 
 
-def _token_to_image_eager(queries: Tensor, image: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
-    """y and the log-sum-exp of each row's scores."""
-    scores = (queries @ (image + image_pe).transpose(1, 2)).to(torch.promote_types(image.dtype, torch.float32))
-    top = scores.amax(-1, keepdim=True)
-    weights = (scores - top).exp_()
-    total = weights.sum(-1, keepdim=True)
-    return ((weights.to(image.dtype) @ image) / total).to(image.dtype), (top + total.log())[..., 0]
-
-
 @triton_op("vesalius::mask_token_to_image")
 def _token_to_image(queries: Tensor, image: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
     if not queries.numel():
@@ -300,7 +291,7 @@ def _token_to_image(queries: Tensor, image: Tensor, image_pe: Tensor) -> tuple[T
     if not _takes(image):
         step = len(image) if image.is_cuda else 1  # on a CPU one image at a time: it stays in the cache
         prompts = zip(queries.split(step), image.split(step), strict=True)
-        ys, sums = zip(*(_token_to_image_eager(a, x, image_pe) for a, x in prompts), strict=True)
+        ys, sums = zip(*(token_to_image_eager(a, x, image_pe) for a, x in prompts), strict=True)
         return torch.cat(ys), torch.cat(sums)
     (G, R, C), N = queries.shape, image.shape[1]
     constants = _row_constants(C, shared_bytes(image.device))
@@ -336,20 +327,6 @@ def _token_to_image_backward(
     return grad_scores.transpose(1, 2) @ key, grad_image
 
 
-def _image_to_token_in_bands(image, image_pe, keys, key_bias, values, norm_weight, norm_bias, num_heads, eps):
-    """On a CPU: a band of tokens of one prompt at a time stays in the cache (4096 tokens: 4 ms instead of 12)."""
-    (G, R, C), (X, N, _) = keys.shape, image.shape
-    z = image.new_empty(G, N, C)
-    for first in range(0, N, CPU_TOKENS):
-        band = slice(first, first + CPU_TOKENS)
-        for g in range(G):
-            x = image[g * X // G, band]
-            scores = torch.addmm(key_bias[g, :, None], keys[g], (x + image_pe[band]).t())  # heads and tokens outside: vectors
-            weights = scores.view(num_heads, R // num_heads, len(x)).softmax(1).view(R, len(x))
-            z[g, band] = F.layer_norm(torch.addmm(x, weights.t(), values[g]), (C,), norm_weight, norm_bias, eps)
-    return z
-
-
 @triton_op("vesalius::mask_image_to_token")
 def _image_to_token(
     image: Tensor,
@@ -365,7 +342,7 @@ def _image_to_token(
     if not len(keys):
         return image.new_empty(0, *image.shape[1:])
     if not _takes(image, keys.shape[1] // num_heads):
-        eager = image_to_token_reference if image.is_cuda else _image_to_token_in_bands
+        eager = image_to_token_reference if image.is_cuda else image_to_token_in_bands
         return eager(image, image_pe, keys, key_bias, values, norm_weight, norm_bias, num_heads, eps)
     (G, R, C), (X, N, _) = keys.shape, image.shape
     constants = _head_constants(C, R // num_heads, num_heads, shared_bytes(image.device))
@@ -373,25 +350,6 @@ def _image_to_token(
     arguments = (image, image_pe, keys, key_bias, values, norm_weight, norm_bias, z, G // X, num_heads, R // num_heads, N, eps)
     launch(_image_to_token_kernel, (triton.cdiv(N, constants["TOKENS"]), G), *arguments, **constants)
     return z
-
-
-def _image_to_token_backward_eager(grad_z, image, image_pe, keys, key_bias, values, norm_weight, num_heads, eps):
-    """dh [G, N, C], w and ds [G, N, R], dx [X, N, C], and the gradients of the norm's weight and bias."""
-    dtype = torch.promote_types(image.dtype, torch.float32)
-    x = image.repeat_interleave(len(keys) // len(image), 0)
-    scores, by_head = (x + image_pe) @ keys.transpose(1, 2) + key_bias[:, None], (num_heads, keys.shape[1] // num_heads)
-    weights = scores.unflatten(2, by_head).softmax(-1).flatten(2)
-    h = (x + weights @ values).to(dtype)
-    centred = h - h.mean(-1, keepdim=True)
-    rstd = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
-    normal, dz = centred * rstd, grad_z.to(dtype)
-    grad_norm = torch.stack([(dz * normal).sum((0, 1)), dz.sum((0, 1))])
-    dz = dz * norm_weight
-    dh = (rstd * (dz - dz.mean(-1, keepdim=True) - normal * (dz * normal).mean(-1, keepdim=True))).to(image.dtype)
-    product = (weights * (dh @ values.transpose(1, 2))).unflatten(2, by_head)
-    ds = (product - weights.unflatten(2, by_head) * product.sum(-1, keepdim=True)).flatten(2)
-    dx = (dh + ds @ keys).unflatten(0, (len(image), -1)).sum(1)
-    return dh, weights, ds, dx, grad_norm
 
 
 @triton_op("vesalius::mask_image_to_token_backward")
@@ -412,7 +370,7 @@ def _image_to_token_backward(
         return dx, dk, db, dv, norm_weight.new_zeros(2, C)
     if not _takes(image, R // num_heads):
         arguments = (grad_z, image, image_pe, keys, key_bias, values, norm_weight, num_heads, eps)
-        dh, weights, ds, dx, grad_norm = _image_to_token_backward_eager(*arguments)
+        dh, weights, ds, dx, grad_norm = image_to_token_backward_eager(*arguments)
     else:
         constants = _head_constants(C, R // num_heads, num_heads, shared_bytes(image.device), backward=True)
         grid = (triton.cdiv(N, constants["TOKENS"]), X)
