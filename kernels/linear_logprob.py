@@ -8,9 +8,9 @@
 N rows (tokens), H hidden, V vocabulary. A row whose y is outside 0 to V - 1 (-100) is skipped: 0, and no gradient. Rows are taken
 in chunks of C: one GEMM for the logits, then one pass over the chunk; the backward recomputes the logits (4 GEMMs of 2 N H V FLOP
 in all). linear_grpo.py, which knows its loss, needs three.
-On CUDA the forward goes by tiles of [2048, 4096] logits that stay in the L2 cache: 16.8 MB of workspace. Elsewhere, and in the
-backward, C V logits in the dtype of `hidden`; dweight is summed in fp32 over chunks. Improves on TRL's chunked log-probs by
-skipping rows and by passes over logits that stay in cache.
+On CUDA the forward goes by tiles of 8 M logits, of 2048 rows at most, that stay in the L2 cache: 16.8 MB of workspace. Elsewhere,
+and in the backward, C V logits in the dtype of `hidden`; dweight is summed in fp32 over chunks. Improves on TRL's chunked
+log-probs by skipping rows and by passes over logits that stay in cache.
 
 The ops are opaque to torch.compile: a loop of GEMMs over one reused buffer has nothing to fuse, and tracing it would undo the
 reuse. Their Triton kernels compile and run alone.
@@ -54,8 +54,8 @@ def in_vocabulary(target_ids: Tensor, weight: Tensor) -> Tensor:
 # Columns a program takes at a time, a multiple of eight neighbours (16 bytes of bf16) a thread, and blocks of them in flight.
 STATS_CONSTANTS: dict[str, Any] = {"BLOCK": 4096, "STAGES": 3, "num_warps": 8}
 GRADIENT_CONSTANTS: dict[str, Any] = {"BLOCK": 4096, "STAGES": 3, "num_warps": 8}
-# Rows and columns of the tile of logits that the CUDA forward keeps in L2.
-TILE_ROWS, TILE_COLUMNS = 2048, 4096
+# Rows and logits of the tile that the CUDA forward keeps in L2: 4096 columns, and more of them where there are fewer rows.
+TILE_ROWS, TILE_LOGITS = 2048, 8 << 20
 LOG2E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 
@@ -361,6 +361,11 @@ def weight_gradient(total: Tensor | None, weight: Tensor, needed: bool) -> Tenso
     return weight.new_zeros(weight.shape if needed else 0) if total is None else total.to(weight.dtype)
 
 
+def tile_columns(num_rows: int, num_columns: int) -> int:
+    """Columns of a tile of `num_rows` rows, aligned: short batches launch fewer and larger GEMMs."""
+    return min(row_stride(num_columns), max(ROW_MULTIPLE, TILE_LOGITS // num_rows // ROW_MULTIPLE * ROW_MULTIPLE))
+
+
 def in_chunks(rows: Tensor, sizes: int) -> Sequence[Tensor]:
     """`rows.split(sizes)`, and nothing (rather than one empty chunk) of no rows."""
     return rows.split(sizes) if len(rows) else ()
@@ -389,13 +394,13 @@ def linear_logprob_forward(
     output = hidden.new_zeros((5, len(hidden)), dtype=accumulate_dtype(hidden.dtype))
     if runs_triton(hidden):
         kept = in_vocabulary(target_ids, weight).nonzero()[:, 0]
-        buffer = logit_buffer(hidden, TILE_ROWS, TILE_COLUMNS)
+        buffer = hidden.new_empty(min(TILE_LOGITS, len(kept) * row_stride(len(weight))))
         for rows in in_chunks(kept, TILE_ROWS):
             x, ids = hidden[rows], target_ids[rows]
-            stats = output.new_empty((5, len(rows)))
-            for first in range(0, len(weight), TILE_COLUMNS):
-                columns = weight[first : first + TILE_COLUMNS]
-                tile = torch.mm(x, columns.T, out=buffer[: len(rows), : len(columns)])
+            stats, width = output.new_empty((5, len(rows))), tile_columns(len(rows), len(weight))
+            for first in range(0, len(weight), width):
+                columns = weight[first : first + width]
+                tile = torch.mm(x, columns.T, out=buffer[: len(rows) * width].view(-1, width)[:, : len(columns)])
                 _fold_stats_(stats, tile, ids, 1 / temperature, first)
             output[:, rows] = _finish_stats_(stats, 1 / temperature)
     else:
