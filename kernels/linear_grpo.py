@@ -5,13 +5,13 @@ The gradient of a row's logits depends on that row alone once its log-sum-exp is
     z = hidden weight^T / temperature                    GEMM 1, a chunk of C rows
     logp, entropy -> g -> dz_v = g (1[v = y] - p_v)      one pass over the chunk, in place: one Triton launch
     dhidden = dz weight / temperature                    GEMM 2
-    dweight += dz^T hidden / temperature                 GEMM 3, accumulated in fp32; left out for a frozen head
+    dweight += dz^T hidden / temperature                 GEMM 3, added in fp32 over chunks; left out for a frozen head
 
 B rows (completions), T tokens, H hidden, V vocabulary. The forward makes the gradients, the backward scales them. With sequence
 level importance sampling g needs the ratio of the whole sequence, so chunks end at sequence ends. Masked tokens cost nothing: on
 CUDA one synchronisation with the host counts the others. A token whose y is outside 0 to V - 1 (-100) is masked. 6 H V FLOP a
-token; working memory is C V logits in the dtype of `hidden` and one fp32 dweight. TRL's and Liger's chunked losses recompute the
-logits in backward (four GEMMs), Liger's in fp32.
+token; working memory is C V logits in the dtype of `hidden` and, of several chunks, one fp32 dweight. TRL's and Liger's chunked
+losses recompute the logits in backward (four GEMMs), Liger's in fp32.
 
 The op is opaque to torch.compile for the reason given in linear_logprob.py.
 """
@@ -41,7 +41,7 @@ from kernels.launch import LARGE_SHARED, SMALL_SHARED, LaunchConfig, launch, run
 from kernels.linear_logprob import (
     LOG2E,
     accumulate_dtype,
-    add_outer_,
+    add_outer,
     chunk_size,
     head_operands,
     in_chunks,
@@ -52,6 +52,8 @@ from kernels.linear_logprob import (
     online_stats,
     row_stats,
     row_stride,
+    sum_dtype,
+    weight_gradient,
     write_gradient,
 )
 
@@ -211,9 +213,7 @@ def linear_grpo_forward(
     chunks = _chunks_of_tokens(mask, chunk_rows or chunk_size(hidden, weight), settings.by_sequence)
     buffer = logit_buffer(hidden, max([len(tokens) for tokens, _ in chunks], default=0), len(weight))
     grad_hidden = hidden.new_zeros(flat_hidden.shape if need_hidden else 0)
-    # dweight is summed in fp32 over chunks; a single chunk is summed by its GEMM
-    dtype = weight.dtype if len(chunks) == 1 else accumulate_dtype(weight.dtype)
-    grad_weight = weight.new_zeros(weight.shape if need_weight else 0, dtype=dtype)
+    grad_weight, dtype = None, sum_dtype(weight.dtype, len(chunks))
 
     for tokens, rows in chunks:
         x = flat_hidden[tokens]
@@ -243,10 +243,11 @@ def linear_grpo_forward(
         if need_hidden:
             grad_hidden[tokens] = logits @ weight
         if need_weight:
-            add_outer_(grad_weight, logits, x)
+            grad_weight = add_outer(grad_weight, logits, x, dtype)
 
     value, _, metrics = grpo_loss_forward(logprobs, advantages, mask, *given, entropies, num_items, denominator, loss)
-    return value, metrics, logprobs, grad_hidden.view_as(hidden) if need_hidden else grad_hidden, grad_weight.to(weight.dtype)
+    grad_hidden = grad_hidden.view_as(hidden) if need_hidden else grad_hidden
+    return value, metrics, logprobs, grad_hidden, weight_gradient(grad_weight, weight, need_weight)
 
 
 @linear_grpo_forward.register_fake

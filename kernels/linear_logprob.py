@@ -8,9 +8,9 @@
 N rows (tokens), H hidden, V vocabulary. A row whose y is outside 0 to V - 1 (-100) is skipped: 0, and no gradient. Rows are taken
 in chunks of C: one GEMM for the logits, then one pass over the chunk; the backward recomputes the logits (4 GEMMs of 2 N H V FLOP
 in all). linear_grpo.py, which knows its loss, needs three.
-On CUDA the forward goes by tiles of [2048, 4096] logits that stay in the L2 cache: 16.8 MB of workspace. Elsewhere, and in the
-backward, C V logits in the dtype of `hidden`; dweight is summed in fp32. Improves on TRL's chunked log-probs by skipping rows
-and by passes over logits that stay in cache.
+On CUDA the forward goes by tiles of 8 M logits, of 2048 rows at most, that stay in the L2 cache: 16.8 MB of workspace. Elsewhere,
+and in the backward, C V logits in the dtype of `hidden`; dweight is summed in fp32 over chunks. Improves on TRL's chunked
+log-probs by skipping rows and by passes over logits that stay in cache.
 
 The ops are opaque to torch.compile: a loop of GEMMs over one reused buffer has nothing to fuse, and tracing it would undo the
 reuse. Their Triton kernels compile and run alone.
@@ -54,8 +54,8 @@ def in_vocabulary(target_ids: Tensor, weight: Tensor) -> Tensor:
 # Columns a program takes at a time, a multiple of eight neighbours (16 bytes of bf16) a thread, and blocks of them in flight.
 STATS_CONSTANTS: dict[str, Any] = {"BLOCK": 4096, "STAGES": 3, "num_warps": 8}
 GRADIENT_CONSTANTS: dict[str, Any] = {"BLOCK": 4096, "STAGES": 3, "num_warps": 8}
-# Rows and columns of the tile of logits that the CUDA forward keeps in L2.
-TILE_ROWS, TILE_COLUMNS = 2048, 4096
+# Rows and logits of the tile that the CUDA forward keeps in L2: 4096 columns, and more of them where there are fewer rows.
+TILE_ROWS, TILE_LOGITS = 2048, 8 << 20
 LOG2E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 
@@ -204,13 +204,16 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def chunk_size(hidden: Tensor, weight: Tensor) -> int:
-    """Rows of logits to hold at once: on CUDA the power of two, 256 to 4096, that takes at most a quarter of the free memory."""
+    """Rows of logits to hold at once: on CUDA the power of two, 256 to 16384, that takes at most a quarter of the free memory.
+
+    A step whose rows fit one chunk has no sum of dweight: it is written once, in the dtype of the weight.
+    """
     row_bytes = weight.shape[0] * hidden.element_size()
     if not hidden.is_cuda:
         return max(1, CPU_CHUNK_BYTES // row_bytes)
     cached = torch.cuda.memory_reserved(hidden.device) - torch.cuda.memory_allocated(hidden.device)
     rows = (torch.cuda.mem_get_info(hidden.device)[0] + cached) // 4 // row_bytes
-    return min(4096, max(256, 1 << max(0, rows.bit_length() - 1)))
+    return min(16384, max(256, 1 << max(0, rows.bit_length() - 1)))
 
 
 def row_stride(num_columns: int) -> int:
@@ -317,30 +320,50 @@ def logit_gradient_(
 _WITHOUT_WIDE_SUM: set[tuple[str, torch.dtype]] = set()
 
 
-def _add_wide_(total: Tensor, left: Tensor, right: Tensor) -> bool:
-    """total += left^T right in one GEMM that adds in the dtype of `total`; False where there is none, which is tried once."""
+def _wide_sum(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """`add_outer` in one GEMM that adds in `dtype`; None where there is no such GEMM, which is tried once."""
     kind = (left.device.type, left.dtype)
     if kind in _WITHOUT_WIDE_SUM:
-        return False
+        return None
     try:
-        torch.addmm(total, left.T, right, out_dtype=total.dtype, out=total)
+        if total is None:
+            return torch.mm(left.T, right, out_dtype=dtype)
+        return torch.addmm(total, left.T, right, out_dtype=dtype, out=total)
     except torch.OutOfMemoryError:
         raise
     except (NotImplementedError, RuntimeError, TypeError):  # TypeError: a torch without the overload
         _WITHOUT_WIDE_SUM.add(kind)
-        return False
-    return True
+        return None
 
 
-def add_outer_(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left^T right; `total` is fp32 for half-precision factors, or of their dtype where this is the only term.
+def add_outer(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """left^T right in `dtype`, added to `total` in place from the second chunk on: the first has no zeros to be written and read.
 
-    Where no GEMM adds half-precision products in fp32 (a CPU), each is rounded to half precision before it is added.
+    `dtype` is fp32 for half-precision factors, or theirs where this is the only term. Where no GEMM adds half-precision products
+    in fp32 (a CPU), each is rounded to half precision before it is added.
     """
-    if left.dtype == total.dtype:
-        total.addmm_(left.T, right)
-    elif not _add_wide_(total, left, right):
-        total.add_(left.T @ right)
+    if left.dtype == dtype:
+        return left.T @ right if total is None else total.addmm_(left.T, right)
+    wide = _wide_sum(total, left, right, dtype)
+    if wide is None:
+        product = left.T @ right
+        wide = product.to(dtype) if total is None else total.add_(product)
+    return wide
+
+
+def sum_dtype(dtype: torch.dtype, num_chunks: int) -> torch.dtype:
+    """The type in which chunks' terms of dweight are added: that of `dtype` where one GEMM makes the whole sum."""
+    return dtype if num_chunks == 1 else accumulate_dtype(dtype)
+
+
+def weight_gradient(total: Tensor | None, weight: Tensor, needed: bool) -> Tensor:
+    """What `add_outer` left, in the type of `weight`: zeros where no chunk was added, empty where none is needed."""
+    return weight.new_zeros(weight.shape if needed else 0) if total is None else total.to(weight.dtype)
+
+
+def tile_columns(num_rows: int, num_columns: int) -> int:
+    """Columns of a tile of `num_rows` rows, aligned: short batches launch fewer and larger GEMMs."""
+    return min(row_stride(num_columns), max(ROW_MULTIPLE, TILE_LOGITS // num_rows // ROW_MULTIPLE * ROW_MULTIPLE))
 
 
 def in_chunks(rows: Tensor, sizes: int) -> Sequence[Tensor]:
@@ -348,12 +371,17 @@ def in_chunks(rows: Tensor, sizes: int) -> Sequence[Tensor]:
     return rows.split(sizes) if len(rows) else ()
 
 
-def _chunks(hidden: Tensor, weight: Tensor, target_ids: Tensor, chunk_rows: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Chunks of the rows that count: their indices, hidden states, targets and a buffer that holds their logits."""
-    kept = in_vocabulary(target_ids, weight).nonzero()[:, 0]
-    size = chunk_rows or chunk_size(hidden, weight)
-    buffer = logit_buffer(hidden, min(size, len(kept)), len(weight))
-    for rows in in_chunks(kept, size):
+def _chunks(hidden: Tensor, weight: Tensor, target_ids: Tensor, chunk_rows: int) -> Sequence[Tensor]:
+    """Indices of the rows that count, a chunk each."""
+    return in_chunks(in_vocabulary(target_ids, weight).nonzero()[:, 0], chunk_rows or chunk_size(hidden, weight))
+
+
+def _with_logits(
+    chunks: Sequence[Tensor], hidden: Tensor, weight: Tensor, target_ids: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Each chunk's rows, their hidden states and targets, and the buffer that holds their logits."""
+    buffer = logit_buffer(hidden, len(chunks[0]) if chunks else 0, len(weight))
+    for rows in chunks:
         x = hidden[rows]
         yield rows, x, target_ids[rows], torch.mm(x, weight.T, out=buffer[: len(rows)])
 
@@ -366,17 +394,17 @@ def linear_logprob_forward(
     output = hidden.new_zeros((5, len(hidden)), dtype=accumulate_dtype(hidden.dtype))
     if runs_triton(hidden):
         kept = in_vocabulary(target_ids, weight).nonzero()[:, 0]
-        buffer = logit_buffer(hidden, TILE_ROWS, TILE_COLUMNS)
+        buffer = hidden.new_empty(min(TILE_LOGITS, len(kept) * row_stride(len(weight))))
         for rows in in_chunks(kept, TILE_ROWS):
             x, ids = hidden[rows], target_ids[rows]
-            stats = output.new_empty((5, len(rows)))
-            for first in range(0, len(weight), TILE_COLUMNS):
-                columns = weight[first : first + TILE_COLUMNS]
-                tile = torch.mm(x, columns.T, out=buffer[: len(rows), : len(columns)])
+            stats, width = output.new_empty((5, len(rows))), tile_columns(len(rows), len(weight))
+            for first in range(0, len(weight), width):
+                columns = weight[first : first + width]
+                tile = torch.mm(x, columns.T, out=buffer[: len(rows) * width].view(-1, width)[:, : len(columns)])
                 _fold_stats_(stats, tile, ids, 1 / temperature, first)
             output[:, rows] = _finish_stats_(stats, 1 / temperature)
     else:
-        for rows, _, ids, logits in _chunks(hidden, weight, target_ids, chunk_rows):
+        for rows, _, ids, logits in _with_logits(_chunks(hidden, weight, target_ids, chunk_rows), hidden, weight, target_ids):
             output[:, rows] = _chunk_stats(logits, ids, 1 / temperature)
     return output[0].clone(), output[1].clone(), output[2:].clone()
 
@@ -402,15 +430,16 @@ def linear_logprob_backward(
 ) -> tuple[Tensor, Tensor]:
     """(dhidden, dweight), empty where not needed."""
     grad_hidden = hidden.new_zeros(hidden.shape if need_hidden else 0)
-    total = weight.new_zeros(weight.shape if need_weight else 0, dtype=accumulate_dtype(weight.dtype))
-    for rows, x, ids, logits in _chunks(hidden, weight, target_ids, chunk_rows):
+    chunks = _chunks(hidden, weight, target_ids, chunk_rows)
+    grad_weight, dtype = None, sum_dtype(weight.dtype, len(chunks))
+    for rows, x, ids, logits in _with_logits(chunks, hidden, weight, target_ids):
         softmax, slope = SoftmaxStats(*stats[:, rows].unbind()), None if grad_entropy is None else grad_entropy[rows]
         logit_gradient_(logits, ids, 1 / temperature, softmax, grad_logprobs[rows], slope)
         if need_hidden:
             grad_hidden[rows] = logits @ weight
         if need_weight:
-            add_outer_(total, logits, x)
-    return grad_hidden, total.to(weight.dtype)
+            grad_weight = add_outer(grad_weight, logits, x, dtype)
+    return grad_hidden, weight_gradient(grad_weight, weight, need_weight)
 
 
 @linear_logprob_backward.register_fake

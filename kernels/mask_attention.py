@@ -27,13 +27,14 @@ from torch import Tensor
 
 from kernels.language import tl, triton
 from kernels.launch import LARGE_SHARED, SMALL_SHARED, LaunchConfig, launch, padded_power, runs_triton, shared_bytes, triton_op
+from kernels.mask_attention_eager import image_to_token_backward_eager, image_to_token_in_bands, token_to_image_eager
 
 LOG2E = tl.constexpr(1.4426950408889634)
 COLUMNS = 64  # scores of a token that image_to_token holds at once: heads x padded tokens, or a part of the heads
-SPLIT_PROGRAMS = 256  # programs that token_to_image aims at: two a multiprocessor
+PROGRAMS = 256  # aimed at: two a multiprocessor
 SPLITS = 64  # parts of an image that it is merged from at most
+HEAD_TOKENS = 32  # image tokens of a tile of image_to_token: two programs fit a multiprocessor
 ROW_BACKWARD_TOKENS, HEAD_BACKWARD_TOKENS = 32, 16  # a tile holds its gradient beside itself; more spill
-CPU_TOKENS = 512  # image tokens of a band on a CPU: half a megabyte
 
 
 def token_to_image_reference(queries: Tensor, image: Tensor, image_pe: Tensor) -> Tensor:
@@ -148,18 +149,25 @@ def _token_to_image_backward_kernel(
 
 
 @triton.jit
-def _head_weights(key, keys, key_bias, first, T, R, C: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr):
-    # softmax over a head's tokens of the scores of WIDTH columns: heads from `first` on, PADDED tokens each
+def _load_heads(keys, key_bias, values, first, T, R, C: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr):
+    # Keys, bias and values of WIDTH columns of scores: heads from `first` on, PADDED tokens each; their rows, and which are there
     column = tl.arange(0, WIDTH)
     row = (first + column // PADDED) * T + column % PADDED
     live = (column % PADDED < T) & (row < R)
-    k = tl.load(keys + row[:, None] * C + tl.arange(0, C)[None, :], mask=live[:, None], other=0.0)
-    s = tl.dot(key, tl.trans(k))
-    s = (s + tl.load(key_bias + row, mask=live, other=0.0).to(tl.float32)[None, :]) * LOG2E
+    offsets = row[:, None] * C + tl.arange(0, C)[None, :]
+    k = tl.load(keys + offsets, mask=live[:, None], other=0.0)
+    v = tl.load(values + offsets, mask=live[:, None], other=0.0)
+    return k, tl.load(key_bias + row, mask=live, other=0.0).to(tl.float32), v, row, live
+
+
+@triton.jit
+def _head_weights(key, k, bias, live, PADDED: tl.constexpr):
+    # softmax of the scores over a head's tokens
+    s = (tl.dot(key, tl.trans(k)) + bias[None, :]) * LOG2E
     s = tl.where(live[None, :], s, -1e30)
-    s = tl.reshape(s, [key.shape[0], WIDTH // PADDED, PADDED])
+    s = tl.reshape(s, [key.shape[0], k.shape[0] // PADDED, PADDED])
     e = tl.exp2(s - tl.max(s, 2)[:, :, None])
-    return tl.reshape(e / tl.sum(e, 2)[:, :, None], [key.shape[0], WIDTH]), k, row, live
+    return tl.reshape(e / tl.sum(e, 2)[:, :, None], [key.shape[0], k.shape[0]])
 
 
 @triton.jit
@@ -172,23 +180,32 @@ def _normalise(h, C: tl.constexpr, eps):
 @triton.jit
 def _image_to_token_kernel(
     image, image_pe, keys, key_bias, values, norm_weight, norm_bias, z, share, num_heads, T, N, eps,
-    C: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr,
+    C: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, STAGES: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
-    # A tile of image tokens of one prompt: read x, write z
+    # Every num_programs-th tile of one prompt's image tokens: read x, write z. KEPT: all heads fit WIDTH, and stay on chip
     g = tl.program_id(1).to(tl.int64)
-    tokens = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     channels = tl.arange(0, C)
     R = num_heads * T
-    x = _load_tile(image + (g // share) * N * C, tokens, N, C)
-    key = _with_position(x, image_pe, tokens, N, C)
-    h = x.to(tl.float32)
-    for first in range(0, num_heads, WIDTH // PADDED):
-        w, _, row, live = _head_weights(key, keys + g * R * C, key_bias + g * R, first, T, R, C, PADDED, WIDTH)
-        v = tl.load(values + g * R * C + row[:, None] * C + channels[None, :], mask=live[:, None], other=0.0)
-        h += tl.dot(w.to(x.dtype), v)
-    normal, _ = _normalise(h, C, eps)
-    out = normal * tl.load(norm_weight + channels).to(tl.float32)[None, :] + tl.load(norm_bias + channels).to(tl.float32)[None, :]
-    tl.store(z + (g * N + tokens)[:, None] * C + channels[None, :], out.to(x.dtype), mask=(tokens < N)[:, None])
+    keys += g * R * C
+    values += g * R * C
+    key_bias += g * R
+    gain, shift = tl.load(norm_weight + channels).to(tl.float32), tl.load(norm_bias + channels).to(tl.float32)
+    if KEPT:
+        k, bias, v, rows, live = _load_heads(keys, key_bias, values, 0, T, R, C, PADDED, WIDTH)
+    for tile in tl.range(tl.program_id(0), tl.cdiv(N, TOKENS), tl.num_programs(0), num_stages=STAGES):
+        tokens = tile * TOKENS + tl.arange(0, TOKENS)
+        x = _load_tile(image + (g // share) * N * C, tokens, N, C)
+        key = _with_position(x, image_pe, tokens, N, C)
+        h = x.to(tl.float32)
+        if KEPT:
+            h = tl.dot(_head_weights(key, k, bias, live, PADDED).to(x.dtype), v, acc=h)
+        else:
+            for first in range(0, num_heads, WIDTH // PADDED):
+                k, bias, v, rows, live = _load_heads(keys, key_bias, values, first, T, R, C, PADDED, WIDTH)
+                h = tl.dot(_head_weights(key, k, bias, live, PADDED).to(x.dtype), v, acc=h)
+        normal, _ = _normalise(h, C, eps)
+        out = normal * gain[None, :] + shift[None, :]
+        tl.store(z + (g * N + tokens)[:, None] * C + channels[None, :], out.to(x.dtype), mask=(tokens < N)[:, None])
 
 
 @triton.jit
@@ -213,9 +230,8 @@ def _image_to_token_backward_kernel(
     for member in range(0, share):
         g, h = first_prompt + member, x.to(tl.float32)
         for first in range(0, num_heads, step):
-            w, _, row, live = _head_weights(key, keys + g * R * C, key_bias + g * R, first, T, R, C, PADDED, WIDTH)
-            v = tl.load(values + g * R * C + row[:, None] * C + channels[None, :], mask=live[:, None], other=0.0)
-            h += tl.dot(w.to(x.dtype), v)
+            k, bias, v, _, live = _load_heads(keys + g * R * C, key_bias + g * R, values + g * R * C, first, T, R, C, PADDED, WIDTH)
+            h += tl.dot(_head_weights(key, k, bias, live, PADDED).to(x.dtype), v)
         normal, rstd = _normalise(h, C, eps)
         here = (g * N + tokens)[:, None]
         dz = tl.load(grad_z + here * C + channels[None, :], mask=inside, other=0.0).to(tl.float32)
@@ -227,8 +243,10 @@ def _image_to_token_backward_kernel(
         low = dh.to(x.dtype)
         tl.store(grad_hidden + here * C + channels[None, :], low, mask=inside)
         for first in range(0, num_heads, step):
-            w, k, row, live = _head_weights(key, keys + g * R * C, key_bias + g * R, first, T, R, C, PADDED, WIDTH)
-            v = tl.load(values + g * R * C + row[:, None] * C + channels[None, :], mask=live[:, None], other=0.0)
+            k, bias, v, row, live = _load_heads(
+                keys + g * R * C, key_bias + g * R, values + g * R * C, first, T, R, C, PADDED, WIDTH
+            )
+            w = _head_weights(key, k, bias, live, PADDED)
             dw = tl.dot(low, tl.trans(v))
             product = tl.reshape(w * dw, [TOKENS, step, PADDED])
             mean = tl.sum(product, 2)[:, :, None] + tl.zeros([TOKENS, step, PADDED], tl.float32)
@@ -252,8 +270,12 @@ def _row_constants(C: int, shared: int, backward: bool = False) -> dict[str, Any
 def _head_constants(C: int, num_tokens: int, num_heads: int, shared: int, backward: bool = False) -> dict[str, Any]:
     padded = padded_power(num_tokens, COLUMNS)
     width = max(16, min(padded * padded_power(num_heads, COLUMNS), COLUMNS))
-    tokens, stages = (HEAD_BACKWARD_TOKENS, 1) if backward else (64, 2 if shared > 160 << 10 else 1)
-    return {"C": C, "PADDED": padded, "WIDTH": width, "TOKENS": tokens, "num_warps": 8, "num_stages": stages}
+    sizes = {"C": C, "PADDED": padded, "WIDTH": width, "num_warps": 8, "num_stages": 1}
+    if backward:
+        return sizes | {"TOKENS": HEAD_BACKWARD_TOKENS}
+    # the next tile is on its way while one is worked on, where two programs of it fit a multiprocessor
+    kept, stages = num_heads * padded <= width, 2 if shared > 128 << 10 else 1
+    return sizes | {"TOKENS": HEAD_TOKENS, "STAGES": stages, "KEPT": kept}
 
 
 def launch_configs() -> Iterator[LaunchConfig]:
@@ -284,15 +306,6 @@ def _takes(image: Tensor, tokens: int = 1) -> bool:
     return runs_triton(image) and narrow and 16 <= C <= 256 and C & (C - 1) == 0 and 1 <= tokens <= COLUMNS
 
 
-def _token_to_image_eager(queries: Tensor, image: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
-    """y and the log-sum-exp of each row's scores."""
-    scores = (queries @ (image + image_pe).transpose(1, 2)).to(torch.promote_types(image.dtype, torch.float32))
-    top = scores.amax(-1, keepdim=True)
-    weights = (scores - top).exp_()
-    total = weights.sum(-1, keepdim=True)
-    return ((weights.to(image.dtype) @ image) / total).to(image.dtype), (top + total.log())[..., 0]
-
-
 @triton_op("vesalius::mask_token_to_image")
 def _token_to_image(queries: Tensor, image: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
     if not queries.numel():
@@ -300,12 +313,12 @@ def _token_to_image(queries: Tensor, image: Tensor, image_pe: Tensor) -> tuple[T
     if not _takes(image):
         step = len(image) if image.is_cuda else 1  # on a CPU one image at a time: it stays in the cache
         prompts = zip(queries.split(step), image.split(step), strict=True)
-        ys, sums = zip(*(_token_to_image_eager(a, x, image_pe) for a, x in prompts), strict=True)
+        ys, sums = zip(*(token_to_image_eager(a, x, image_pe) for a, x in prompts), strict=True)
         return torch.cat(ys), torch.cat(sums)
     (G, R, C), N = queries.shape, image.shape[1]
     constants = _row_constants(C, shared_bytes(image.device))
     blocks, tiles = triton.cdiv(R, constants["ROWS"]), triton.cdiv(N, constants["TOKENS"])
-    tiles_a_split = triton.cdiv(tiles, min(SPLITS, tiles, triton.cdiv(SPLIT_PROGRAMS, G * blocks)))
+    tiles_a_split = triton.cdiv(tiles, min(SPLITS, tiles, triton.cdiv(PROGRAMS, G * blocks)))
     splits = triton.cdiv(tiles, tiles_a_split)
     partial, stats = (image.new_empty(G, splits, R, width, dtype=torch.float32) for width in (C, 2))
     launch(_token_to_image_kernel, (splits, blocks, G), queries, image, image_pe, partial, stats, R, N, tiles_a_split, **constants)
@@ -336,20 +349,6 @@ def _token_to_image_backward(
     return grad_scores.transpose(1, 2) @ key, grad_image
 
 
-def _image_to_token_in_bands(image, image_pe, keys, key_bias, values, norm_weight, norm_bias, num_heads, eps):
-    """On a CPU: a band of tokens of one prompt at a time stays in the cache (4096 tokens: 4 ms instead of 12)."""
-    (G, R, C), (X, N, _) = keys.shape, image.shape
-    z = image.new_empty(G, N, C)
-    for first in range(0, N, CPU_TOKENS):
-        band = slice(first, first + CPU_TOKENS)
-        for g in range(G):
-            x = image[g * X // G, band]
-            scores = torch.addmm(key_bias[g, :, None], keys[g], (x + image_pe[band]).t())  # heads and tokens outside: vectors
-            weights = scores.view(num_heads, R // num_heads, len(x)).softmax(1).view(R, len(x))
-            z[g, band] = F.layer_norm(torch.addmm(x, weights.t(), values[g]), (C,), norm_weight, norm_bias, eps)
-    return z
-
-
 @triton_op("vesalius::mask_image_to_token")
 def _image_to_token(
     image: Tensor,
@@ -365,33 +364,15 @@ def _image_to_token(
     if not len(keys):
         return image.new_empty(0, *image.shape[1:])
     if not _takes(image, keys.shape[1] // num_heads):
-        eager = image_to_token_reference if image.is_cuda else _image_to_token_in_bands
+        eager = image_to_token_reference if image.is_cuda else image_to_token_in_bands
         return eager(image, image_pe, keys, key_bias, values, norm_weight, norm_bias, num_heads, eps)
     (G, R, C), (X, N, _) = keys.shape, image.shape
     constants = _head_constants(C, R // num_heads, num_heads, shared_bytes(image.device))
     z = image.new_empty(G, N, C)
     arguments = (image, image_pe, keys, key_bias, values, norm_weight, norm_bias, z, G // X, num_heads, R // num_heads, N, eps)
-    launch(_image_to_token_kernel, (triton.cdiv(N, constants["TOKENS"]), G), *arguments, **constants)
+    programs = min(triton.cdiv(N, HEAD_TOKENS), triton.cdiv(PROGRAMS, G))
+    launch(_image_to_token_kernel, (programs, G), *arguments, **constants)
     return z
-
-
-def _image_to_token_backward_eager(grad_z, image, image_pe, keys, key_bias, values, norm_weight, num_heads, eps):
-    """dh [G, N, C], w and ds [G, N, R], dx [X, N, C], and the gradients of the norm's weight and bias."""
-    dtype = torch.promote_types(image.dtype, torch.float32)
-    x = image.repeat_interleave(len(keys) // len(image), 0)
-    scores, by_head = (x + image_pe) @ keys.transpose(1, 2) + key_bias[:, None], (num_heads, keys.shape[1] // num_heads)
-    weights = scores.unflatten(2, by_head).softmax(-1).flatten(2)
-    h = (x + weights @ values).to(dtype)
-    centred = h - h.mean(-1, keepdim=True)
-    rstd = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
-    normal, dz = centred * rstd, grad_z.to(dtype)
-    grad_norm = torch.stack([(dz * normal).sum((0, 1)), dz.sum((0, 1))])
-    dz = dz * norm_weight
-    dh = (rstd * (dz - dz.mean(-1, keepdim=True) - normal * (dz * normal).mean(-1, keepdim=True))).to(image.dtype)
-    product = (weights * (dh @ values.transpose(1, 2))).unflatten(2, by_head)
-    ds = (product - weights.unflatten(2, by_head) * product.sum(-1, keepdim=True)).flatten(2)
-    dx = (dh + ds @ keys).unflatten(0, (len(image), -1)).sum(1)
-    return dh, weights, ds, dx, grad_norm
 
 
 @triton_op("vesalius::mask_image_to_token_backward")
@@ -412,7 +393,7 @@ def _image_to_token_backward(
         return dx, dk, db, dv, norm_weight.new_zeros(2, C)
     if not _takes(image, R // num_heads):
         arguments = (grad_z, image, image_pe, keys, key_bias, values, norm_weight, num_heads, eps)
-        dh, weights, ds, dx, grad_norm = _image_to_token_backward_eager(*arguments)
+        dh, weights, ds, dx, grad_norm = image_to_token_backward_eager(*arguments)
     else:
         constants = _head_constants(C, R // num_heads, num_heads, shared_bytes(image.device), backward=True)
         grid = (triton.cdiv(N, constants["TOKENS"]), X)

@@ -42,7 +42,9 @@ LOSS = GRPOLoss("grpo", beta=0.1)
 GIVEN = TokenInputs(Each(randn(1)), Each(randn(1)), Each(randn(1)))
 C, N, R, HEADS, MASKS = 16, 64, 6, 2, 2
 TILES = {"C": C, "ROWS": 16, "TOKENS": N}
-PADDED = mask_attention._head_constants(C, R // HEADS, HEADS, LARGE_SHARED) | {"TOKENS": N}
+PADDED, PADDED_BACKWARD = (
+    mask_attention._head_constants(C, R // HEADS, HEADS, LARGE_SHARED, backward) | {"TOKENS": N} for backward in (False, True)
+)
 UPSCALE = mask_upscale._constants(C, C, C, MASKS, N)
 STEPS = (randn(4, C, C), randn(C), randn(C), randn(C), randn(C, 4 * C), randn(C))
 IMAGE, ROWS, SCORES = Each(randn(N, C)), Each(randn(R, C)), Each(randn(R))
@@ -100,7 +102,7 @@ def kernels() -> dict[str, tuple[Any, int, tuple[Any, ...], dict[str, Any]]]:
         "image to token, backward": (
             mask_attention._image_to_token_backward_kernel, 1,
             (IMAGE, IMAGE, randn(N, C), *head[:-1], Each(torch.zeros(N, R)), Each(torch.zeros(N, R)), Each(torch.zeros(N, C)),
-             Each(torch.zeros(N, C)), Each(torch.zeros(2, C)), 1, HEADS, R // HEADS, N, 1e-5), PADDED,
+             Each(torch.zeros(N, C)), Each(torch.zeros(2, C)), 1, HEADS, R // HEADS, N, 1e-5), PADDED_BACKWARD,
         ),
         "upscale": (mask_upscale._upscale_kernel, 1, (IMAGE, *STEPS, hyper, logits, N, 8, 1e-6), UPSCALE),
         "upscale, backward": (

@@ -145,12 +145,18 @@ def test_bad_arguments_are_named():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_triton_bodies_are_as_exact_as_eager(shape, monkeypatch):
     monkeypatch.setattr(module, "TILE_ROWS", 4)
-    monkeypatch.setattr(module, "TILE_COLUMNS", 65536 if shape[2] > 65536 else 96)
+    monkeypatch.setattr(module, "TILE_LOGITS", 4 * (65536 if shape[2] > 65536 else 64))
     check(shape)
     if shape[0] == 7:
         monkeypatch.setattr(module, "STATS_CONSTANTS", {"BLOCK": 64, "STAGES": 2})
         monkeypatch.setattr(module, "GRADIENT_CONSTANTS", {"BLOCK": 64, "STAGES": 2})
         check(shape, skipped=(0, 4), temperature=0.7, chunk_rows=2)
+
+
+def test_a_tile_of_fewer_rows_has_more_columns_and_no_more_logits():
+    for rows, columns in ((2048, 4096), (1024, 8192), (300, 27904), (1, 151936)):
+        assert module.tile_columns(rows, 151936) == columns and rows * columns <= module.TILE_LOGITS
+    assert module.tile_columns(1, 33) == module.row_stride(33)  # no more than there are
 
 
 @pytest.mark.triton

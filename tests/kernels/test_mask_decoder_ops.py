@@ -95,6 +95,17 @@ def test_large_tiles_give_what_small_ones_give(shared, monkeypatch, poisoned_mem
 
 
 @pytest.mark.triton
+@pytest.mark.parametrize("tokens", [3, 9])  # heads that stay on chip, and heads that come in parts
+def test_a_program_of_many_tiles_gives_what_many_programs_give(tokens, monkeypatch, poisoned_memory):
+    sizes = (2, 1, 130, 16, 8, tokens)
+    assert mask_attention._head_constants(16, tokens, 8, mask_upscale.LARGE_SHARED)["KEPT"] == (tokens == 3)
+    [(attend, _, leaves, [pe])] = attention_case(*sizes)
+    apart = attend(*leaves, pe)
+    monkeypatch.setattr(mask_attention, "PROGRAMS", 1)
+    assert torch.equal(attend(*leaves, pe), apart)
+
+
+@pytest.mark.triton
 def test_a_nan_stays_one(poisoned_memory):
     [(ours, _, leaves, _)] = upscale_case(*UPSCALE[0])
     leaves[0][0, 3] = torch.nan

@@ -293,28 +293,30 @@ def test_a_second_derivative_is_refused_and_not_wrong():
         gradient.sum().backward()
 
 
-def test_a_gemm_that_sums_wide_is_tried_once_and_done_without(monkeypatch):
+@pytest.mark.parametrize(("gemm", "total"), [("mm", None), ("addmm", torch.ones(5, 4))])
+def test_a_gemm_that_sums_wide_is_tried_once_and_done_without(monkeypatch, gemm, total):
     """A CPU has none: this is the way that a GPU without it would go."""
     tried: list[tuple] = []
-    addmm = torch.addmm
-    monkeypatch.setattr(torch, "addmm", lambda *a, **k: tried.append(k["out_dtype"]) or addmm(*a, **k))
+    original = getattr(torch, gemm)
+    monkeypatch.setattr(torch, gemm, lambda *a, **k: tried.append(k["out_dtype"]) or original(*a, **k))
     monkeypatch.setattr(head_module, "_WITHOUT_WIDE_SUM", set())
     left, right = torch.randn(6, 5).bfloat16(), torch.randn(6, 4).bfloat16()
-    total = torch.ones(5, 4)
-    head_module.add_outer_(total, left, right)
-    head_module.add_outer_(total, left, right)
+    before = 0 if total is None else total.clone()
+    total = head_module.add_outer(total, left, right, torch.float32)
+    total = head_module.add_outer(total, left, right, torch.float32)
     assert tried == [torch.float32]
-    torch.testing.assert_close(total, 1 + 2 * (left.T @ right).float())
+    torch.testing.assert_close(total, before + 2 * (left.T @ right).float())
 
 
-def test_no_room_is_not_taken_for_a_missing_gemm(monkeypatch):
+@pytest.mark.parametrize(("gemm", "total"), [("mm", None), ("addmm", torch.ones(5, 4))])
+def test_no_room_is_not_taken_for_a_missing_gemm(monkeypatch, gemm, total):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(torch, "addmm", full)
+    monkeypatch.setattr(torch, gemm, full)
     monkeypatch.setattr(head_module, "_WITHOUT_WIDE_SUM", set())
     with pytest.raises(torch.OutOfMemoryError):
-        head_module.add_outer_(torch.ones(5, 4), torch.ones(6, 5).bfloat16(), torch.ones(6, 4).bfloat16())
+        head_module.add_outer(total, torch.ones(6, 5).bfloat16(), torch.ones(6, 4).bfloat16(), torch.float32)
     assert not head_module._WITHOUT_WIDE_SUM
 
 
