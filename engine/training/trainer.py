@@ -24,12 +24,12 @@ from engine.processes import share_first
 from engine.report.content import Sample
 from engine.rollout.answers import Answer
 from engine.rollout.policy import Policy
-from engine.training import zero3
 from engine.training.checkpoints import newest_checkpoint
 from engine.training.config.optimization import with_rates
 from engine.training.config.training import TrainingConfig
 from engine.training.manifest import Manifest, check_same, check_whole, deciding_settings, loading, sizes
-from engine.training.zero2 import share_in_order
+from engine.training.zero import divided_layers
+from engine.training.zero.shared_in_order import share_in_order
 
 STAGING = ".saving"
 
@@ -38,12 +38,13 @@ class Trainer(transformers.Trainer):
     """A subclass brings its batching, its loss, `answer` and the numbers of `step_metrics`.
 
     `headline_metric`: the one whose first and last values are headline numbers; `evaluation_batch_size`: rows answered at once;
-    `may_divide`: its steps can be taken under ZeRO-3 (`engine.training.zero3`).
+    `may_divide`: its steps can be taken under ZeRO-3 (`engine.training.zero`).
     """
 
     args: TrainingConfig
     model: Any
     policy: Policy  # of those that may be divided
+    deepspeed: Any
     train_dataset: Any
     headline_metric: str | None = None
     evaluation_batch_size = 32
@@ -51,7 +52,7 @@ class Trainer(transformers.Trainer):
 
     def __init__(self, model: Any, args: TrainingConfig, train_dataset: Any, **options: Any) -> None:
         super().__init__(model=model, args=args, train_dataset=train_dataset, **options)
-        if zero3.is_zero3(self) and not self.may_divide:
+        if divided_layers.is_zero3(self) and not self.may_divide:
             raise InputError("--deepspeed: ZeRO-3 is not supported here: whole weights are needed on every device; use ZeRO-2")
         self.model_accepts_loss_kwargs = False
         self._staging: str | None = None
@@ -77,8 +78,8 @@ class Trainer(transformers.Trainer):
             folder = Path(resume_from_checkpoint)
             check_same(folder, check_whole(folder), self.deciding, self.rows.get("training"))
         result = super().train(resume_from_checkpoint, *args, **options)
-        if zero3.is_zero3(self):
-            zero3.hold(self.deepspeed)
+        if divided_layers.is_zero3(self):
+            divided_layers.hold(self.deepspeed)
         share_first(self.model.buffers())
         return result
 
@@ -218,25 +219,25 @@ class Trainer(transformers.Trainer):
             raise ValueError(f"{missing[0]} is missing in its weights")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if not zero3.is_zero3(self):
+        if not divided_layers.is_zero3(self):
             super().save_model(output_dir, _internal_call)
             return
-        with zero3.put_together(self.deepspeed):
+        with divided_layers.put_together(self.deepspeed):
             if self.args.should_save:
                 self._save(output_dir)
             self.accelerator.wait_for_everyone()
 
     def _wrap_and_load(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """What DDP or DeepSpeed make of the model, with what a checkpoint has."""
-        if not zero3.is_zero3(self):
+        if not divided_layers.is_zero3(self):
             prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
             if self.is_deepspeed_enabled and self.accelerator.deepspeed_plugin.zero_stage == 2:
                 share_in_order(self.deepspeed.optimizer)
             return prepared
         layers = self.policy.layers
-        zero3.mark_leaves(layers)
+        divided_layers.mark_leaves(layers)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        zero3.keep_whole(self.deepspeed, layers)
+        divided_layers.keep_whole(self.deepspeed, layers)
         return prepared
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:

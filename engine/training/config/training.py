@@ -68,7 +68,7 @@ class TrainingConfig(TrainingArguments):
         if self.deepspeed:
             from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-            unset_hf_deepspeed_config()  # else transformers divides what it loads by ZeRO-3: see engine/training/zero3.py
+            unset_hf_deepspeed_config()  # else transformers divides what it loads by ZeRO-3: see engine/training/zero/
         has_liger = importlib.util.find_spec("liger_kernel") is not None
         refuse(
             [

@@ -26,7 +26,10 @@ def mark_leaves(layers: nn.ModuleList) -> None:
     together at once. Call it before DeepSpeed takes the model."""
     from deepspeed.utils import set_z3_leaf_modules
 
-    kinds = {type(m) for m in layers.modules() if list(m.parameters(recurse=False)) and list(m.children())}
+    def has_own(module: nn.Module) -> bool:
+        return next(module.parameters(recurse=False), None) is not None
+
+    kinds = {type(module) for module in layers.modules() if has_own(module) and next(module.children(), None) is not None}
     if kinds:
         set_z3_leaf_modules(layers, list(kinds))
 

@@ -1,0 +1,1 @@
+"""DeepSpeed's ZeRO, for models of which each process runs what its rows want."""
