@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import moe_cpu
-from kernels.moe_cpu import COLUMNS, moe_mlp_cpu, moe_mlp_cpu_backward, product
+from kernels.moe_cpu import COLUMNS, kept_rows, moe_mlp_cpu, moe_mlp_cpu_backward, product
 from kernels.moe_dispatch import ExpertLinear, moe_mlp, moe_mlp_reference
 from kernels.moe_router import route
 
@@ -200,7 +200,7 @@ def test_opcheck(listed):
     torch.library.opcheck(moe_mlp_cpu, (*given, 0, 0), test_utils=("test_schema", "test_faketensor"))
     plain = [[t.detach() for t in part] if isinstance(part, list) and torch.is_tensor(part[0]) else part for part in given]
     plain[:2] = [hidden.detach(), weights.detach()]
-    out, a, b = moe_mlp_cpu(*plain, 0, 2 * S)
+    out, a, b = moe_mlp_cpu(*plain, 0, kept_rows(routing.order, routing.ends, 0, E, hidden.dtype))
     a, b = a.nan_to_num(), b.nan_to_num()
     needed = [True, False, *[number % 2 == 0 for number in range(len(base) + len(lora))]]
     torch.library.opcheck(moe_mlp_cpu_backward, (out.cos(), *plain[:4], a, b, *plain[4:], 0, needed))
