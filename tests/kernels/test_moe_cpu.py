@@ -1,5 +1,7 @@
 """The experts on the CPU: their ops, what only some projections have, dropout, and oneDNN's products."""
 
+import time
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -204,3 +206,24 @@ def test_opcheck(listed):
     a, b = a.nan_to_num(), b.nan_to_num()
     needed = [True, False, *[number % 2 == 0 for number in range(len(base) + len(lora))]]
     torch.library.opcheck(moe_mlp_cpu_backward, (out.cos(), *plain[:4], a, b, *plain[4:], 0, needed))
+
+
+@pytest.mark.parametrize("block", ["rows", "columns"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_no_layout_of_a_weight_has_a_slow_product(block, transposed):
+    """Plain loops, which oneDNN falls back to for layouts that it has no code for, take some thousand times as long."""
+    weight, n = randn(256, 768), 256
+    w = weight[:, :256] if block == "columns" else weight[:128]
+    w = w.T if transposed else w
+    x, whole = randn(n, w.shape[1]), w.contiguous()
+
+    def seconds(matrix):
+        product(x, matrix)
+        start = time.process_time()
+        for _ in range(5):
+            product(x, matrix)
+        return time.process_time() - start
+
+    exact = x.double() @ w.double().T
+    assert (product(x, w) - exact).norm() < 1e-6 * exact.norm()
+    assert min(seconds(w) for _ in range(3)) < 20 * max(seconds(whole) for _ in range(3))
