@@ -205,9 +205,9 @@ def _upscale_backward_kernel(
 
 
 def _tokens(num_tokens: int, shared: int) -> int:
-    """Image tokens of a tile: 128, of which a token takes 366 warp instructions on sm_90 and two programs fit a multiprocessor
-    (16 warps over 64 tokens would hold every value in four of them: 1370); or few, where shared memory is small or there would
-    not be a tile for every multiprocessor."""
+    """Image tokens of a tile: 128, where a token takes 366 warp instructions on sm_90 and two programs fit a multiprocessor (16
+    warps over 64 tokens would hold every value in four of them and take three times as many); or few, where shared memory is
+    small or there would not be a tile for every multiprocessor."""
     return MANY_TOKENS if shared > 112 << 10 and num_tokens >= PROGRAMS * MANY_TOKENS else FEW_TOKENS
 
 
