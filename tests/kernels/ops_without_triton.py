@@ -22,6 +22,7 @@ from kernels.mask_upscale import mask_upscale, mask_upscale_reference
 from kernels.moe_dispatch import moe_mlp, moe_mlp_reference
 from kernels.moe_router import route
 from kernels.moe_routing import route_reference
+from kernels.prefix_attention import prefix_attention, prefix_attention_reference
 
 LOSS = GRPOLoss("grpo", beta=0.04)
 
@@ -57,6 +58,9 @@ def cases():
     def mixed(op, hidden, gate, *projections):
         return op(hidden, route(hidden, gate, 2), *projections)
 
+    def row(op, *states):
+        return op(*states, 5, 2, torch.tensor([0, 2]))
+
     tokens = [randn(2, 4, 16), randn(2, 4), randn(2, 4, 16), 1 + 0.1 * randn(16), randn(16)]
     steps = [randn(16, 4, 2, 2), randn(4), randn(4), randn(4), randn(4, 2, 2, 2), randn(2), randn(2, 3, 2)]
     yield "loss", loss, grpo_loss, grpo_loss_reference, [randn(3, 5) - 3]
@@ -67,6 +71,8 @@ def cases():
     yield "upscale", upscale, mask_upscale, mask_upscale_reference, [randn(2, 6, 16), *steps]
     yield "router", routed, route, route_reference, [randn(9, 8), randn(4, 8)]
     experts = [randn(4, 6, 8), randn(4, 6, 8), randn(4, 8, 6)]
+    states = [randn(2, 4, 11, 16), randn(2, 2, 11, 16), randn(2, 2, 11, 16)]
+    yield "prefix attention", row, prefix_attention, prefix_attention_reference, states
     yield "mixture", mixed, moe_mlp, moe_mlp_reference, [randn(9, 8), randn(4, 8), *experts]
 
 

@@ -13,7 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import group_advantage, grpo_loss, linear_grpo, linear_logprob, mask_attention, mask_upscale, moe_dispatch, moe_router
+from kernels import (
+    group_advantage,
+    grpo_loss,
+    linear_grpo,
+    linear_logprob,
+    mask_attention,
+    mask_upscale,
+    moe_dispatch,
+    moe_router,
+    prefix_attention,
+)
 from kernels.grpo_terms import GRPOLoss, TokenInputs
 from kernels.launch import LARGE_SHARED, launch
 
@@ -47,6 +57,9 @@ PADDED, PADDED_BACKWARD = (
 )
 UPSCALE = mask_upscale._constants(C, C, C, MASKS, N)
 STEPS = (randn(4, C, C), randn(C), randn(C), randn(C), randn(C, 4 * C), randn(C))
+S, P, T = 40, 24, 8  # a prompt and two answers, one head
+ALONG = prefix_attention.Strides(S * C, C, C)
+ATTENTION = prefix_attention._constants(C, torch.float32, LARGE_SHARED)
 IMAGE, ROWS, SCORES = Each(randn(N, C)), Each(randn(R, C)), Each(randn(R))
 
 
@@ -59,6 +72,7 @@ def kernels() -> dict[str, tuple[Any, int, tuple[Any, ...], dict[str, Any]]]:
     per_row = (PLACE, ids, one, one, GIVEN, linear_grpo.TokenOutputs(one, one))
     head = (ROWS, SCORES, ROWS, randn(C), randn(C))
     hyper, logits = Each(randn(MASKS, C)), Each(randn(MASKS, 16 * N))
+    STATES, SUMS, START = Each(randn(S, C)), Each(randn(S)), Each(torch.tensor([2], dtype=torch.int32))
     small = [Each(torch.zeros(shape)) for shape in ((C, 4 * C), (4 * C,), (2, C), (mask_upscale.ROWS, C))]
     return {
         "advantages": (
@@ -108,6 +122,21 @@ def kernels() -> dict[str, tuple[Any, int, tuple[Any, ...], dict[str, Any]]]:
         "upscale, backward": (
             mask_upscale._upscale_backward_kernel, 1,
             (logits, IMAGE, *STEPS, hyper, Each(torch.zeros(N, 4 * C)), *small, N, 8, 1e-6), UPSCALE | {"ROWS": mask_upscale.ROWS},
+        ),
+        "prefix attention": (
+            prefix_attention._attention_kernel, 2,
+            (STATES, STATES, STATES, Each(torch.zeros(S, C)), Each(torch.zeros(S)), START, ALONG, ALONG, ALONG, S, P, T, 0.3, 1),
+            ATTENTION,
+        ),
+        "prefix queries' gradient": (
+            prefix_attention._query_gradient_kernel, 2,
+            (STATES, STATES, STATES, STATES, STATES, SUMS, Each(torch.zeros(S)), Each(torch.zeros(S, C)), START,
+             ALONG, ALONG, ALONG, ALONG, S, P, T, 0.3, 1), ATTENTION,
+        ),
+        "prefix keys' gradient": (
+            prefix_attention._key_gradient_kernel, 2,
+            (STATES, STATES, STATES, STATES, SUMS, SUMS, Each(torch.zeros(S, C)), Each(torch.zeros(S, C)), START,
+             ALONG, ALONG, ALONG, ALONG, S, P, T, 0.3, 1, 1), ATTENTION,
         ),
         "moe combine": (
             moe_dispatch._collect_kernel, 0, (Each(randn(512)), PLACE, Each(randn(1)), Each(torch.zeros(512)), 512),
@@ -195,6 +224,16 @@ NOT_BY_PLACE = {moe_router._place_kernel, moe_router._gate_gradient_kernel}
 
 
 def test_every_kernel_is_tried():
-    modules = (group_advantage, grpo_loss, linear_grpo, linear_logprob, mask_attention, mask_upscale, moe_dispatch, moe_router)
+    modules = (
+        group_advantage,
+        grpo_loss,
+        linear_grpo,
+        linear_logprob,
+        mask_attention,
+        mask_upscale,
+        moe_dispatch,
+        moe_router,
+        prefix_attention,
+    )
     listed = {config.kernel for module in modules for config in module.launch_configs()}
     assert listed - NOT_BY_PLACE == {kernel for kernel, *_ in kernels().values()}
