@@ -254,10 +254,11 @@ def _key_gradient_kernel(
 def _constants(d: int, dtype: torch.dtype, shared: int, by_key: bool = False) -> dict[str, Any]:
     """Tiles that fit the registers, `by_key`: of the keys' gradient, which holds two sums; 32-bit products come as three.
 
-    The next tile is on its way while one is worked on, where a program has room for both.
+    Heads of 80 or 96, whose columns are masked, have twice the warps and so half the registers of a tile. The next tile is on its
+    way while one is worked on, where a program has room for both.
     """
-    wide = dtype.itemsize > 2
-    rows, keys, warps = (16, 16, 8) if wide else (32, 64, 8) if by_key else (64, 64, 4)
+    wide, whole = dtype.itemsize > 2, d == padded_power(d)
+    rows, keys, warps = (16, 16, 8) if wide else (32, 64, 8) if by_key else (64, 64, 4 if whole else 8)
     stages = 1 if wide or shared <= 128 << 10 else 2
     return {"HEAD": d, "WIDTH": padded_power(d), "ROWS": rows, "KEYS": keys, "STAGES": stages, "num_warps": warps}
 
@@ -303,7 +304,8 @@ def _takes(query: Tensor) -> bool:
     return runs_triton(query) and 16 <= query.shape[-1] <= LARGEST_HEAD
 
 
-def _strides(x: Tensor) -> Strides:
+def strides_of(x: Tensor) -> Strides:
+    """Of x [B, heads, S, d]."""
     return Strides(x.stride(0), x.stride(1), x.stride(2))
 
 
@@ -328,7 +330,7 @@ def prefix_attention_forward(
         output, lse = query.new_empty(B, S, h, d), query.new_empty(B, h, S, dtype=wide)
         constants = _constants(d, query.dtype, shared_bytes(query.device))
         grid = (_tiles(S, P, constants["ROWS"]), h, B)
-        tensors = (query, key, value, output, lse, starts, _strides(query), _strides(key), _strides(value))
+        tensors = (query, key, value, output, lse, starts, strides_of(query), strides_of(key), strides_of(value))
         sizes = (S, P, _answer_length(S, P, G), scale * LOG2E.value, h // key.shape[1])
         launch(_attention_kernel, grid, *tensors, *sizes, **constants)
         return output, lse
@@ -367,7 +369,7 @@ def prefix_attention_backward(
         return gradients_by_parts(grad, query, key, value, starts, output, lse, P, num_answers, scale)
     by_row, by_key = (_constants(d, query.dtype, shared_bytes(query.device), by_key) for by_key in (False, True))
     share, deltas = h // k, torch.empty_like(lse)
-    strides = [_strides(x) for x in (query, key, value, grad.transpose(1, 2))]
+    strides = [strides_of(x) for x in (query, key, value, grad.transpose(1, 2))]
     sizes = (S, P, _answer_length(S, P, num_answers), scale * LOG2E.value, share)
     grad_query = query.new_empty(B, S, h, d)
     arguments: tuple[Any, ...] = (query, key, value, output, grad, lse, deltas, grad_query, starts, *strides, *sizes)
