@@ -3,7 +3,8 @@
 Every answer attends to the prompt and to itself, never to another answer, so the hidden states and gradients equal those of
 G separate rows `[prompt | answer_g]` while the prompt is computed once (the layout of PrefixGrouper and tree packing).
 It plugs into Hugging Face models as the attention implementation `"shared_prefix"`, which reads a layout from the model's keyword
-arguments; without one it is plain SDPA. `kernels/prefix_attention.py` computes it.
+arguments: a `PrefixLayout` in training and prefill, the cache in a decode step; without one it is plain SDPA.
+`kernels/prefix_attention.py` and `kernels/prefix_decode.py` compute it.
 
 Letters: B prompts, G answers a prompt, P padded prompt tokens, T padded answer tokens, h query heads, k key heads, d head size.
 """
@@ -12,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from kernels.prefix_attention import prefix_attention
+from models.decoder.kv_cache import RolloutCache
 
 ATTENTION_NAME = "shared_prefix"
 UNREAD_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # for a decoder that would make one itself: the layout says who sees whom
@@ -54,29 +55,19 @@ def shared_prefix_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    layout: PrefixLayout | None = None,
+    layout: PrefixLayout | RolloutCache | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """query (B, h, P+G*T, d), key and value (B, k, P+G*T, d) -> ((B, P+G*T, h, d), None).
+    """query (B, h, P+G*T, d), key and value (B, k, P+G*T, d) -> ((B, P+G*T, h, d), None); in a decode step, whose layout is its
+    cache, query (N, h, 1, d), key and value (N, k, room, d) -> ((N, 1, h, d), None).
 
     Follows the signature of Hugging Face attention functions; a layout says all that a mask does.
     """
+    if isinstance(layout, RolloutCache):
+        return layout.attend(module.layer_idx, query, key, value, scaling), None
     if layout is not None:
         return prefix_attention(query, key, value, layout.prompt_length, layout.num_answers, layout.start, scaling), None
-    if query.shape[2] == 1:
-        return _decode(query, key, value, attention_mask, scaling, dropout), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
-
-
-def _decode(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, dropout: float) -> Tensor:
-    """One token's query (N, h, 1, d) over the cache (N, k, keys, d), `mask` (N or 1, 1, 1, keys) -> (N, 1, h, d).
-
-    The heads that share a key head are rows of one product with it. As heads of their own they would need it h / k times over:
-    a copy of the whole cache, a layer and token.
-    """
-    rows = query.unflatten(1, (key.shape[1], query.shape[1] // key.shape[1])).squeeze(3)
-    out = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
-    return out.flatten(1, 2)[:, None]
 
 
 AttentionInterface.register(ATTENTION_NAME, shared_prefix_attention)

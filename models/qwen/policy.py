@@ -211,9 +211,7 @@ class _AdaptersAsTheyWere(_WithoutAdapters):
 def language_model(model: QwenVL) -> LanguageModel:
     """What of it decodes."""
     head, embedding = model.lm_head, model.get_input_embeddings()
-    return LanguageModel(
-        model.model.language_model, embedding, head, head.weight, axes=3, mask=lambda mask: {"full_attention": mask}
-    )
+    return LanguageModel(model.model.language_model, embedding, head, head.weight, axes=3, mask={"full_attention": None})
 
 
 def _add_answer_forward(model: QwenVL) -> None:

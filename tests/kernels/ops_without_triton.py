@@ -23,6 +23,7 @@ from kernels.moe_dispatch import moe_mlp, moe_mlp_reference
 from kernels.moe_router import route
 from kernels.moe_routing import route_reference
 from kernels.prefix_attention import prefix_attention, prefix_attention_reference
+from kernels.prefix_decode import prefix_decode, prefix_decode_reference
 
 LOSS = GRPOLoss("grpo", beta=0.04)
 
@@ -96,6 +97,9 @@ def main() -> None:
         for ours in (values(call, op, leaves), values(compiled, op, leaves)):
             torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
     rewards = torch.rand(8)
+    step = [torch.rand(4, 4, 1, 16), *torch.rand(2, 2, 2, 7, 16), *torch.rand(2, 4, 2, 3, 16)]
+    step += [torch.tensor([0, 3, 4]), torch.tensor([2, 0]), torch.tensor([1])]
+    torch.testing.assert_close(prefix_decode(*step), prefix_decode_reference(*step))
     torch.testing.assert_close(group_advantages(rewards, 4), group_advantages_reference(rewards, 4))
 
     with FakeTensorMode():

@@ -23,6 +23,7 @@ from kernels import (
     moe_dispatch,
     moe_router,
     prefix_attention,
+    prefix_decode,
 )
 from kernels.grpo_terms import GRPOLoss, TokenInputs
 from kernels.launch import LARGE_SHARED, launch
@@ -41,7 +42,8 @@ class Each(NamedTuple):
     rows: int = 1
 
 
-PLACE, PLACES = "place", "places"  # arguments: a tensor of which each place's part is that place; how many there are
+# Arguments: a tensor of which each place's part is that place; how many there are; where a place's rows begin and end, the one row.
+PLACE, PLACES, BOUNDS = "place", "places", "bounds"
 
 
 def randn(*shape: int) -> Tensor:
@@ -59,6 +61,7 @@ UPSCALE = mask_upscale._constants(C, C, C, MASKS, N)
 STEPS = (randn(4, C, C), randn(C), randn(C), randn(C), randn(C, 4 * C), randn(C))
 S, P, T = 40, 24, 8  # a prompt and two answers, one head
 ALONG = prefix_attention.Strides(S * C, C, C)
+ROW, DECODE = prefix_decode.RowStrides(C, C), prefix_decode._constants(C, 1, torch.float32, LARGE_SHARED)
 ATTENTION = prefix_attention._constants(C, torch.float32, LARGE_SHARED)
 IMAGE, ROWS, SCORES = Each(randn(N, C)), Each(randn(R, C)), Each(randn(R))
 
@@ -138,6 +141,17 @@ def kernels() -> dict[str, tuple[Any, int, tuple[Any, ...], dict[str, Any]]]:
             (STATES, STATES, STATES, STATES, SUMS, SUMS, Each(torch.zeros(S, C)), Each(torch.zeros(S, C)), START,
              ALONG, ALONG, ALONG, ALONG, S, P, T, 0.3, 1, 1), ATTENTION,
         ),
+        "decode, prompts": (
+            prefix_decode._prompt_kernel, 2,
+            (Each(randn(C)), STATES, STATES, Each(torch.zeros(1, C)), Each(torch.zeros(2)), START, BOUNDS, ROW, ALONG, ALONG,
+             S, PLACES, 0.3, 1, 1),
+            DECODE,
+        ),
+        "decode, own tokens": (
+            prefix_decode._own_kernel, 1,
+            (Each(randn(C)), STATES, STATES, Each(torch.zeros(1, C)), Each(torch.tensor([0.3, 2.0])), Each(torch.zeros(C)),
+             torch.tensor([20]), ROW, ALONG, ALONG, PLACES, 0.3, 1, 1), DECODE,
+        ),
         "moe combine": (
             moe_dispatch._collect_kernel, 0, (Each(randn(512)), PLACE, Each(randn(1)), Each(torch.zeros(512)), 512),
             moe_dispatch._collect_constants(512, 1),
@@ -192,6 +206,10 @@ def run_at(tmp_path, monkeypatch):
                 whole = torch.from_file(str(tmp_path / str(next(files))), shared=True, size=place + 1, dtype=torch.int64)
                 whole[place] = place
                 return whole
+            if argument is BOUNDS:
+                whole = torch.from_file(str(tmp_path / str(next(files))), shared=True, size=place + 2, dtype=torch.int64)
+                whole[place:] = torch.tensor([place, place + 1])
+                return whole
             if argument is PLACES:
                 return place + 1
             if isinstance(argument, tuple):
@@ -234,6 +252,7 @@ def test_every_kernel_is_tried():
         moe_dispatch,
         moe_router,
         prefix_attention,
+        prefix_decode,
     )
     listed = {config.kernel for module in modules for config in module.launch_configs()}
     assert listed - NOT_BY_PLACE == {kernel for kernel, *_ in kernels().values()}
