@@ -1,22 +1,20 @@
-"""Checks and timings of Qwen2.5-VL's attention for bench.gpu: a decode step over a long cache, and the vision tower by windows.
+"""Checks and timings of Qwen2.5-VL for bench.gpu: a decode step of all layers, and the vision tower by windows.
 
 The shapes are those of Qwen2.5-VL 3B with random weights: 36 layers, 16 query and 2 key heads of d = 128; 8 prompts of 700 tokens
-with 8 answers each and room for 256 tokens. `ours` takes the query heads of a key head as rows and the windows of one length as a
-batch; `eager` is transformers' SDPA: the cache expanded to every query head, a call a window. What a step must move is the cache
-and the weights once, what it computes two FLOPs a weight and row and four an element of the keys and query head.
+with 8 answers each. `ours` has one copy of a prompt's keys and takes the windows of one length as a batch; `eager` is transformers'
+SDPA: a cache that holds a prompt for every answer, and a call a window. What a step must move is the prompts' keys and the weights
+once, what it computes two FLOPs a weight and row and four an element of the keys and query head.
 """
 
 from functools import partial
 
 import torch
-import torch.nn.functional as F
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import DynamicCache, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from bench.measure import Check, TimedCase, Timing, relative_errors, training, without_grad
 from models.decoder.decoding import Decoding
 from models.decoder.kv_cache import RolloutCache
-from models.decoder.shared_prefix import ATTENTION_NAME, shared_prefix_attention
+from models.decoder.shared_prefix import ATTENTION_NAME
 from models.qwen.policy import language_model
 from models.qwen.vision_windows import WINDOWS_NAME
 
@@ -48,51 +46,47 @@ def build_model(device: torch.device, tiny: bool, vision_depth: int) -> Qwen2_5_
 
 
 class DecodeStep:
-    """One token more for every answer, again and again at the same place; `run(name)` by that attention implementation."""
+    """One token more for every answer, again and again at the same place: `ours` and `eager`."""
 
     def __init__(self, device: torch.device, tiny: bool):
         self.model, self.prompts, self.answers = build_model(device, tiny, 1), 2 if tiny else 8, 2 if tiny else 8
         config, weight = self.model.config.text_config, self.model.lm_head.weight
         self.config, cache = self.model.model.language_model.config, RolloutCache(config.num_hidden_layers)
-        for layer in cache.rollout_layers:
+        self.expanded = DynamicCache(config=config)
+        for index, layer in enumerate(cache.rollout_layers):
             shape = (self.prompts, config.num_key_value_heads, PROMPT, 128)
-            layer.update(*(torch.randn(shape, device=device, dtype=weight.dtype) for _ in range(2)))
+            states = [torch.randn(shape, device=device, dtype=weight.dtype) for _ in range(2)]
+            layer.update(*states)
+            self.expanded.update(*(x.repeat_interleave(self.answers, 0) for x in states), index)
         mask = torch.ones(self.prompts, PROMPT, dtype=torch.long, device=device)
         position = torch.full((self.prompts,), PROMPT, device=device)
-        self.state = Decoding(language_model(self.model), cache, mask, position, self.answers, ROOM, static=True)
-        rows, keys = self.prompts * self.answers, PROMPT + ROOM
+        self.state = Decoding(language_model(self.model), cache, mask, position, self.answers, ROOM)
+        rows = self.prompts * self.answers
         weights = sum(parameter.numel() for parameter in self.model.model.language_model.parameters())
-        cached = 2 * config.num_hidden_layers * rows * config.num_key_value_heads * keys * 128
-        attention = 4 * config.num_hidden_layers * rows * config.num_attention_heads * keys * 128
+        cached = 2 * config.num_hidden_layers * self.prompts * config.num_key_value_heads * PROMPT * 128
+        attention = 4 * config.num_hidden_layers * rows * config.num_attention_heads * PROMPT * 128
         self.flops, self.bytes = 2 * rows * weights + attention, weight.element_size() * (weights + cached)
 
     @torch.no_grad()
-    def run(self, name: str) -> torch.Tensor:
-        self.config._attn_implementation = name
-        self.state.cache.position.fill_(PROMPT)
+    def ours(self) -> torch.Tensor:
+        self.config._attn_implementation = ATTENTION_NAME
+        self.state.cache.position.zero_()
         self.state.position.fill_(PROMPT)
         return self.state._forward()
 
-
-def attention_inputs(device: torch.device, tiny: bool) -> tuple:
-    """query (N, h, 1, d), key and value (N, k, keys, d) and mask of one layer; float32 on a CPU."""
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    rows, keys = (16 if tiny else 64), PROMPT + ROOM
-    generator = torch.Generator(device).manual_seed(0)
-    shapes = ((rows, 16, 1, 128), (rows, 2, keys, 128), (rows, 2, keys, 128))
-    states = [torch.randn(shape, device=device, generator=generator).to(dtype) for shape in shapes]
-    return *states, torch.rand(rows, 1, 1, keys, device=device, generator=generator) > 0.3
-
-
-def attention_functions(device: torch.device, tiny: bool):
-    """The two ways through one layer's attention, ready to be called."""
-    module = torch.nn.Module()
-    module.num_key_value_groups = 8
-    query, key, value, mask = attention_inputs(device, tiny)
-    moved = (query.numel() * 2 + key.numel() + value.numel()) * query.element_size()
-    flops = 4 * query.numel() * key.shape[2]
-    ways = {"ours": shared_prefix_attention, "eager": sdpa_attention_forward}
-    return {name: (lambda way=way: way(module, query, key, value, mask)[0]) for name, way in ways.items()}, flops, moved
+    @torch.no_grad()
+    def eager(self) -> torch.Tensor:
+        self.config._attn_implementation = "sdpa"
+        self.state.position.fill_(PROMPT)
+        out = self.model.model.language_model(
+            inputs_embeds=self.model.get_input_embeddings()(self.state.token_ids[:, None]),
+            position_ids=self.state.position[:, None].expand(3, -1, 1),
+            attention_mask={"full_attention": None},
+            past_key_values=self.expanded,
+            use_cache=True,
+        )
+        self.expanded.crop(-1)
+        return self.model.lm_head(out.last_hidden_state[:, -1]).float()
 
 
 class Tower:
@@ -119,17 +113,7 @@ def _grids(tiny: bool) -> list[tuple[int, int]]:
 
 def _check_decode(device, tiny):
     step = DecodeStep(device, tiny)
-    ours, theirs = (step.run(name) for name in (ATTENTION_NAME, "sdpa"))
-    return relative_errors([ours], [theirs]).max().item(), 1e-5 if tiny else 2**-6
-
-
-def _check_attention(device, tiny):
-    functions, _, _ = attention_functions(device, tiny)
-    query, key, value, mask = (x if x.dtype == torch.bool else x.double() for x in attention_inputs(device, tiny))
-    key, value = (x.repeat_interleave(8, 1) for x in (key, value))
-    exact = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
-    error, eager = (relative_errors([functions[name]().double()], [exact]).max().item() for name in ("ours", "eager"))
-    return error, 2 * eager + 1e-6
+    return relative_errors([step.ours()], [step.eager()]).max().item(), 1e-5 if tiny else 2**-6
 
 
 def _check_tower(device, tiny):
@@ -143,24 +127,21 @@ def _check_tower(device, tiny):
 
 def checks(device: torch.device, tiny: bool):
     """Ours against transformers'."""
-    yield Check("decode attention, heads as rows", lambda: _check_attention(device, tiny))
-    yield Check("decode step, heads as rows", lambda: _check_decode(device, tiny))
+    yield Check("decode step over one copy of a prompt", lambda: _check_decode(device, tiny))
     yield Check("vision tower by window length", lambda: _check_tower(device, tiny))
 
 
 def timings(device: torch.device, tiny: bool):
-    """A layer's decode attention, a whole decode step, the vision tower forward and with its backward."""
-    yield TimedCase("decode attention of a layer", lambda: Timing(*attention_functions(device, tiny), graphed=True), peers=False)
+    """A whole decode step, the vision tower forward and with its backward."""
     yield TimedCase("decode step of all layers", partial(_decode_timing, device, tiny), peers=False)
     yield TimedCase("vision tower fwd", partial(_tower_timing, device, tiny, backward=False), peers=False)
     yield TimedCase("vision tower fwd and gradient of pixels", partial(_tower_timing, device, tiny, backward=True), peers=False)
 
 
 def _decode_timing(device, tiny):
-    """The cache read once by every key head, against expanded to every query head."""
-    step, ways = DecodeStep(device, tiny), {"ours": ATTENTION_NAME, "eager": "sdpa"}
-    providers = {name: partial(step.run, way) for name, way in ways.items()}
-    return Timing(providers, step.flops, step.bytes, graphed=True)
+    """The prompts' keys read once, against once an answer and query head."""
+    step = DecodeStep(device, tiny)
+    return Timing({"ours": step.ours, "eager": step.eager}, step.flops, step.bytes, graphed=True)
 
 
 def _tower_timing(device, tiny, backward):

@@ -1,9 +1,9 @@
 """The state of N answers while they are decoded, one token a step, over the cache of their prompts.
 
-On CUDA the step runs on static shapes and is captured once in a CUDA graph and replayed; on CPU the same step runs as it is. The
-graph reads the weights where they lie. Under autocast that is where autocast keeps its casts of trained weights until its end,
-which a rollout does not outlive. Frozen float32 weights it casts anew at every use, so a step with such weights is not captured,
-nor is one that waits for the device.
+On CUDA the step is captured once in a CUDA graph and replayed; on CPU the same step runs as it is. The graph reads the weights
+where they lie. Under autocast that is where autocast keeps its casts of trained weights until its end, which a rollout does not
+outlive. Frozen float32 weights it casts anew at every use, so a step with such weights is not captured, nor is one that waits for
+the device.
 
 Letters: B prompts, G answers a prompt, N = B*G rows (fewer once finished rows are dropped), P prompt tokens, V vocabulary.
 """
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from models.decoder.kv_cache import RolloutCache
+from models.decoder.shared_prefix import UNREAD_MASK
 
 WARM_UP_STEPS = 2  # eager steps before capture: libraries allocate their workspaces in them
 
@@ -23,15 +24,15 @@ WARM_UP_STEPS = 2  # eager steps before capture: libraries allocate their worksp
 @dataclass(frozen=True)
 class LanguageModel:
     """`decoder`: the layers, called as those of Hugging Face; `embed`: ids (N, 1) -> (N, 1, H); `head`: (N, H) -> logits (N, V),
-    by `head_weight`; `axes`: along how many a token has a position; `mask`: a mask of keys as the layers take it; `waits`: the host
-    reads from the device within a step, as a mixture of experts does, so that no CUDA graph can hold one."""
+    by `head_weight`; `axes`: along how many a token has a position; `mask`: what the layers take as a mask, and do not read;
+    `waits`: the host reads from the device within a step, as a mixture of experts does, so that no CUDA graph can hold one."""
 
     decoder: nn.Module
     embed: Callable[[Tensor], Tensor]
     head: Callable[[Tensor], Tensor]
     head_weight: Tensor
     axes: int = 1
-    mask: Callable[[Tensor | None], Any] = lambda mask: mask
+    mask: Any = UNREAD_MASK
     waits: bool = False
 
 
@@ -55,19 +56,11 @@ class Decoding:
         next_position: Tensor,
         num_answers: int,
         max_new_tokens: int,
-        static: bool | None = None,
     ):
         self.model, self.cache = model, cache
-        on_cuda = model.head_weight.is_cuda
-        self.static = on_cuda if static is None else static
-        self.capturable = on_cuda and self.static and not model.waits and not casts_weights(model, "cuda")
-        cache.expand(num_answers, max_new_tokens, static=self.static)
+        self.capturable = model.head_weight.is_cuda and not model.waits and not casts_weights(model, "cuda")
+        cache.expand(prompt_mask, num_answers, max_new_tokens)
         self.position = next_position.repeat_interleave(num_answers)
-        self.key_mask: Tensor | None = None  # (N, 1, 1, keys), True where a key is real; None where all are
-        if self.static or not bool(prompt_mask.all()):
-            answers = prompt_mask.new_full((prompt_mask.shape[0], max_new_tokens), int(not self.static))
-            mask = torch.cat([prompt_mask, answers], 1).bool()
-            self.key_mask = mask.repeat_interleave(num_answers, 0)[:, None, None]
         self.token_ids = torch.zeros_like(self.position)
         self.steps = 0
         self.captured: tuple[torch.cuda.CUDAGraph, Tensor] | None = None  # a step, and the logits it writes
@@ -88,25 +81,20 @@ class Decoding:
         return logits
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows (M,) only."""
+        """Keep these rows (M,) only; they ascend."""
         self.cache.select(rows)
         self.position, self.token_ids = self.position[rows], self.token_ids[rows]
-        self.key_mask = None if self.key_mask is None else self.key_mask[rows]
         self.captured, self.steps = None, 0
 
     def _forward(self) -> Tensor:
-        mask = self.key_mask
-        if mask is not None and self.cache.position is not None:  # static shapes
-            mask.index_fill_(3, self.cache.position, True)
-        elif mask is not None:
-            mask = mask[..., : self.cache.length + 1]
         position = self.position[:, None]
         out = self.model.decoder(
             inputs_embeds=self.model.embed(self.token_ids[:, None]),
             position_ids=position if self.model.axes == 1 else position.expand(self.model.axes, -1, 1),
-            attention_mask=self.model.mask(mask),
+            attention_mask=self.model.mask,
             past_key_values=self.cache,
             use_cache=True,
+            layout=self.cache,
         )
         self.position += 1
         self.cache.advance()

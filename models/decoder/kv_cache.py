@@ -1,9 +1,9 @@
-"""The key-value cache of a rollout: a prompt's keys are computed once, then copied to its G answers with room for their tokens.
+"""The key-value cache of a rollout: a prompt's keys are there once, and each of its answers has room for its own tokens.
 
-On CPU the attention reads the part that is filled; with `static=True` (CUDA) it always reads the whole buffer under a mask, so that
-every decode step has the same shapes and can be captured in a CUDA graph.
+`kernels/prefix_decode.py` attends to both. Every decode step has the same shapes, whatever is filled, so that on CUDA it can be
+captured in a graph.
 
-Letters: B prompts, G answers a prompt, N = B*G rows, P prompt tokens, k key heads, d head size.
+Letters: B prompts, G answers a prompt, N rows (B*G, or those that are left), P prompt tokens, k key heads, d head size.
 """
 
 from typing import Any
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from kernels.prefix_decode import prefix_decode
+
 
 class RolloutLayer(CacheLayerMixin):
-    """One layer's keys and values: grown by prefill to (B, k, P, d), then `expand`ed to (N, k, P + max_new_tokens, d)."""
+    """One layer's keys and values: `prompt_keys` (B, k, P, d) of prefill; after `expand` also `keys` (N, k, max_new_tokens, d)."""
 
     is_sliding = False
 
@@ -22,13 +24,15 @@ class RolloutLayer(CacheLayerMixin):
         super().__init__()
         self.length = 0
         self.position: Tensor | None = None
+        self.prompt_keys: Tensor | None = None
+        self.prompt_values: Tensor | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append the keys and values of new tokens -> those that the tokens attend to.
+        """Take in the keys and values of new tokens -> the prompts' in prefill, later the answers' with all of their room.
 
         Under autocast rotated keys come in float32 and values do not: attention would round the keys at every token, so they are
         kept as it takes them.
@@ -36,40 +40,29 @@ class RolloutLayer(CacheLayerMixin):
         key_states = key_states.to(value_states.dtype)
         if self.keys is None or self.values is None:  # prefill
             self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states, value_states
-            self.length = key_states.shape[2]
+            self.prompt_keys, self.prompt_values, self.length = key_states, value_states, key_states.shape[2]
             return key_states, value_states
-        if self.position is not None:  # static shapes: written by index, read whole
-            self.keys.index_copy_(2, self.position, key_states)
-            self.values.index_copy_(2, self.position, value_states)
-            return self.keys, self.values
-        end = self.length + key_states.shape[2]
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        self.keys.index_copy_(2, self.position, key_states)
+        self.values.index_copy_(2, self.position, value_states)
+        return self.keys, self.values
 
-    def expand(self, num_answers: int, max_new_tokens: int, position: Tensor | None) -> None:
-        """Copy each prompt to its answers and make room for `max_new_tokens`; `position` (1,) turns static shapes on."""
-
-        def grow(x: Tensor) -> Tensor:
-            B, k, P, d = x.shape
-            whole = x.new_zeros(B * num_answers, k, P + max_new_tokens, d)
-            whole.view(B, num_answers, k, P + max_new_tokens, d)[:, :, :, :P] = x[:, None]
-            return whole
-
-        keys, values = self._filled()
-        self.keys, self.values, self.position = grow(keys), grow(values), position
+    def expand(self, num_answers: int, max_new_tokens: int, position: Tensor) -> None:
+        """Make room for `max_new_tokens` of each answer, the next at `position` (1,), which is moved from outside."""
+        keys, values = self.prompts()
+        B, k, _, d = keys.shape
+        self.position = position
+        self.keys, self.values = (x.new_empty(B * num_answers, k, max_new_tokens, d) for x in (keys, values))
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows (M,) only."""
-        keys, values = self._filled()
-        self.keys, self.values = keys[rows], values[rows]
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[rows], self.values[rows]
 
-    def _filled(self) -> tuple[Tensor, Tensor]:
-        if self.keys is None or self.values is None:
+    def prompts(self) -> tuple[Tensor, Tensor]:
+        """Their keys and values, each (B, k, P, d)."""
+        if self.prompt_keys is None or self.prompt_values is None:
             raise RuntimeError("the prompts are read before their answers are decoded")
-        return self.keys, self.values
+        return self.prompt_keys, self.prompt_values
 
     def get_seq_length(self) -> int:
         return self.length
@@ -82,31 +75,36 @@ class RolloutLayer(CacheLayerMixin):
 
 
 class RolloutCache(Cache):
-    """`Cache` of `RolloutLayer`s with the three verbs of a rollout: expand, advance, select."""
+    """`Cache` of `RolloutLayer`s with the four verbs of a rollout: expand, attend, advance, select."""
 
     def __init__(self, num_layers: int):
         self.rollout_layers = [RolloutLayer() for _ in range(num_layers)]
         super().__init__(layers=list(self.rollout_layers))
-        self.position: Tensor | None = None  # (1,) where the next token goes, with static shapes
 
-    @property
-    def length(self) -> int:
-        """Tokens that are filled; with static shapes those of the prompts."""
-        return self.rollout_layers[0].length
-
-    def expand(self, num_answers: int, max_new_tokens: int, *, static: bool) -> None:
-        """Copy each prompt's keys to its answers, with room for `max_new_tokens` more."""
-        if static:
-            self.position = torch.tensor([self.length], device=self.rollout_layers[0].device)
+    def expand(self, prompt_mask: Tensor, num_answers: int, max_new_tokens: int) -> None:
+        """After prefill of left-padded prompts with `prompt_mask` (B, P): room for `max_new_tokens` of G answers to each."""
+        B, P = prompt_mask.shape
+        self.num_answers = num_answers
+        self.start = P - prompt_mask.sum(1)  # (B,) where each prompt begins after its padding
+        self.prompts = torch.arange(B, device=prompt_mask.device).repeat_interleave(num_answers)  # (N,) ascending
+        self.bounds = torch.arange(B + 1, device=prompt_mask.device) * num_answers  # (B+1,) rows of a prompt: from, to before
+        self.position = torch.zeros(1, dtype=torch.long, device=prompt_mask.device)  # of the next token within an answer
         for layer in self.rollout_layers:
             layer.expand(num_answers, max_new_tokens, self.position)
 
+    def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor, scale: float | None) -> Tensor:
+        """query (N, h, 1, d) of the newest tokens over their prompts and answers, whose keys `update` returned -> (N, 1, h, d)."""
+        prompts = self.rollout_layers[layer].prompts()
+        places = (self.bounds, self.start, self.position)
+        return prefix_decode(query, *prompts, keys, values, *places, scale=scale, most_rows=self.num_answers)
+
     def advance(self) -> None:
-        """After a decode step with static shapes: the next token's place, moved on the device without a host read."""
-        if self.position is not None:
-            self.position += 1
+        """After a decode step: the next token's place, moved on the device without a host read."""
+        self.position += 1
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows (M,) only."""
+        """Keep these rows (M,) only; they ascend."""
+        self.prompts = self.prompts[rows]
+        self.bounds = torch.searchsorted(self.prompts, torch.arange(len(self.bounds), device=rows.device))
         for layer in self.rollout_layers:
             layer.select(rows)

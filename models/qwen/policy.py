@@ -31,7 +31,7 @@ from models.checkpoint import CheckpointError, find_folder, reading
 from models.decoder.decoding import Decoding, LanguageModel
 from models.decoder.feature_cache import FeatureCache
 from models.decoder.kv_cache import RolloutCache
-from models.decoder.shared_prefix import ATTENTION_NAME, prefix_layout
+from models.decoder.shared_prefix import attend_by_prefix, prefix_layout
 from models.decoder.starting_point import StartingPoint
 from models.lora import beneath_adapters, has_effect
 from models.pretrained import four_bits, load_config, load_model, read_config
@@ -54,7 +54,7 @@ class QwenVLPolicy:
     def __init__(self, model: nn.Module, processor: QwenProcessor):
         self.model, self.processor = model, processor
         self.base: QwenVL = beneath_adapters(model)
-        self.base.model.language_model.config._attn_implementation = ATTENTION_NAME
+        attend_by_prefix(self.base.model.language_model.config)
         if self.base.model.visual.config._attn_implementation == "sdpa":
             self.base.model.visual.config._attn_implementation = WINDOWS_NAME
         _add_answer_forward(self.base)
@@ -140,13 +140,13 @@ class QwenVLPolicy:
         """One vision pass and one prefill a prompt -> (decoding state of N answers, logits of their first token (N, V))."""
         cache = RolloutCache(len(self.base.model.language_model.layers))
         embeds = _embed_prompt(self.base, batch.input_ids, self.embed_images(batch))
-        bias = prefix_layout(batch.attention_mask, 1, 1).prompt_bias
         out = self.base.model.language_model(
             inputs_embeds=embeds,
             position_ids=batch.position_ids,
-            attention_mask={"full_attention": bias},
+            attention_mask={"full_attention": None},
             past_key_values=cache,
             use_cache=True,
+            layout=prefix_layout(batch.attention_mask, 0),
         )
         logits = self.base.lm_head(out.last_hidden_state[:, -1]).float()
         decoding = Decoding(
@@ -211,9 +211,7 @@ class _AdaptersAsTheyWere(_WithoutAdapters):
 def language_model(model: QwenVL) -> LanguageModel:
     """What of it decodes."""
     head, embedding = model.lm_head, model.get_input_embeddings()
-    return LanguageModel(
-        model.model.language_model, embedding, head, head.weight, axes=3, mask=lambda mask: {"full_attention": mask}
-    )
+    return LanguageModel(model.model.language_model, embedding, head, head.weight, axes=3, mask={"full_attention": None})
 
 
 def _add_answer_forward(model: QwenVL) -> None:
@@ -260,7 +258,7 @@ def _answer_forward(
         position_ids=positions,
         attention_mask={"full_attention": None},
         use_cache=False,
-        layout=prefix_layout(prompt.attention_mask, G, T),
+        layout=prefix_layout(prompt.attention_mask, G),
     )
     # The prompt's last state predicts every answer's first token; an answer's last state predicts nothing that is scored.
     P = prompt.input_ids.shape[1]
@@ -317,7 +315,8 @@ def load_qwen_vl(
     special = {IMAGE_TOKEN: config.image_token_id, "<|vision_start|>": config.vision_start_token_id}
     check_vocabulary(own.tokenizer, config.text_config.vocab_size, source, special=special)
     model = load_model(model_class, folder, config, dtype=dtype, attn_implementation=attn_implementation, **quantized)
-    policy = QwenVLPolicy(model, own)
+    with reading(path):
+        policy = QwenVLPolicy(model, own)
     _try_out(policy, path)
     return policy
 

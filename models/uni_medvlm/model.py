@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from models.decoder.decoding import LanguageModel
-from models.decoder.shared_prefix import ATTENTION_NAME, prefix_layout
+from models.decoder.shared_prefix import UNREAD_MASK, attend_by_prefix, prefix_layout
 from models.lora import beneath_adapters
 from models.sam.sam import Sam
 from models.uni_medvlm.checkpoints.saving import Origin, load_trained, save_checkpoint
@@ -70,7 +70,7 @@ class UniMedVLM(nn.Module):
         self.ledger: RoutingLedger | None = None
         self.origin = Origin()
         self.processor: Any = None  # the policy's: checkpoints hold its tokenizer
-        self.llm.get_decoder().config._attn_implementation = ATTENTION_NAME
+        attend_by_prefix(self.llm.get_decoder().config)
 
     def train(self, mode: bool = True) -> "UniMedVLM":
         super().train(mode)
@@ -157,9 +157,9 @@ class UniMedVLM(nn.Module):
         states = self.llm.get_decoder()(
             inputs_embeds=embeds,
             position_ids=positions,
-            attention_mask=prompt.attention_mask.new_ones(1, 1, 1, 1, dtype=torch.bool),  # unread: the layout says who sees whom
+            attention_mask=UNREAD_MASK,
             use_cache=False,
-            layout=prefix_layout(prompt.attention_mask, G, T),
+            layout=prefix_layout(prompt.attention_mask, G),
         ).last_hidden_state
         # The prompt's last state predicts every answer's first token; an answer's last state predicts nothing that is scored.
         P = prompt.input_ids.shape[1]

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from models.decoder.decoding import Decoding
 from models.decoder.feature_cache import FeatureCache
 from models.decoder.kv_cache import RolloutCache
-from models.decoder.shared_prefix import prefix_layout
+from models.decoder.shared_prefix import UNREAD_MASK, prefix_layout
 from models.decoder.starting_point import StartingPoint
 from models.uni_medvlm.model import UniMedVLM
 from models.uni_medvlm.processor import UniMedProcessor
@@ -75,9 +75,10 @@ class UniMedPolicy:
         out = parts.decoder(
             inputs_embeds=self.model.embed_prompt(batch, self.image_features(batch)),
             position_ids=batch.position_ids,
-            attention_mask=prefix_layout(batch.attention_mask, 1, 1).prompt_bias,
+            attention_mask=UNREAD_MASK,
             past_key_values=cache,
             use_cache=True,
+            layout=prefix_layout(batch.attention_mask, 0),
         )
         logits = parts.head(out.last_hidden_state[:, -1]).float()
         decoding = Decoding(parts, cache, batch.attention_mask, batch.next_position, num_answers, max_new_tokens)

@@ -22,6 +22,8 @@ from kernels.mask_upscale import mask_upscale, mask_upscale_reference
 from kernels.moe_dispatch import moe_mlp, moe_mlp_reference
 from kernels.moe_router import route
 from kernels.moe_routing import route_reference
+from kernels.prefix_attention import prefix_attention, prefix_attention_reference
+from kernels.prefix_decode import prefix_decode, prefix_decode_reference
 
 LOSS = GRPOLoss("grpo", beta=0.04)
 
@@ -57,6 +59,9 @@ def cases():
     def mixed(op, hidden, gate, *projections):
         return op(hidden, route(hidden, gate, 2), *projections)
 
+    def row(op, *states):
+        return op(*states, 5, 2, torch.tensor([0, 2]))
+
     tokens = [randn(2, 4, 16), randn(2, 4), randn(2, 4, 16), 1 + 0.1 * randn(16), randn(16)]
     steps = [randn(16, 4, 2, 2), randn(4), randn(4), randn(4), randn(4, 2, 2, 2), randn(2), randn(2, 3, 2)]
     yield "loss", loss, grpo_loss, grpo_loss_reference, [randn(3, 5) - 3]
@@ -67,6 +72,8 @@ def cases():
     yield "upscale", upscale, mask_upscale, mask_upscale_reference, [randn(2, 6, 16), *steps]
     yield "router", routed, route, route_reference, [randn(9, 8), randn(4, 8)]
     experts = [randn(4, 6, 8), randn(4, 6, 8), randn(4, 8, 6)]
+    states = [randn(2, 4, 11, 16), randn(2, 2, 11, 16), randn(2, 2, 11, 16)]
+    yield "prefix attention", row, prefix_attention, prefix_attention_reference, states
     yield "mixture", mixed, moe_mlp, moe_mlp_reference, [randn(9, 8), randn(4, 8), *experts]
 
 
@@ -90,6 +97,9 @@ def main() -> None:
         for ours in (values(call, op, leaves), values(compiled, op, leaves)):
             torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
     rewards = torch.rand(8)
+    step = [torch.rand(4, 4, 1, 16), *torch.rand(2, 2, 2, 7, 16), *torch.rand(2, 4, 2, 3, 16)]
+    step += [torch.tensor([0, 3, 4]), torch.tensor([2, 0]), torch.tensor([1])]
+    torch.testing.assert_close(prefix_decode(*step), prefix_decode_reference(*step))
     torch.testing.assert_close(group_advantages(rewards, 4), group_advantages_reference(rewards, 4))
 
     with FakeTensorMode():

@@ -13,7 +13,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import group_advantage, grpo_loss, linear_grpo, linear_logprob, mask_attention, mask_upscale, moe_dispatch, moe_router
+from kernels import (
+    group_advantage,
+    grpo_loss,
+    linear_grpo,
+    linear_logprob,
+    mask_attention,
+    mask_upscale,
+    moe_dispatch,
+    moe_router,
+    prefix_attention,
+    prefix_decode,
+)
 from kernels.grpo_terms import GRPOLoss, TokenInputs
 from kernels.launch import LARGE_SHARED, launch
 
@@ -31,7 +42,8 @@ class Each(NamedTuple):
     rows: int = 1
 
 
-PLACE, PLACES = "place", "places"  # arguments: a tensor of which each place's part is that place; how many there are
+# Arguments: a tensor of which each place's part is that place; how many there are; where a place's rows begin and end, the one row.
+PLACE, PLACES, BOUNDS = "place", "places", "bounds"
 
 
 def randn(*shape: int) -> Tensor:
@@ -47,6 +59,10 @@ PADDED, PADDED_BACKWARD = (
 )
 UPSCALE = mask_upscale._constants(C, C, C, MASKS, N)
 STEPS = (randn(4, C, C), randn(C), randn(C), randn(C), randn(C, 4 * C), randn(C))
+S, P, T = 40, 24, 8  # a prompt and two answers, one head
+ALONG = prefix_attention.Strides(S * C, C, C)
+ROW, DECODE = prefix_decode.RowStrides(C, C), prefix_decode._constants(C, 1, torch.float32, LARGE_SHARED)
+ATTENTION = prefix_attention._constants(C, torch.float32, LARGE_SHARED)
 IMAGE, ROWS, SCORES = Each(randn(N, C)), Each(randn(R, C)), Each(randn(R))
 
 
@@ -59,6 +75,7 @@ def kernels() -> dict[str, tuple[Any, int, tuple[Any, ...], dict[str, Any]]]:
     per_row = (PLACE, ids, one, one, GIVEN, linear_grpo.TokenOutputs(one, one))
     head = (ROWS, SCORES, ROWS, randn(C), randn(C))
     hyper, logits = Each(randn(MASKS, C)), Each(randn(MASKS, 16 * N))
+    STATES, SUMS, START = Each(randn(S, C)), Each(randn(S)), Each(torch.tensor([2], dtype=torch.int32))
     small = [Each(torch.zeros(shape)) for shape in ((C, 4 * C), (4 * C,), (2, C), (mask_upscale.ROWS, C))]
     return {
         "advantages": (
@@ -108,6 +125,32 @@ def kernels() -> dict[str, tuple[Any, int, tuple[Any, ...], dict[str, Any]]]:
         "upscale, backward": (
             mask_upscale._upscale_backward_kernel, 1,
             (logits, IMAGE, *STEPS, hyper, Each(torch.zeros(N, 4 * C)), *small, N, 8, 1e-6), UPSCALE | {"ROWS": mask_upscale.ROWS},
+        ),
+        "prefix attention": (
+            prefix_attention._attention_kernel, 2,
+            (STATES, STATES, STATES, Each(torch.zeros(S, C)), Each(torch.zeros(S)), START, ALONG, ALONG, ALONG, S, P, T, 0.3, 1),
+            ATTENTION,
+        ),
+        "prefix queries' gradient": (
+            prefix_attention._query_gradient_kernel, 2,
+            (STATES, STATES, STATES, STATES, STATES, SUMS, Each(torch.zeros(S)), Each(torch.zeros(S, C)), START,
+             ALONG, ALONG, ALONG, ALONG, S, P, T, 0.3, 1), ATTENTION,
+        ),
+        "prefix keys' gradient": (
+            prefix_attention._key_gradient_kernel, 2,
+            (STATES, STATES, STATES, STATES, SUMS, SUMS, Each(torch.zeros(S, C)), Each(torch.zeros(S, C)), START,
+             ALONG, ALONG, ALONG, ALONG, S, P, T, 0.3, 1, 1), ATTENTION,
+        ),
+        "decode, prompts": (
+            prefix_decode._prompt_kernel, 2,
+            (Each(randn(C)), STATES, STATES, Each(torch.zeros(1, C)), Each(torch.zeros(2)), START, BOUNDS, ROW, ALONG, ALONG,
+             S, PLACES, 0.3, 1, 1),
+            DECODE,
+        ),
+        "decode, own tokens": (
+            prefix_decode._own_kernel, 1,
+            (Each(randn(C)), STATES, STATES, Each(torch.zeros(1, C)), Each(torch.tensor([0.3, 2.0])), Each(torch.zeros(C)),
+             torch.tensor([20]), ROW, ALONG, ALONG, PLACES, 0.3, 1, 1), DECODE,
         ),
         "moe combine": (
             moe_dispatch._collect_kernel, 0, (Each(randn(512)), PLACE, Each(randn(1)), Each(torch.zeros(512)), 512),
@@ -163,6 +206,10 @@ def run_at(tmp_path, monkeypatch):
                 whole = torch.from_file(str(tmp_path / str(next(files))), shared=True, size=place + 1, dtype=torch.int64)
                 whole[place] = place
                 return whole
+            if argument is BOUNDS:
+                whole = torch.from_file(str(tmp_path / str(next(files))), shared=True, size=place + 2, dtype=torch.int64)
+                whole[place:] = torch.tensor([place, place + 1])
+                return whole
             if argument is PLACES:
                 return place + 1
             if isinstance(argument, tuple):
@@ -195,6 +242,17 @@ NOT_BY_PLACE = {moe_router._place_kernel, moe_router._gate_gradient_kernel}
 
 
 def test_every_kernel_is_tried():
-    modules = (group_advantage, grpo_loss, linear_grpo, linear_logprob, mask_attention, mask_upscale, moe_dispatch, moe_router)
+    modules = (
+        group_advantage,
+        grpo_loss,
+        linear_grpo,
+        linear_logprob,
+        mask_attention,
+        mask_upscale,
+        moe_dispatch,
+        moe_router,
+        prefix_attention,
+        prefix_decode,
+    )
     listed = {config.kernel for module in modules for config in module.launch_configs()}
     assert listed - NOT_BY_PLACE == {kernel for kernel, *_ in kernels().values()}

@@ -7,7 +7,7 @@ import torch
 
 from bench import mask_decoder
 from bench.gpu import __main__ as gpu
-from bench.gpu import grpo, moe, qwen
+from bench.gpu import grpo, moe, prefix_attention, qwen
 from bench.gpu import mask_decoder as gpu_mask_decoder
 from bench.gpu.case_worker import FIRST, cases, perform
 from bench.measure import against_eager, relative_errors
@@ -22,7 +22,13 @@ def test_without_a_device_it_says_so_in_one_line(capsys):
 CPU = torch.device("cpu")
 JOB = {"device": "cpu", "tiny": True, "roof": [1e9, 1e9]}
 MASK_DECODER = ["token to image", "image to token (", "upscale (", "decoder, B=4"]
-CHECKS = [(grpo, "advantages"), *[(gpu_mask_decoder, name) for name in MASK_DECODER], (moe, "")]
+CHECKS = [
+    (grpo, "advantages"),
+    *[(gpu_mask_decoder, name) for name in MASK_DECODER],
+    (moe, ""),
+    (prefix_attention, ""),
+    (qwen, "decode"),
+]
 
 
 @pytest.mark.parametrize(("module", "only"), CHECKS)
@@ -32,7 +38,7 @@ def test_checks_pass_small_on_the_cpu(module, only):
     assert [record["name"] for record in records] == names and all(record["passed"] for record in records)
 
 
-@pytest.mark.parametrize("module", [grpo, gpu_mask_decoder, moe, qwen])
+@pytest.mark.parametrize("module", [grpo, gpu_mask_decoder, moe, prefix_attention, qwen])
 def test_every_case_can_be_built_and_has_a_name_of_its_own(module):
     built = list(cases(module, CPU, True))
     assert len({case.name for case in built}) == len(built)
@@ -45,6 +51,8 @@ TIMED = [
     (grpo, "frozen head"),
     (grpo, "loss fwd ["),
     (qwen, "decode step"),
+    (prefix_attention, "prefix attention fwd+bwd, B=1"),
+    (prefix_attention, "prefix decode"),
     (moe, "dispatch + combine [64, 64], E=8"),
 ]
 
@@ -57,7 +65,7 @@ def test_cases_are_timed_small_on_the_cpu(module, only):
     assert set(rows) == {"ours", "eager"} and all(row["ms"] > 0 and row["case"] == name for row in rows.values())
 
 
-@pytest.mark.parametrize("module", [grpo, gpu_mask_decoder, moe])
+@pytest.mark.parametrize("module", [grpo, gpu_mask_decoder, moe, prefix_attention])
 def test_the_sanitizer_has_checks_of_every_op(module):
     for beginning in module.SANITIZED:
         assert any(check.name.startswith(beginning) for check in module.checks(CPU, True))

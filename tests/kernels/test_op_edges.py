@@ -26,6 +26,8 @@ from kernels.mask_upscale import mask_upscale, mask_upscale_reference
 from kernels.moe_dispatch import moe_mlp, moe_mlp_reference
 from kernels.moe_router import route
 from kernels.moe_routing import route_reference
+from kernels.prefix_attention import prefix_attention, prefix_attention_reference
+from kernels.prefix_decode import prefix_decode, prefix_decode_reference
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),
@@ -85,6 +87,12 @@ def ops(rows: int = 3, tokens: int = 1) -> dict[str, Op]:
     routed = {"hidden": hidden.flatten(0, 1), "gate_weight": randn(4, 16)}
     experts = {"gate_proj": randn(4, 8, 16) / 4, "up_proj": randn(4, 8, 16) / 4, "down_proj": randn(4, 16, 8) / 4}
     mixture = {"hidden": routed["hidden"]} | experts
+    length = 5 + 2 * tokens
+    row = {"query": randn(rows, 4, length, 16), "key": randn(rows, 2, length, 16), "value": randn(rows, 2, length, 16)}
+    row["start"] = torch.arange(rows)
+    step = {"new_query": randn(2 * rows, 4, 1, 16), "prompt_key": row["key"], "prompt_value": row["value"]}
+    step |= {name: randn(2 * rows, 2, 3, 16) for name in ("own_key", "own_value")}
+    step |= {"start": row["start"], "position": torch.tensor([1])}
     return {
         "advantages": Op(group_advantages, group_advantages_reference, {"rewards": randn(4 * rows)}, {"num_generations": 4}),
         "loss": Op(grpo_loss, grpo_loss_reference, given, {"loss": LOSS}),
@@ -97,11 +105,14 @@ def ops(rows: int = 3, tokens: int = 1) -> dict[str, Op]:
         "upscale": Op(mask_upscale, mask_upscale_reference, {"image": image} | steps, {"height": 3}),
         "mixture": Op(moe_mlp, moe_mlp_reference, mixture, {"routing": route_reference(*routed.values(), 2)}),
         "router": Op(route, route_reference, routed, {"top_k": 2}),
+        "prefix attention": Op(prefix_attention, prefix_attention_reference, row, {"prompt_length": 5, "num_answers": 2}),
+        "decode": Op(prefix_decode, prefix_decode_reference, step, {"bounds": 2 * torch.arange(rows + 1)}),
     }
 
 
 NAMES = list(ops())
-CONSTANT = ("image_pe", "advantages", "mask", "old_logprobs", "ref_logprobs", "policy_mask", "rewards", "target_ids")
+CONSTANT = ("image_pe", "advantages", "mask", "old_logprobs", "ref_logprobs", "policy_mask", "rewards", "target_ids", "start")
+CONSTANT += ("new_query", "prompt_key", "prompt_value", "own_key", "own_value", "position")  # decoding has no gradients
 
 
 def values(function: Callable[..., Any], tensors: dict[str, Tensor], options: dict[str, Any], seed: Any = None) -> list[Tensor]:
@@ -164,7 +175,14 @@ def check_layouts_of_gradients(name: str) -> None:
     seeds = {layout.__name__: (drawn, lambda y, k=layout: k(drawn(y))) for layout in (sliced, transposed, offset, narrowed)}
     seeds["expanded"] = (torch.ones_like, lambda y: torch.ones(()).expand(y.shape))
     for plain, laid_out in seeds.values():
-        if name not in ("advantages", "loss", "loss by sequence", "head", "head by sequence"):  # those have a loss without layout
+        if name not in (
+            "advantages",
+            "decode",
+            "loss",
+            "loss by sequence",
+            "head",
+            "head by sequence",
+        ):  # those have a loss without layout
             pairs = zip(values(op.op, op.tensors, op.options, laid_out), values(op.op, op.tensors, op.options, plain), strict=True)
             for a, b in pairs:
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -183,7 +201,7 @@ def test_any_layout_of_a_gradient_gives_the_same(name):
 
 def check_empty(name: str, rows: int, tokens: int) -> None:
     op = ops(rows, tokens)[name]
-    if name in ("image to token", "upscale", "token to image", "advantages") and rows:
+    if name in ("image to token", "upscale", "token to image", "advantages", "prefix attention", "decode") and rows:
         return
     results = values(op.op, op.tensors, op.options)
     assert all(x.dtype == torch.float32 and not x.any() for x in results)

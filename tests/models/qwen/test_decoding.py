@@ -5,12 +5,9 @@ from collections import Counter
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers.integrations.sdpa_attention import repeat_kv
 
 from models.decoder.decoding import casts_weights
-from models.decoder.shared_prefix import shared_prefix_attention
 from models.loading import load_policy
 from models.qwen.policy import language_model
 from tests.tiny_qwen import encode, ragged_prompts, save_tiny
@@ -37,7 +34,7 @@ class Watched(TorchDispatchMode):
         return out
 
 
-def steps_of(policy, *, autocast, static=False, num_answers=4, max_new_tokens=64):
+def steps_of(policy, *, autocast, num_answers=4, max_new_tokens=64):
     """What is watched of the third decode step, and the decoding state after it."""
     policy.model.eval()
     batch = encode(policy, *ragged_prompts(3))
@@ -50,26 +47,33 @@ def steps_of(policy, *, autocast, static=False, num_answers=4, max_new_tokens=64
         return watched, state, casts_weights(language_model(policy.base), "cpu")
 
 
-@pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize("heads", [(16, 2), (4, 4), (6, 1)])
-def test_heads_that_share_keys_are_rows_over_them(heads, masked):
-    torch.manual_seed(0)
-    h, k = heads
-    query, key, value = torch.randn(5, h, 1, 8), torch.randn(5, k, 77, 8), torch.randn(5, k, 77, 8)
-    mask = torch.rand(5, 1, 1, 77) > 0.3 if masked else None
-    expected = F.scaled_dot_product_attention(query, repeat_kv(key, h // k), repeat_kv(value, h // k), attn_mask=mask, scale=0.3)
-    ours, _ = shared_prefix_attention(torch.nn.Module(), query, key, value, mask, scaling=0.3)
-    torch.testing.assert_close(ours, expected.transpose(1, 2), atol=1e-6, rtol=1e-6)
-
-
 def test_a_step_never_expands_the_cache(tmp_path):
-    """Two query heads a key head: nothing that a step makes is as large as the cache, let alone that times the heads."""
+    """Two query heads a key head: nothing that a step makes is as large as the prompts' keys, let alone those of every answer."""
     policy = load_policy(save_tiny(tmp_path))
     watched, state, _ = steps_of(policy, autocast=False, num_answers=8, max_new_tokens=512)
-    keys = state.cache.rollout_layers[0].keys[:, :, : state.cache.length]
-    logits = len(keys) * policy.base.lm_head.out_features
-    assert keys.numel() > logits  # else this says nothing
+    layer = state.cache.rollout_layers[0]
+    keys, values = layer.prompts()
+    assert keys.shape[:2] == values.shape[:2] == (3, 2)  # a prompt's once, for eight answers
+    assert layer.keys.shape[:3] == (24, 2, 512)
+    logits = 24 * policy.base.lm_head.out_features
+    assert 8 * keys.numel() > logits  # else this says nothing
     assert watched.largest <= logits
+
+
+def test_a_step_with_rows_dropped_is_that_of_the_rows_that_stay(tmp_path):
+    """One prompt keeps two answers, one none."""
+    policy = load_policy(save_tiny(tmp_path))
+    policy.model.eval()
+    batch, rows = encode(policy, *ragged_prompts(3)), torch.tensor([1, 3, 8, 9, 10])
+    tokens = torch.randint(10, 300, (4, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        (whole, _), (dropped, _) = (policy.prefill(batch, 4, 8) for _ in range(2))
+        for step, ids in enumerate(tokens):
+            expected = whole.step(ids)
+            if step == 2:
+                dropped.select(rows)
+            found = dropped.step(ids if step < 2 else ids[rows])
+            torch.testing.assert_close(found, expected if step < 2 else expected[rows], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("what", ["all weights", "adapters on bfloat16", "adapters on float32"])
