@@ -27,8 +27,10 @@ from engine.command.unimed_settings import left_by
 from engine.training.config.grpo import STARTER, GRPOConfig
 
 PUBLISHED = {"num_generations": 4, "gradient_accumulation_steps": 2, "num_train_epochs": 2}
-# Without flags. So small a language model is never sure of a token, and sampled as it is would seldom end an answer in form.
-SMALL = STARTER | {"max_steps": 100, "save_steps": 50, "learning_rate": 1e-3, "temperature": 0.5, "cold_start_steps": 40}
+# Without flags. So small a language model is never sure of a token, and sampled as it is would seldom end an answer in form. Asked
+# for a mask it says the same eight times, which teaches nothing: other questions take the place of many of these.
+SMALL = STARTER | {"max_steps": 50, "save_steps": 25, "learning_rate": 1e-3, "temperature": 0.5, "cold_start_steps": 40}
+SMALL |= {"dynamic_sampling": True, "dynamic_sampling_max_rounds": 1}
 
 
 @dataclass
