@@ -11,9 +11,12 @@ gets no reward for it, and finds it again by `--cold_start_steps`: supervised, w
 default what the newest run of `recipes.unimed_stage4_router` left. The settings are MedVLM-R1's: 4 answers, 1 question x 2 passes a
 step, two epochs.
 
-The run folder gets `stage5/`, one checkpoint of all. With no flags: the small networks, closed questions and masks of the starter
-data. The last line is JSON: reward, accuracy, closed_accuracy, mDice and others, each _before and _after, of held-out questions;
-reward_first and reward_last, seconds, checkpoint, artifact.
+The run folder gets `stage5/`, one checkpoint of all. With no flags: the small networks, and of the starter data the masks and the
+closed questions about images and regions. The last line is JSON: reward, accuracy, closed_accuracy, mDice and others, each _before
+(after the cold start) and _after, of held-out questions; reward_first and reward_last, seconds, checkpoint, artifact.
+
+A mask follows from the tokens before it, so that answers with equal tokens earn equal IoUs: a group of them teaches nothing, and a
+model that always says `<SEG>` learns from questions in words alone. `--dynamic_sampling` puts others in such a group's place.
 
 The authors stopped before this stage; what it is follows from MedVLM-R1 (arXiv:2502.19634).
 """
