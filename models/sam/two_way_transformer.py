@@ -67,6 +67,11 @@ class Projections(nn.Module):
         return super().train(mode)
 
 
+def folded_matrices(module: nn.Module) -> list[Tensor]:
+    """All that its parts keep by `Projections.folded`."""
+    return [matrix for part in module.modules() if isinstance(part, Projections) for matrix in part._made]
+
+
 class Attention(Projections):
     """[X, rows, C], [X, keys, C], [X, keys, C] -> [X, rows, C]."""
 
