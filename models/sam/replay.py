@@ -50,7 +50,7 @@ class Replay:
 
     def __init__(self, function: Callable[..., Outputs], reads: Callable[[], Sequence[Tensor]], capture: Capture = capture_on_cuda):
         self.function, self.reads, self.capture = function, reads, capture
-        self._failed = False
+        self.failed = False
         self._graphs: OrderedDict[Hashable, Graph | None] = OrderedDict()  # None: of a kind that came once
         self._read: list[tuple[Tensor, int]] = []  # held, so that nothing else can come to lie where a graph reads
 
@@ -62,7 +62,7 @@ class Replay:
         if not self._reads_the_same():
             self._graphs.clear()
         graph = self._graphs.get(kind)
-        if graph is None and kind in self._graphs and not self._failed:
+        if graph is None and kind in self._graphs and not self.failed:
             graph = self._captured(flag, inputs)
         if graph is None:
             outputs = self.function(flag, **inputs)
@@ -84,7 +84,7 @@ class Replay:
             return Graph(buffers, *self.capture(lambda: self.function(flag, **buffers)))
         except RuntimeError as error:  # torch's and CUDA's, no memory included
             logger.warning("no CUDA graph, every call launches its kernels one by one: %s", str(error).partition("\n")[0])
-            self._failed = True
+            self.failed = True
             return None
 
     def _reads_the_same(self) -> bool:
