@@ -136,7 +136,10 @@ def as_cuda_graph(run: Callable[[], object], times: int) -> Callable[[], None]:
 
 
 def peak_resident_bytes(run: Callable[[], object]) -> int:
-    """What `run()` adds at most to the resident memory of this process (Linux: its high-water mark is reset first)."""
+    """What `run()` adds at most to the resident memory of this process (Linux: its high-water mark is reset first).
+
+    The system counts in batches a processor, so that the mark may lie some pages below where it was before: that is 0.
+    """
 
     def status(key: str) -> int:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
@@ -145,7 +148,7 @@ def peak_resident_bytes(run: Callable[[], object]) -> int:
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     before = status("VmRSS")
     run()
-    return status("VmHWM") - before
+    return max(0, status("VmHWM") - before)
 
 
 def _processor() -> str:

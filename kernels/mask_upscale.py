@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.language import tl, triton
-from kernels.launch import LARGE_SHARED, SMALL_SHARED, LaunchConfig, launch, runs_triton, shared_bytes, triton_op
+from kernels.launch import LARGE_SHARED, LaunchConfig, launch, runs_triton, shared_bytes, triton_op
 from kernels.mask_attention import in_one_type
 
-FEW_TOKENS, BACKWARD_TOKENS = 32, 32  # image tokens of a tile where there are few, and in the backward: more spill
+MANY_TOKENS, FEW_TOKENS, BACKWARD_TOKENS = 128, 32, 32  # image tokens of a tile; in the backward more spill
 PROGRAMS = 256  # two a multiprocessor; in the backward each keeps one partial sum of every weight's gradient
 MASKS = 4  # more are computed eagerly
 ROWS = 16  # of a matrix tile, to which the backward pads the masks
@@ -67,10 +67,28 @@ def _tail(a):
 
 
 @triton.jit
-def _gelu(x):
-    # x Phi(x) = max(x, 0) - |x| Phi(-|x|)
-    a = tl.minimum(tl.abs(x), 5.5)
-    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) - a * _tail(a)
+def _short_tail(a):
+    # Phi(-a) to 1.1e-4 of itself, where a Phi(-a) > 2e-5: what is rounded to a half type loses 2.4e-4 (fp16) or 2e-3 (bf16)
+    # of itself. The polynomial falls for all a > 0, so that its argument needs no bound
+    p = -3.0106847e-4
+    p = p * a + 5.6309979e-3
+    p = p * a - 4.7552444e-2
+    p = p * a - 4.6508136e-1
+    p = p * a - 1.1487119
+    p = p * a - 1.0001571
+    return tl.exp2(p)
+
+
+@triton.jit
+def _gelu(x, SHORT: tl.constexpr):
+    # x Phi(x) = max(x, 0) - |x| Phi(-|x|); SHORT where the result is rounded to a half type
+    a = tl.abs(x)
+    if SHORT:
+        tail = a * _short_tail(a)
+    else:
+        a = tl.minimum(a, 5.5)
+        tail = a * _tail(a)
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) - tail
 
 
 @triton.jit
@@ -94,11 +112,10 @@ def _first_step(x, weight1, bias1, i, C: tl.constexpr, C1: tl.constexpr, eps):
 
 
 @triton.jit
-def _pixels(tokens, i, width):
-    # Offsets in a [4h, 4w] mask of the second step's subpixels of subpixel i of each token: [TOKENS, 4]
-    j = tl.arange(0, 4)[None, :]
-    y = (4 * (tokens // width) + 2 * (i // 2))[:, None] + j // 2
-    x = (4 * (tokens % width) + 2 * (i % 2))[:, None] + j % 2
+def _pixels(tokens, i, j, width):
+    # Offsets in a [4h, 4w] mask of the second step's subpixels j of subpixel i of each token: [TOKENS, j]
+    y = (4 * (tokens // width) + 2 * (i // 2))[:, None] + j[None, :] // 2
+    x = (4 * (tokens % width) + 2 * (i % 2))[:, None] + j[None, :] % 2
     return y * 4 * width + x
 
 
@@ -107,24 +124,27 @@ def _upscale_kernel(
     image, weight1, bias1, norm_weight, norm_bias, weight2, bias2, hyper, logits, N, width, eps,
     C: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, TOKENS: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
-    # A tile of one prompt's tokens, a quarter of its pixels at a time
+    # A tile of one prompt's tokens: a quarter of its pixels in the first step, and a half of those in the second at a time. So
+    # a thread needs 128 registers at most, and two programs of 8 warps fit a multiprocessor
+    SHORT: tl.constexpr = image.dtype.element_ty != tl.float32
     g = tl.program_id(1).to(tl.int64)
     tokens = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    inner, outer = tl.arange(0, C1), tl.arange(0, 4 * C2)
-    x = tl.load(image + (g * N + tokens)[:, None] * C + tl.arange(0, C)[None, :], mask=(tokens < N)[:, None], other=0.0)
-    w2 = tl.load(weight2 + inner[:, None] * (4 * C2) + outer[None, :])
+    inside = (tokens < N)[:, None]
+    inner, outer = tl.arange(0, C1), tl.arange(0, 2 * C2)
+    x = tl.load(image + (g * N + tokens)[:, None] * C + tl.arange(0, C)[None, :], mask=inside, other=0.0)
     b2 = tl.load(bias2 + outer % C2).to(tl.float32)
     gain, shift = tl.load(norm_weight + inner).to(tl.float32), tl.load(norm_bias + inner).to(tl.float32)
     for i in range(4):
         normal, _ = _first_step(x, weight1, bias1, i, C, C1, eps)
-        u = _gelu(normal * gain[None, :] + shift[None, :])
-        v = _gelu(tl.dot(u.to(x.dtype), w2) + b2[None, :])
-        offset = _pixels(tokens, i, width)
-        for mask in tl.static_range(M):
-            h = tl.load(hyper + (g * M + mask) * C2 + outer % C2).to(tl.float32)
-            m = tl.sum(tl.reshape(v * h[None, :], [TOKENS, 4, C2]), 2)
-            out = logits + (g * M + mask) * 16 * N + offset
-            tl.store(out, m.to(logits.dtype.element_ty), mask=(tokens < N)[:, None])
+        u = _gelu(normal * gain[None, :] + shift[None, :], SHORT).to(x.dtype)
+        for half in tl.static_range(2):
+            w2 = tl.load(weight2 + inner[:, None] * (4 * C2) + half * 2 * C2 + outer[None, :])
+            v = _gelu(tl.dot(u, w2) + b2[None, :], SHORT)
+            offset = _pixels(tokens, i, half * 2 + tl.arange(0, 2), width)
+            for mask in tl.static_range(M):
+                h = tl.load(hyper + (g * M + mask) * C2 + outer % C2).to(tl.float32)
+                m = tl.sum(tl.reshape(v * h[None, :], [TOKENS, 2, C2]), 2)
+                tl.store(logits + (g * M + mask) * 16 * N + offset, m.to(logits.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -156,7 +176,7 @@ def _upscale_backward_kernel(
             u = u.to(x.dtype)
             v, v_slope = _gelu_and_slope(tl.dot(u, w2) + b2[None, :])
             v = tl.reshape(v, [TOKENS * 4, C2]).to(x.dtype)
-            offset = _pixels(tokens, i, width)
+            offset = _pixels(tokens, i, tl.arange(0, 4), width)
             here = tl.reshape(offset, [TOKENS * 4])[None, :] + (g * M + row)[:, None] * 16 * N
             valid = tl.reshape(tl.broadcast_to(inside, [TOKENS, 4]), [TOKENS * 4])[None, :] & (row < M)[:, None]
             dh += tl.dot(tl.load(grad_logits + here, mask=valid, other=0.0).to(x.dtype), v)
@@ -185,10 +205,10 @@ def _upscale_backward_kernel(
 
 
 def _tokens(num_tokens: int, shared: int) -> int:
-    """Image tokens of a tile: as many as shared memory holds (at 128 a token takes 451 warp instructions on sm_90, at 32 758), or
-    few where there would not be a tile for every multiprocessor."""
-    most = 128 if shared > 112 << 10 else 64
-    return most if num_tokens >= PROGRAMS * most else FEW_TOKENS
+    """Image tokens of a tile: 128, where a token takes 366 warp instructions on sm_90 and two programs fit a multiprocessor (16
+    warps over 64 tokens would hold every value in four of them and take three times as many); or few, where shared memory is
+    small or there would not be a tile for every multiprocessor."""
+    return MANY_TOKENS if shared > 112 << 10 and num_tokens >= PROGRAMS * MANY_TOKENS else FEW_TOKENS
 
 
 def _constants(C: int, C1: int, C2: int, masks: int, tokens: int) -> dict[str, Any]:
@@ -201,13 +221,8 @@ def launch_configs() -> Iterator[LaunchConfig]:
     sizes = (4096, 64, 1e-6)
     for masks in (1, 3):
         name = f"upscale to {masks} mask{'s' if masks > 1 else ''}"
-        forwards = {
-            "": (4096 * 64, LARGE_SHARED, (80, 90, 100)),
-            ", 99 KB": (4096 * 64, SMALL_SHARED, (89,)),
-            ", few tokens": (4096, LARGE_SHARED, (80, 89, 90, 100)),
-        }
-        for end, (tokens, shared, archs) in forwards.items():
-            constants = _constants(256, 64, 32, masks, _tokens(tokens, shared))
+        for end, tokens, archs in (("", 4096 * 64, (80, 90, 100)), (", few tokens", 4096, (80, 89, 90, 100))):
+            constants = _constants(256, 64, 32, masks, _tokens(tokens, LARGE_SHARED))
             yield LaunchConfig(name + end, _upscale_kernel, (*[x] * 9, *sizes), constants, archs)
         constants = _constants(256, 64, 32, masks, BACKWARD_TOKENS) | {"ROWS": ROWS}
         yield LaunchConfig(f"{name}, backward", _upscale_backward_kernel, (*[x] * 10, *[vector] * 4, *sizes), constants)

@@ -38,7 +38,17 @@ def _has_onednn(dtype: torch.dtype) -> bool:
 
 def product(x: Tensor, w: Tensor) -> Tensor:
     """x (n, in) w (out, in)^T of the CPU, (n, out), none of them empty. Both may be transposed views or blocks."""
-    return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "") if _has_onednn(x.dtype) else torch.mm(x, w.T)
+    if not _has_onednn(x.dtype):
+        return torch.mm(x, w.T)
+    return torch.ops.mkldnn._linear_pointwise(x, _in_one_piece(w), None, "none", [], "")
+
+
+def _in_one_piece(w: Tensor) -> Tensor:
+    """w, or a copy where it is a block of columns or the transpose of one: for these oneDNN has plain loops alone, which take a
+    thousand times as long."""
+    if w.is_contiguous() or w.T.is_contiguous():
+        return w
+    return w.contiguous() if w.stride(1) == 1 else w.T.contiguous().T
 
 
 def put_product(y: Tensor, x: Tensor, w: Tensor, add: bool = False) -> Tensor:

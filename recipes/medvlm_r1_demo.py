@@ -5,7 +5,7 @@
         --question "What is visible? A) haemorrhage, B) infarct, C) abscess, D) none of these"
 
 The options stand in the question, or are given by `--options haemorrhage infarct ...`. With no flags: the starter policy and one of
-its held-out questions (`--row 7` takes another); `--model runs/medvlm_r1_grpo/<time>/checkpoint-120` shows what it has learnt.
+its held-out questions (`--row 3` takes another); `--model runs/medvlm_r1_grpo/<time>/checkpoint-120` shows what it has learnt.
 
 The run folder gets report.html: the image, the question, the reasoning, and the probability of each option: that of the answer with
 its letter behind this reasoning, of all options together 1. The last line is JSON: reasoning, answer (a letter, null where none can

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -37,7 +38,8 @@ class JobProcesses:
         self._next: tuple[subprocess.Popen[str], Path] | None = None
 
     def __enter__(self) -> "JobProcesses":
-        self._next = self._start()
+        with _uninterrupted():
+            self._next = self._start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -48,12 +50,14 @@ class JobProcesses:
     def run(self, job: dict[str, Any], seconds: float, end: float, tool: str = "") -> Iterator[dict[str, Any]]:
         """The records of a job as they are made. The process is killed after `seconds` without one, and when the monotonic clock
         is at `end`. `tool`: compute-sanitizer's, to run under."""
-        if tool:
-            process, path = self._start(tool)
-        else:
-            process, path = self._next or self._start()
-            self._next = self._start()
+        process = None
         try:
+            with _uninterrupted():
+                if tool:
+                    process, path = self._start(tool)
+                else:
+                    process, path = self._next or self._start()
+                    self._next = self._start()
             assert process.stdin is not None
             try:
                 process.stdin.write(json.dumps(job) + "\n")
@@ -62,7 +66,8 @@ class JobProcesses:
                 pass
             self.ended = yield from self._follow(process, path, seconds, end)
         finally:
-            _kill(process)
+            if process is not None:
+                _kill(process)
 
     def _start(self, tool: str = "") -> tuple[subprocess.Popen[str], Path]:
         self._count += 1
@@ -96,6 +101,19 @@ class JobProcesses:
                 if time.monotonic() - last > limit:
                     return f"nothing for {limit:.0f} s: ended"
                 time.sleep(PAUSE)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Within it signals wait: an exception while a process starts would leave one that nobody knows of."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _whole_lines(file: TextIO) -> Iterator[dict[str, Any]]:

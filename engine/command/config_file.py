@@ -18,6 +18,7 @@ import yaml
 
 from engine.command.published_keys import PublishedKeys, translate
 from engine.errors import InputError
+from engine.json_names import named_twice
 
 LONGEST_FILE = 2**18  # bytes
 MOST_VALUES = 10_000  # counted where they are used, so that aliases of aliases do not multiply
@@ -98,9 +99,16 @@ def _count(node: yaml.Node, known: dict[int, float], depth: int = 0) -> float:
         return 1
     if id(node) not in known:
         known[id(node)] = math.inf  # met again while it is counted, it holds itself
+        if depth and isinstance(node, yaml.MappingNode) and (twice := named_twice(_names(node))):
+            raise ValueError(f"{twice} in line {node.start_mark.line + 1} is given twice")
         parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
         known[id(node)] = 1 + sum(_count(part, known, depth + 1) for part in parts)
     return known[id(node)]
+
+
+def _names(node: yaml.MappingNode) -> list[str]:
+    """A mapping's plain keys. `<<`, which takes over another mapping's, may be there more than once."""
+    return [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"]
 
 
 def _value(node: yaml.Node, action: argparse.Action, hint: Any) -> Any:

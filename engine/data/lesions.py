@@ -30,6 +30,7 @@ from engine.data.rows import BadRow
 from engine.data.sources import ImageFile, Source, StoredImage, read_source
 from engine.data.tables import read_csv
 from engine.errors import InputError
+from engine.json_names import each_once
 
 DIAGNOSES = {
     "akiec": "actinic keratosis",
@@ -137,7 +138,7 @@ def _cells(row: dict[str, str]) -> dict[str, Any]:
     cells: dict[str, Any] = {key: text.strip() or None for key, text in row.items()}
     if cells.get("bbox"):
         with contextlib.suppress(ValueError, RecursionError):  # it stays text, which the check of the row refuses
-            cells["bbox"] = json.loads(cells["bbox"])
+            cells["bbox"] = json.loads(cells["bbox"], object_pairs_hook=each_once)
     return cells
 
 

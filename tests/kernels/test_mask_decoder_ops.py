@@ -10,6 +10,7 @@ from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_f
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from kernels import mask_attention, mask_upscale
+from kernels.language import tl, triton
 
 # prompts, images, image tokens, channels, heads, tokens of a prompt
 ATTENTION = [(2, 2, 40, 32, 2, 3), (4, 2, 70, 16, 4, 5), (1, 1, 130, 32, 8, 9), (3, 1, 17, 16, 1, 1), (2, 2, 33, 64, 3, 7)]
@@ -85,13 +86,45 @@ def test_the_triton_bodies_against_float64(build, sizes, poisoned_memory):
 
 
 @pytest.mark.triton
-@pytest.mark.parametrize("shared", [mask_upscale.SMALL_SHARED, mask_upscale.LARGE_SHARED])
-def test_large_tiles_give_what_small_ones_give(shared, monkeypatch, poisoned_memory):
-    """Those of many prompts, made for few: 64 and 128 tokens a tile."""
+def test_large_tiles_give_what_small_ones_give(monkeypatch, poisoned_memory):
+    """Those of many prompts, made for few: 128 tokens a tile."""
     monkeypatch.setattr(mask_upscale, "PROGRAMS", 1)
-    monkeypatch.setattr(mask_upscale, "shared_bytes", lambda device: shared)
+    assert mask_upscale._tokens(2 * 9 * 15, mask_upscale.LARGE_SHARED) == 128
     for case in upscale_case(2, 9, 15, 64, 16, 16, 2):
         assert_as_exact_as_the_reference(*case, torch.float32)
+
+
+@triton.jit
+def _gelu_kernel(x, y, N, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y + offsets, mask_upscale._gelu(tl.load(x + offsets, mask=offsets < N), True), mask=offsets < N)
+
+
+@pytest.mark.triton
+@pytest.mark.filterwarnings("ignore:overflow")  # to the infinity that the tail of a large value is 0 by
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_gelu_of_half_types_errs_by_less_than_their_rounding(dtype):
+    """All finite values: by 1.1e-4 of x Phi(-x), where rounding loses up to 2e-3 (bf16) or 2.4e-4 (fp16) of the result."""
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).float()
+    x = x[x.isfinite()]
+    y = torch.empty_like(x)
+    _gelu_kernel[(triton.cdiv(len(x), 4096),)](x, y, len(x), BLOCK=4096)
+    tail = x.double().abs() * torch.special.ndtr(-x.double().abs())
+    error = (y.double() - (x.double().clamp(min=0) - tail)).abs()
+    single = 2**-23 * x.double().clamp(min=0)  # the difference's own rounding
+    assert (error <= 1.1e-4 * tail + 3e-9 + single).all()
+    normal = tail > 2e-5
+    assert (error[normal] < torch.finfo(dtype).eps / 4 * y[normal].abs().double()).all()  # half a unit in the last place at least
+
+
+@pytest.mark.triton
+def test_the_triton_body_in_a_half_type_against_float64(poisoned_memory):
+    for ours, reference, leaves, _ in upscale_case(*UPSCALE[2]):
+        leaves = [leaf.half() for leaf in leaves]
+        exact = reference(*(leaf.double() for leaf in leaves))
+        mine, eager = ours(*leaves), reference(*leaves)
+        allowed = 2 * (eager - exact).abs().max() + 4 * torch.finfo(torch.float16).eps * exact.abs().max()
+        assert (mine - exact).abs().max() <= allowed
 
 
 @pytest.mark.triton

@@ -1,5 +1,7 @@
 """The experts on the CPU: their ops, what only some projections have, dropout, and oneDNN's products."""
 
+import time
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import moe_cpu
-from kernels.moe_cpu import COLUMNS, moe_mlp_cpu, moe_mlp_cpu_backward, product
+from kernels.moe_cpu import COLUMNS, kept_rows, moe_mlp_cpu, moe_mlp_cpu_backward, product
 from kernels.moe_dispatch import ExpertLinear, moe_mlp, moe_mlp_reference
 from kernels.moe_router import route
 
@@ -200,7 +202,28 @@ def test_opcheck(listed):
     torch.library.opcheck(moe_mlp_cpu, (*given, 0, 0), test_utils=("test_schema", "test_faketensor"))
     plain = [[t.detach() for t in part] if isinstance(part, list) and torch.is_tensor(part[0]) else part for part in given]
     plain[:2] = [hidden.detach(), weights.detach()]
-    out, a, b = moe_mlp_cpu(*plain, 0, 2 * S)
+    out, a, b = moe_mlp_cpu(*plain, 0, kept_rows(routing.order, routing.ends, 0, E, hidden.dtype))
     a, b = a.nan_to_num(), b.nan_to_num()
     needed = [True, False, *[number % 2 == 0 for number in range(len(base) + len(lora))]]
     torch.library.opcheck(moe_mlp_cpu_backward, (out.cos(), *plain[:4], a, b, *plain[4:], 0, needed))
+
+
+@pytest.mark.parametrize("block", ["rows", "columns"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_no_layout_of_a_weight_has_a_slow_product(block, transposed):
+    """Plain loops, which oneDNN falls back to for layouts that it has no code for, take some thousand times as long."""
+    weight, n = randn(256, 768), 256
+    w = weight[:, :256] if block == "columns" else weight[:128]
+    w = w.T if transposed else w
+    x, whole = randn(n, w.shape[1]), w.contiguous()
+
+    def seconds(matrix):
+        product(x, matrix)
+        start = time.process_time()
+        for _ in range(5):
+            product(x, matrix)
+        return time.process_time() - start
+
+    exact = x.double() @ w.double().T
+    assert (product(x, w) - exact).norm() < 1e-6 * exact.norm()
+    assert min(seconds(w) for _ in range(3)) < 20 * max(seconds(whole) for _ in range(3))

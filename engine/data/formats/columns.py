@@ -18,10 +18,12 @@ import ast
 import json
 import math
 import re
+from collections.abc import Hashable, Iterable
 from functools import lru_cache
 from typing import Any
 
 from engine.data.rows import BadRow
+from engine.json_names import named_twice
 
 THEIRS = {
     "image": ("image", "images", "imagepath", "imagename", "imgname", "figurepath"),
@@ -179,13 +181,35 @@ def _split(text: str) -> Any:
 
 
 def _parse(text: str) -> Any:
-    """The JSON or Python literal that `text` is, or None."""
-    for read in (json.loads, ast.literal_eval):  # neither runs anything
+    """The JSON or Python literal that `text` is, or None; BadRow where it has a name twice."""
+    for read in (_read_json, _read_python):
         try:
             return read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
     return None
+
+
+def _read_json(text: str) -> Any:
+    def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _check_names(name for name, _ in pairs)
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=each_once)
+
+
+def _read_python(text: str) -> Any:
+    """A literal; nothing is run."""
+    tree = ast.parse(text, mode="eval")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            _check_names(key.value for key in node.keys if isinstance(key, ast.Constant))
+    return ast.literal_eval(tree)
+
+
+def _check_names(names: Iterable[Hashable]) -> None:
+    if twice := named_twice(names):
+        raise BadRow(f"{twice} is there twice", "each name once")
 
 
 def _options_of_columns(letters: dict) -> list | None:

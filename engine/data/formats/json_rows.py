@@ -7,6 +7,7 @@ from typing import Any
 from engine.data.formats.text import read_text
 from engine.data.rows import BadRow
 from engine.errors import InputError
+from engine.json_names import named_twice
 
 
 def read_json_rows(path: Path, expected: str, key: str | None = None) -> list[Any]:
@@ -45,13 +46,9 @@ def read_json_rows(path: Path, expected: str, key: str | None = None) -> list[An
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any] | BadRow:
-    """Python keeps the last of two values and says nothing of the first."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        return BadRow(f"{ascii(twice)[:40]} is there twice", "each name once")
-    return next((value for value in found.values() if isinstance(value, BadRow)), found)
+    if twice := named_twice(name for name, _ in pairs):
+        return BadRow(f"{twice} is there twice", "each name once")
+    return next((value for _, value in pairs if isinstance(value, BadRow)), dict(pairs))
 
 
 def _read_line(line: str) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.errors import InputError
 from engine.files import read_bounded
+from engine.json_names import each_once
 from engine.training.config.optimization import parse_optim_args, refuse_schedules_of_evaluation
 
 OBJECTS = ("accelerator_config", "deepspeed", "gradient_checkpointing_kwargs", "lr_scheduler_kwargs")
@@ -48,7 +49,7 @@ def _object(name: str, value: str | Mapping) -> Mapping:
             reason = getattr(error, "strerror", None) or "no text"
             raise InputError(f"--{name} {shown}: {reason} (expected a JSON object{or_file})") from None
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=each_once)
     except (ValueError, RecursionError) as error:
         raise InputError(f"--{name} {shown}: not JSON ({error}; expected an object{or_file})") from None
     if not isinstance(found, dict):

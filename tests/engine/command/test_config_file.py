@@ -94,6 +94,8 @@ BOMB = "details:\n  a0: &a0 [x]\n" + "".join(f"  a{i + 1}: &a{i + 1} [{', '.join
         ("no_bf16: 3", "c.yaml: unknown setting 'no_bf16'"),
         ("steps: 3\nsteps: 4", "c.yaml: steps: given twice"),
         ("steps: 3\nepochs: 4", "c.yaml: epochs: given twice"),
+        ("details:\n  a: 1\n  a: 2", "c.yaml: not YAML ('a' in line 2 is given twice)"),
+        ("details: {b: {a: 1, 'a': 2}}", "c.yaml: not YAML ('a' in line 1 is given twice)"),
         ("? [a]\n: 3", "c.yaml: line 1: expected the name of a setting before the colon"),
         ("", "c.yaml: empty (expected settings"),
         ("# nothing\n", "c.yaml: empty (expected settings"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bench.mask_decoder import to_transformers
+from models.sam import two_way_transformer
 from models.sam.mask_decoder import MaskDecoder
 from models.sam.prompt_encoder import PromptEncoder
 from models.sam.two_way_transformer import TwoWayTransformer
@@ -112,6 +113,90 @@ def test_the_first_block_projects_an_image_once_whatever_the_number_of_prompts(d
         decode(decoder, encoder, torch.randn(1, 256, SIDE, SIDE), boxes=torch.rand(1, 16, 4) * 128)
     hook.remove()
     assert rows == [SIDE * SIDE]
+
+
+@pytest.fixture
+def folded_and_plain(decoder, monkeypatch):
+    """A function that decodes seeded inputs in float64 by folded projections, as on CUDA, and by the projections themselves."""
+    torch.manual_seed(4)
+    image, pe, dense = torch.randn(1, 256, SIDE, SIDE), torch.randn(256, SIDE, SIDE), torch.randn(1, 1, 256, SIDE, SIDE)
+
+    def both(decoder, num_prompts):
+        dtype = decoder.iou_token.weight.dtype
+        sparse = torch.randn(1, num_prompts, 2, 256, generator=torch.Generator().manual_seed(5))
+        inputs = [tensor.to(dtype) for tensor in (image, pe, sparse, dense)]
+        results = []
+        for devices in (("cpu",), ()):
+            monkeypatch.setattr(two_way_transformer, "FOLDED_ON", devices)
+            with torch.no_grad():
+                results.append(torch.cat([output.flatten() for output in decoder(*inputs, True)]))
+        monkeypatch.setattr(two_way_transformer, "FOLDED_ON", ("cpu",))
+        return results
+
+    return both
+
+
+def made(decoder):
+    return [module._made for module in decoder.modules() if isinstance(module, two_way_transformer.Projections) and module._made]
+
+
+@pytest.mark.parametrize("num_prompts", [1, 3])
+def test_folded_projections_are_the_projections(decoder, folded_and_plain, num_prompts):
+    decoder = copy.deepcopy(decoder).double()
+    folded, plain = folded_and_plain(decoder, num_prompts)
+    assert len(made(decoder)) == (5 if num_prompts == 1 else 4)  # the first block's queries of several prompts have one image
+    torch.testing.assert_close(folded, plain, atol=1e-12, rtol=1e-12)
+
+
+def test_folded_projections_are_made_once_and_again_where_weights_change(decoder, folded_and_plain):
+    decoder = copy.deepcopy(decoder).double()
+    folded_and_plain(decoder, 1)
+    before = [tensor.data_ptr() for tensors in made(decoder) for tensor in tensors]
+    folded_and_plain(decoder, 1)
+    assert [tensor.data_ptr() for tensors in made(decoder) for tensor in tensors] == before
+
+    def in_place():
+        with torch.no_grad():
+            decoder.transformer.layers[1].cross_attn_image_to_token.out_proj.bias.add_(1.0)
+            decoder.transformer.final_attn_token_to_image.k_proj.weight.mul_(1.5)
+
+    def loaded():
+        decoder.load_state_dict({name: 0.9 * tensor for name, tensor in decoder.state_dict().items()})
+
+    def assigned():
+        decoder.load_state_dict({name: 0.9 * tensor for name, tensor in decoder.state_dict().items()}, assign=True)
+
+    def rounded_and_back():
+        decoder.half().double()
+
+    for change in (in_place, loaded, assigned, rounded_and_back):
+        old = folded_and_plain(decoder, 1)[0]
+        change()
+        folded, plain = folded_and_plain(decoder, 1)
+        assert (folded - old).abs().max() > 1e-6
+        torch.testing.assert_close(folded, plain, atol=1e-10, rtol=1e-10)
+    assert all(
+        tensor.dtype == torch.float32 for tensors in (folded_and_plain(decoder.float(), 1), *made(decoder)) for tensor in tensors
+    )
+
+
+def test_folded_projections_stay_out_of_training_and_checkpoints(decoder, folded_and_plain):
+    decoder = copy.deepcopy(decoder)
+    names = list(decoder.state_dict())
+    folded_and_plain(decoder, 1)
+    assert made(decoder) and list(decoder.state_dict()) == names
+    assert not made(decoder.train())
+    folded_and_plain(decoder, 1)
+    assert not made(decoder)
+    inputs = [
+        torch.randn(1, 256, SIDE, SIDE),
+        torch.randn(256, SIDE, SIDE),
+        torch.randn(1, 1, 2, 256),
+        torch.zeros(1, 1, 256, 1, 1),
+    ]
+    decoder.eval()(*inputs, False)[0].sum().backward()
+    assert not made(decoder)
+    assert decoder.transformer.layers[0].cross_attn_token_to_image.k_proj.weight.grad.abs().max() > 0
 
 
 def test_prompts_that_do_not_fit_together_are_refused(encoder, prompts):

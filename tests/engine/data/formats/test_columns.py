@@ -185,3 +185,10 @@ def test_a_name_twice_in_a_row_of_json_is_a_bad_row(name, rest):
     with pytest.raises(InputError, match=f"{name}: row 1.*'(answer|A)' is there twice .expected each name once"):
         load_questions(name)
     assert len(load_questions(name, on_bad_row="skip")) == 1
+
+
+@pytest.mark.parametrize("options", ['{"A": "CT", "B": "MRI", "A": "X-ray"}', "{'A': 'CT', 'B': 'MRI', 'A': 'X-ray'}"])
+def test_a_letter_twice_in_a_cell_of_options_is_a_bad_row(options):
+    Path("rows.json").write_text(json.dumps([ASKED | {"options": options, "answer": "B"}]))
+    with pytest.raises(InputError, match="rows.json: row 0.*'A' is there twice .expected each name once"):
+        load_questions("rows.json")

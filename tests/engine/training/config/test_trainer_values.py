@@ -26,6 +26,8 @@ from engine.training.config.sft import SFTConfig
         ({"deepspeed": "."}, "--deepspeed .: a folder"),
         ({"lr_scheduler_kwargs": "[1]"}, "--lr_scheduler_kwargs [1]: expected a JSON object"),
         ({"lr_scheduler_kwargs": "min_lr=1"}, "--lr_scheduler_kwargs min_lr=1: not JSON ("),
+        ({"lr_scheduler_kwargs": '{"a": 1, "a": 2}'}, "not JSON ('a' is given twice; expected an object)"),
+        ({"deepspeed": '{"zero": {"stage": 1, "stage": 2}}'}, "not JSON ('stage' is given twice; expected an object"),
         ({"lr_scheduler_kwargs": '{"nonsense": 1}'}, "--lr_scheduler_kwargs: 'nonsense' is not known there"),
         (
             {"lr_scheduler_kwargs": {"min_lr": 1}, "lr_scheduler_type": "cosine"},
