@@ -116,11 +116,11 @@ def save_model(folder: str) -> None:
     QwenProcessor(tokenizer, Qwen2VLImageProcessorPil(), "qwen2_5_vl").save_pretrained(folder)
 
 
-def images(num: int) -> list:
+def images(num: int, side: int = 392) -> list:
     import numpy as np
     from PIL import Image
 
-    return [Image.fromarray(np.random.default_rng(i).integers(0, 256, (392, 392, 3), dtype="uint8")) for i in range(num)]
+    return [Image.fromarray(np.random.default_rng(i).integers(0, 256, (side, side, 3), dtype="uint8")) for i in range(num)]
 
 
 def variety(prompts, completions, **columns) -> list[float]:

@@ -5,6 +5,7 @@ Padding is left out by where a prompt starts. Tensors are seen as [k, share, S, 
 keys and values with a stride of 0 in the place of `share`. Letters: see prefix_attention.py.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -34,8 +35,11 @@ def _parts(start: int, P: int, G: int, S: int, k: int, share: int) -> Iterator[_
         return
     yield _Part(lambda x: x[:, :, P:], prompt, causal=False)
     # Four dimensions are all that a call has: the key heads are one of them where each has one query head, else a loop.
-    for view in [lambda x: x[:, 0]] if share == 1 else [lambda x, head=head: x[head] for head in range(k)]:
-        answers: Callable[[Tensor], Tensor] = lambda x, view=view: own(view(x))  # noqa: E731
+    if share == 1:
+        yield _Part(lambda x: own(x[:, 0]), lambda x: own(x[:, 0]), causal=True, more=True)
+        return
+    for head in range(k):
+        answers = functools.partial(lambda head, x: own(x[head]), head)
         yield _Part(answers, answers, causal=True, more=True)
 
 

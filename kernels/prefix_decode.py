@@ -225,8 +225,8 @@ def _decode_by_prompt(
     outputs, sums, places = [], [], bounds.tolist()
     for b, (start, first, last) in enumerate(zip(starts.tolist(), places, places[1:], strict=False)):
         if first < last:
-            keys = (x[b : b + 1, :, start:] for x in (prompt_key, prompt_value))
-            o, lse = attend(by_head[None, :, first:last].flatten(2, 3), *keys, scale)
+            keys, values = (x[b : b + 1, :, start:] for x in (prompt_key, prompt_value))
+            o, lse = attend(by_head[None, :, first:last].flatten(2, 3), keys, values, scale)
             outputs.append(o[0].unflatten(1, (last - first, -1)))
             sums.append(lse[0].unflatten(1, (last - first, -1)))
     own, own_sums = attend(rows, own_key[:, :, :end], own_value[:, :, :end], scale)

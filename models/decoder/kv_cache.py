@@ -38,7 +38,7 @@ class RolloutLayer(CacheLayerMixin):
         kept as it takes them.
         """
         key_states = key_states.to(value_states.dtype)
-        if self.keys is None or self.values is None:  # prefill
+        if self.keys is None or self.values is None or self.position is None:  # prefill
             self.lazy_initialization(key_states, value_states)
             self.prompt_keys, self.prompt_values, self.length = key_states, value_states, key_states.shape[2]
             return key_states, value_states
