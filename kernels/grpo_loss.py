@@ -1,4 +1,4 @@
-"""The GRPO family of losses from per-token log-probabilities, with its gradient and metrics, in one launch.
+"""The GRPO family of losses from per-token log-probabilities, with its gradient and metrics, in one kernel (and a memset).
 
     r_t   = exp(logp_t - old_t)                     sequence level: r = exp(mean_t(logp_t - old_t)) for every token of the row
     pol_t = -min(min(r, delta) A, clip(r, 1 - epsilon, 1 + epsilon_high) A)       cispo: -min(r, epsilon_high).detach() A logp_t
@@ -302,6 +302,10 @@ def grpo_loss_forward(
     num_rows, num_tokens = logprobs.shape
     gradient, partials = logprobs.new_empty(logprobs.shape), logprobs.new_empty((num_rows, PARTIALS.value))
     value, stats = logprobs.new_empty(()), logprobs.new_empty(len(STATS))
+    # A counter kept from call to call, which the last program sets back, would save the memset, but only where nothing captures or
+    # traces: a graph is replayed beside other launches of its stream's counter, and a traced body would hold the tensor as a
+    # constant. Nor is it safe elsewhere: made while CUDA graphs warm up it lies in their pool, whose later graphs write over it,
+    # and the loss is then left unwritten without a word.
     counter = torch.zeros((), dtype=torch.int32, device=logprobs.device)
     inputs = [x if x is None else x.contiguous() for x in (logprobs, advantages, mask, *given, entropies, num_items)]
     outputs = (gradient, partials, counter, value, stats)

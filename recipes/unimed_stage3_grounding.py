@@ -26,6 +26,7 @@ and the padding is cut off the mask again; what was trained is saved.
 """
 
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 
 from engine.command.arguments import parse_arguments
 from engine.command.main import run_command
@@ -89,10 +90,11 @@ def main(argv: list[str]) -> dict:
         return trained_by_part(load_model(own, args, *sources).model)
     splits, task = load_mecovqa_splits(data, ["grounding"]), MeCoVQATask()
     if own.simulate_one_step:
-        for name, value in ONE_STEP.items():
-            setattr(args, name, value)
-        policy = load_model(own, args, *sources)
-        return simulate_step(GroundingTrainer(policy, task, args, splits.train), ["loss/lm", "loss/bce", "loss/dice"])
+        with TemporaryDirectory() as folder:  # a Trainer makes its folder, though nothing is saved
+            for name, value in {**ONE_STEP, "output_dir": folder}.items():
+                setattr(args, name, value)
+            policy = load_model(own, args, *sources)
+            return simulate_step(GroundingTrainer(policy, task, args, splits.train), ["loss/lm", "loss/bce", "loss/dice"])
     loaded = []
 
     def load():

@@ -37,7 +37,7 @@ PUBLISHED = {
 }
 # What a run without flags uses instead: its networks are small.
 STARTER = {
-    "learning_rate": 1e-3,
+    "learning_rate": 2e-3,
     "dice_weight": 1.0,
     "bce_weight": 1.0,
     "per_device_train_batch_size": 16,

@@ -11,9 +11,12 @@ gets no reward for it, and finds it again by `--cold_start_steps`: supervised, w
 default what the newest run of `recipes.unimed_stage4_router` left. The settings are MedVLM-R1's: 4 answers, 1 question x 2 passes a
 step, two epochs.
 
-The run folder gets `stage5/`, one checkpoint of all. With no flags: the small networks, closed questions and masks of the starter
-data. The last line is JSON: reward, accuracy, closed_accuracy, mDice and others, each _before and _after, of held-out questions;
-reward_first and reward_last, seconds, checkpoint, artifact.
+The run folder gets `stage5/`, one checkpoint of all. With no flags: the small networks, and of the starter data the masks and the
+closed questions about images and regions. The last line is JSON: reward, accuracy, closed_accuracy, mDice and others, each _before
+(after the cold start) and _after, of held-out questions; reward_first and reward_last, seconds, checkpoint, artifact.
+
+A mask follows from the tokens before it, so that answers with equal tokens earn equal IoUs: a group of them teaches nothing, and a
+model that always says `<SEG>` learns from questions in words alone. `--dynamic_sampling` puts others in such a group's place.
 
 The authors stopped before this stage; what it is follows from MedVLM-R1 (arXiv:2502.19634).
 """
@@ -27,8 +30,10 @@ from engine.command.unimed_settings import left_by
 from engine.training.config.grpo import STARTER, GRPOConfig
 
 PUBLISHED = {"num_generations": 4, "gradient_accumulation_steps": 2, "num_train_epochs": 2}
-# Without flags. So small a language model is never sure of a token, and sampled as it is would seldom end an answer in form.
-SMALL = STARTER | {"max_steps": 100, "save_steps": 50, "learning_rate": 1e-3, "temperature": 0.5, "cold_start_steps": 40}
+# Without flags. So small a language model is never sure of a token, and sampled as it is would seldom end an answer in form. Asked
+# for a mask it says the same eight times, which teaches nothing: other questions take the place of many of these.
+SMALL = STARTER | {"max_steps": 50, "save_steps": 25, "learning_rate": 1e-3, "temperature": 0.5, "cold_start_steps": 40}
+SMALL |= {"dynamic_sampling": True, "dynamic_sampling_max_rounds": 1}
 
 
 @dataclass

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +30,9 @@ from kernels.launch import launch, shared_bytes
 from kernels.mask_attention import image_to_token, image_to_token_reference, token_to_image, token_to_image_reference
 from kernels.mask_upscale import mask_upscale, mask_upscale_reference
 from models.sam.mask_decoder import MaskDecoder
+from models.sam.predictor import Predictor
+from models.sam.replay import Replay
+from models.sam.sam import Sam
 from models.sam.two_way_transformer import TwoWayTransformer
 
 C, HEADS, T = 256, 8, 7
@@ -149,6 +153,41 @@ def _check_decoder_bits(device, side):
     return _different_bits(lambda: _decoded(decoder, case, torch.bfloat16, True))
 
 
+def _check_without_gradients(device, side, prompts):
+    """The masks of projections that are folded, which gradients do not see."""
+    decoder, case = build_decoder(device, torch.bfloat16), build_case(prompts, device, torch.bfloat16, side)
+
+    def masks(decoder, dtype):
+        return [without_grad(as_provider(decoder), *(tensor.to(dtype) for tensor in case.values()), True)[0].double()]
+
+    theirs = {dtype: to_transformers(decoder).to(device, dtype) for dtype in (torch.bfloat16, torch.float64)}
+    eager, truth = (masks(theirs[dtype], dtype) for dtype in theirs)
+    return against_eager(masks(decoder, torch.bfloat16), eager, truth)
+
+
+def _predictors(device, side) -> tuple[Predictor, Predictor]:
+    """One that replays graphs on CUDA and one that launches every kernel, of one decoder with random weights and one image."""
+    torch.manual_seed(0)
+    model = Sam(torch.nn.Conv2d(3, C, 16, stride=16), 16 * side, side, "imagenet", "corner").to(device, torch.bfloat16)
+    replayed, launched = Predictor(model), Predictor(model)
+    launched._decode = launched._run
+    for predictor in (replayed, launched):
+        predictor.set_image(np.random.default_rng(0).integers(0, 255, (12 * side, 16 * side, 3), dtype=np.uint8))
+    return replayed, launched
+
+
+def _check_predictor(device, side):
+    """How many results of replayed graphs are not those of the same kernels launched; one more where nothing was captured."""
+    predictors, different = _predictors(device, side), 0
+    for shift in range(4):
+        for multimask in (False, True):
+            boxes = [[2.0 + shift, 3.0, 6.0 * side, 5.0 * side]]
+            replayed, launched = (predictor.predict(boxes=boxes, multimask_output=multimask) for predictor in predictors)
+            different += sum(not torch.equal(mine, other) for mine, other in zip(replayed, launched, strict=True))
+    failed = isinstance(predictors[0]._decode, Replay) and predictors[0]._decode.failed
+    return float(different + failed), 0.0
+
+
 def checks(device: torch.device, tiny: bool):
     """Every op and the decoder against float64, at the decoder's shapes and odd ones."""
     side = 8 if tiny else 64
@@ -170,24 +209,39 @@ def checks(device: torch.device, tiny: bool):
         yield Check(f"decoder, B={prompts}, M={masks}", run)
     yield Check("decoder, IoU of B=8", partial(_check_decoder, device, side, 8, True, slice(2, 3)))
     yield Check("decoder, same bits twice", lambda: _check_decoder_bits(device, side))
+    for prompts in (1, 4):
+        yield Check(f"decoder without gradients, B={prompts}", partial(_check_without_gradients, device, side, prompts))
+    yield Check("predictor, replayed as launched", partial(_check_predictor, device, side))
 
 
-def _decoder_timings(device, side, numbers):
+def _decoder_work(B, side) -> tuple[float, float]:
+    """FLOPs and bytes of the decoder."""
     N, R, token = side * side, HEADS * T, T * C * (100 * C + 8 * T)
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in MaskDecoder(TwoWayTransformer()).parameters())
+    first = min(4 * B * N * R * C, 2 * N * C * C + 2 * B * N * T * C)
+    flops = first + B * (16 * N * R * C + token + _upscale_flops(N, 1))
+    return flops, 2 * (parameters + 2 * N * C + B * N * (4 * C + 16))
 
+
+def _decoder_timings(device, side, numbers):
     def build(B):
         providers, case = build_providers(device, torch.bfloat16, compile=True), build_case(B, device, torch.bfloat16, side)
-        first = min(4 * B * N * R * C, 2 * N * C * C + 2 * B * N * T * C)
-        flops = first + B * (16 * N * R * C + token + _upscale_flops(N, 1))
-        moved = 2 * (parameters + 2 * N * C + B * N * (4 * C + 16))
         names = {"ours": "ours", "transformers": "transformers", "compile": "torch.compile"}
         runs = {name: partial(without_grad, providers[theirs], **case) for name, theirs in names.items()}
-        return Timing(runs, flops, moved, DECODER_GOALS.get(B), graphed=B == 1)
+        return Timing(runs, *_decoder_work(B, side), DECODER_GOALS.get(B), graphed=B == 1)
+
+    def build_predictor():
+        boxes = [[2.0, 3.0, 6.0 * side, 5.0 * side]]
+        replayed, launched = (
+            partial(predictor.decode, boxes=boxes, multimask_output=False) for predictor in _predictors(device, side)
+        )
+        replayed()  # the second call captures
+        return Timing({"ours": replayed, "eager": launched}, *_decoder_work(1, side))
 
     for B in numbers:
         yield TimedCase(f"decoder, B={B}", partial(build, B))
+    yield TimedCase("predictor, B=1, replayed (ours) and launched (eager)", build_predictor, peers=False)
 
 
 def _upscale_flops(N: int, masks: int) -> int:

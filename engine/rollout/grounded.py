@@ -39,25 +39,34 @@ def greedy_answers(policy: Policy, prompt_of: Callable[[dict], list[Message]], m
 def draw_masks(policy: GroundingPolicy, batch: Any, answer_ids: torch.Tensor, answer_mask: torch.Tensor) -> list[list[np.ndarray]]:
     """The masks of answers (B, G, T) to the prompts of `batch`: of each of the N answers its masks' levels, in order.
 
-    answer_mask (N, T): which tokens count. Call it in eval mode.
+    Answers to a prompt with the same tokens up to their last `<SEG>` are read and drawn once, and share their levels: sampled
+    answers are often all alike. answer_mask (N, T): which tokens count. Call it in eval mode.
     """
-    _, G, T = answer_ids.shape
-    answer_ids = answer_ids.to(policy.device)
-    wanted = (answer_ids.flatten(0, 1) == policy.seg_token_id) & answer_mask.to(policy.device).bool()  # (N, T)
-    drawn: list[list[np.ndarray]] = [[] for _ in range(len(wanted))]
-    prompts = wanted.unflatten(0, (-1, G)).any(2).any(1).nonzero().flatten().tolist()  # that have a mask to be drawn
-    if not prompts:
+    G = answer_ids.shape[1]
+    wanted = ((answer_ids.flatten(0, 1) == policy.seg_token_id).cpu() & answer_mask.bool().cpu()).tolist()  # [N][T]
+    drawn: list[list[np.ndarray]] = [[] for _ in wanted]
+    alike: dict[int, dict[tuple, list[int]]] = {}  # a prompt -> (tokens, places of <SEG>) -> its answers that say so
+    for answer, (ids, segs) in enumerate(zip(answer_ids.flatten(0, 1).tolist(), wanted, strict=True)):
+        if places := tuple(t for t, seg in enumerate(segs) if seg):
+            said = tuple(ids[: places[-1] + 1]), places
+            alike.setdefault(answer // G, {}).setdefault(said, []).append(answer)
+    if not alike:
         return drawn
-    length = int(wanted.any(0).nonzero().max()) + 1
-    chosen, part = wanted.unflatten(0, (-1, G))[prompts].flatten(0, 1), batch.select(prompts)
-    places = chosen.nonzero().tolist()
+    most, length = max(map(len, alike.values())), max(len(ids) for own in alike.values() for ids, _ in own)
+    part, read = batch.select(list(alike)), torch.full((len(alike), most, length), policy.pad_token_id)
+    masks: list[tuple[int, int, int, list[int]]] = []  # its prompt, its place among what is read, its token, whose it is
+    for prompt, own in enumerate(alike.values()):
+        for row, ((ids, places), answers) in enumerate(own.items()):
+            read[prompt, row, : len(ids)] = torch.tensor(ids)
+            masks += [(prompt, prompt * most + row, token, answers) for token in places]
 
     def head(hidden: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor]:
-        states = torch.stack([hidden[answer, token] for answer, token in places])
-        return policy.mask_logits(part, states, [answer // G for answer, _ in places])[0]
+        states = torch.stack([hidden[row, token] for _, row, token, _ in masks])
+        return policy.mask_logits(part, states, [prompt for prompt, *_ in masks])[0]
 
-    logits = policy.model(**policy.answer_inputs(part, answer_ids[prompts, :, :length].contiguous()), head=head)
-    for (answer, _), own in zip(places, logits, strict=True):
-        levels = (own.float().sigmoid() * 255).round().to(torch.uint8).cpu().numpy()
-        drawn[prompts[answer // G] * G + answer % G].append(levels)
+    logits = policy.model(**policy.answer_inputs(part, read.to(policy.device)), head=head)
+    for (*_, answers), own_logits in zip(masks, logits, strict=True):
+        levels = (own_logits.float().sigmoid() * 255).round().to(torch.uint8).cpu().numpy()
+        for answer in answers:
+            drawn[answer].append(levels)
     return drawn

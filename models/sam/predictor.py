@@ -1,6 +1,6 @@
 """Masks of one image at a time: its embedding is computed once, then prompts in its own pixels give masks of its own size."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from models.sam.frame import Frame, as_pixels
+from models.sam.replay import Replay
 from models.sam.sam import Sam
+from models.sam.two_way_transformer import folded_matrices
+
+GRAPHED_PROMPTS = 16  # of more the device computes for longer than the host takes to launch
 
 
 class Prediction(NamedTuple):
@@ -26,12 +30,15 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-    """Several calls of `predict` after one of `set_image`."""
+    """Several calls of `predict` after one of `set_image`. On CUDA few prompts, of a kind that came before, replay a graph."""
 
     def __init__(self, model: Sam):
         self.model = model.eval()
         self.device, self.dtype = model.prompt_encoder.no_mask_embed.weight.device, model.prompt_encoder.no_mask_embed.weight.dtype
         self._frame: Frame | None = None
+        self._decode: Callable[..., tuple[Tensor, ...]] = (
+            Replay(self._run, self._reads) if self.device.type == "cuda" else self._run
+        )
 
     @property
     def frame(self) -> Frame:
@@ -86,9 +93,18 @@ class Predictor:
             prompts["boxes"] = frame.points(self._batch(boxes).unflatten(-1, (2, 2))).flatten(-2)
         if mask_input is not None:
             prompts["masks"] = self._batch(mask_input).to(self.dtype)
-        sparse, dense = self.model.prompt_encoder(**prompts)
-        low_res_masks, iou = self.model.mask_decoder(self._embedding, self._image_pe, sparse, dense, multimask_output)
+        few = all(prompt.shape[1] <= GRAPHED_PROMPTS for prompt in prompts.values())
+        decode = self._decode if prompts and few else self._run
+        low_res_masks, iou = decode(multimask_output, embedding=self._embedding, image_pe=self._image_pe, **prompts)
         return low_res_masks[0].float(), iou[0].float()
+
+    def _run(self, multimask_output: bool, *, embedding: Tensor, image_pe: Tensor, **prompts: Tensor) -> tuple[Tensor, ...]:
+        sparse, dense = self.model.prompt_encoder(**prompts)
+        return self.model.mask_decoder(embedding, image_pe, sparse, dense, multimask_output)
+
+    def _reads(self) -> list[Tensor]:
+        encoder, decoder = self.model.prompt_encoder, self.model.mask_decoder
+        return [*encoder.parameters(), *encoder.buffers(), *decoder.parameters(), *folded_matrices(decoder)]
 
     def _batch(self, prompt: ArrayLike) -> Tensor:
         return torch.as_tensor(prompt, dtype=torch.float32, device=self.device)[None]

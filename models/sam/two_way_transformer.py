@@ -10,7 +10,7 @@ Elsewhere the image side's projections move to the token side (kernels/mask_atte
 one. In evaluation on a GPU the two are one matrix a head, made once and kept: see `Projections.folded`.
 """
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +65,15 @@ class Projections(nn.Module):
     def train(self, mode: bool = True) -> Self:
         self._made, self._made_from = (), []
         return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of copies and pickles, which make their own matrices."""
+        return self.__dict__ | {"_made": (), "_made_from": []}
+
+
+def folded_matrices(module: nn.Module) -> list[Tensor]:
+    """All that its parts keep by `Projections.folded`."""
+    return [matrix for part in module.modules() if isinstance(part, Projections) for matrix in part._made]
 
 
 class Attention(Projections):

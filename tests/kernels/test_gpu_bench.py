@@ -21,7 +21,7 @@ def test_without_a_device_it_says_so_in_one_line(capsys):
 
 CPU = torch.device("cpu")
 JOB = {"device": "cpu", "tiny": True, "roof": [1e9, 1e9]}
-MASK_DECODER = ["token to image", "image to token (", "upscale (", "decoder, B=4"]
+MASK_DECODER = ["token to image", "image to token (", "upscale (", "decoder, B=4", "decoder without", "predictor"]
 CHECKS = [
     (grpo, "advantages"),
     *[(gpu_mask_decoder, name) for name in MASK_DECODER],
@@ -53,6 +53,7 @@ TIMED = [
     (qwen, "decode step"),
     (prefix_attention, "prefix attention fwd+bwd, B=1"),
     (prefix_attention, "prefix decode"),
+    (gpu_mask_decoder, "predictor"),
     (moe, "dispatch + combine [64, 64], E=8"),
 ]
 

@@ -99,11 +99,11 @@ def test_a_box_is_a_region_of_a_chat(stages, tmp_path):
         unimed_chat.main([*flags, "--box", "60,10,10,500", "--question", "What is here?"])
 
 
-def test_one_step_of_stage_3_is_simulated(stages, tmp_path):
-    flags = ["--stage1", stages[1][0]["artifact"], "--simulate_one_step", "--output_dir", str(tmp_path / "out"), *FAST]
-    found = unimed_stage3_grounding.main(flags)
+def test_one_step_of_stage_3_is_simulated_and_leaves_nothing(stages, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = unimed_stage3_grounding.main(["--stage1", stages[1][0]["artifact"], "--simulate_one_step", *FAST])
     assert min(found["lm_loss"], found["bce_loss"], found["dice_loss"]) > 0
-    assert found["trained_parameters"] < found["parameters"] and not list((tmp_path / "out").glob("checkpoint-*"))
+    assert found["trained_parameters"] < found["parameters"] and not list(tmp_path.iterdir())
     counted = unimed_stage3_grounding.main(["--stage1", stages[1][0]["artifact"], "--check_model", *FAST])
     assert counted["trained_parameters"] == found["trained_parameters"]
     assert unimed_grounding_subset.main(["--check_model"])["trained_parameters"] == found["trained_parameters"]

@@ -23,8 +23,8 @@ def load_mecovqa_splits(data: DataArguments, kinds: Collection[str] | None = Non
 
 
 def load_reasoning_splits(data: DataArguments) -> Splits:
-    """Of the questions about whole images the closed ones, whose answers are right or wrong, and those for masks."""
-    splits = load_mecovqa_splits(data, ["complex", "grounding"])
+    """Of the questions in words the closed ones, whose answers are right or wrong, and those for masks."""
+    splits = load_mecovqa_splits(data)
     return splits._replace(train=_checkable(splits.train), test=splits.test and _checkable(splits.test))
 
 

@@ -50,6 +50,34 @@ def test_masks_of_given_answers_are_those_of_a_plain_forward(policy):
             assert np.abs(found - wanted).max() < 0.6 and np.ptp(found) > 0
 
 
+def test_equal_answers_are_drawn_once_and_share_their_masks(policy, monkeypatch):
+    """Eight answers to each of two prompts. What comes behind the last `<SEG>` that counts makes no difference."""
+    data, seg, ends = rows(2), policy.seg_token_id, policy.eos_token_ids[0]
+    plain = policy.processor.text_ids("it is there")
+    first = [[seg, ends], [seg, *plain], [*plain, seg], [seg, ends]] * 2
+    second = [[seg, ends]] * 7 + [[seg, seg]]
+    T = max(map(len, first + second))
+    ids, mask = torch.full((16, T), policy.pad_token_id), torch.zeros(16, T)
+    for row, own in enumerate(first + second):
+        ids[row, : len(own)], mask[row, : len(own)] = torch.tensor(own), 1
+    mask[-1, 1:] = 0  # its second <SEG> does not count
+    asked, mask_logits = [], policy.mask_logits
+
+    def counted(batch, states, prompts):
+        asked.append(list(prompts))
+        return mask_logits(batch, states, prompts)
+
+    monkeypatch.setattr(policy, "mask_logits", counted)
+    batch = policy.batch([policy.processor.encode(TASK.prompt(row), row["images"], None) for row in data])
+    drawn = draw_masks(policy, batch, ids.view(2, 8, T), mask)
+    assert asked == [[0, 0, 1]]
+    assert all(len(masks) == 1 for masks in drawn)
+    of_first = drawn[0][0]
+    assert all((drawn[i][0] == of_first).all() for i in (1, 3, 4, 5, 7)) and (drawn[2][0] == drawn[6][0]).all()
+    assert (drawn[2][0] != of_first).any()
+    assert all((masks[0] == drawn[8][0]).all() for masks in drawn[8:])
+
+
 def test_a_seg_behind_the_end_of_an_answer_draws_nothing(policy):
     batch = policy.batch([policy.processor.encode(TASK.prompt(row), row["images"], None) for row in rows(1)])
     ids = torch.tensor([[[policy.eos_token_ids[0], policy.seg_token_id]]])

@@ -9,7 +9,7 @@ from bench.mask_decoder import to_transformers
 from models.sam import two_way_transformer
 from models.sam.mask_decoder import MaskDecoder
 from models.sam.prompt_encoder import PromptEncoder
-from models.sam.two_way_transformer import TwoWayTransformer
+from models.sam.two_way_transformer import TwoWayTransformer, folded_matrices
 
 B, P, SIDE = 2, 3, 8
 
@@ -136,24 +136,22 @@ def folded_and_plain(decoder, monkeypatch):
     return both
 
 
-def made(decoder):
-    return [module._made for module in decoder.modules() if isinstance(module, two_way_transformer.Projections) and module._made]
-
-
 @pytest.mark.parametrize("num_prompts", [1, 3])
 def test_folded_projections_are_the_projections(decoder, folded_and_plain, num_prompts):
     decoder = copy.deepcopy(decoder).double()
     folded, plain = folded_and_plain(decoder, num_prompts)
-    assert len(made(decoder)) == (5 if num_prompts == 1 else 4)  # the first block's queries of several prompts have one image
+    assert len(folded_matrices(decoder)) == 3 * 4 + 2 * 6 - (
+        0 if num_prompts == 1 else 4
+    )  # the first block's queries of several prompts have one image
     torch.testing.assert_close(folded, plain, atol=1e-12, rtol=1e-12)
 
 
 def test_folded_projections_are_made_once_and_again_where_weights_change(decoder, folded_and_plain):
     decoder = copy.deepcopy(decoder).double()
     folded_and_plain(decoder, 1)
-    before = [tensor.data_ptr() for tensors in made(decoder) for tensor in tensors]
+    before = [matrix.data_ptr() for matrix in folded_matrices(decoder)]
     folded_and_plain(decoder, 1)
-    assert [tensor.data_ptr() for tensors in made(decoder) for tensor in tensors] == before
+    assert [matrix.data_ptr() for matrix in folded_matrices(decoder)] == before
 
     def in_place():
         with torch.no_grad():
@@ -176,7 +174,9 @@ def test_folded_projections_are_made_once_and_again_where_weights_change(decoder
         assert (folded - old).abs().max() > 1e-6
         torch.testing.assert_close(folded, plain, atol=1e-10, rtol=1e-10)
     assert all(
-        tensor.dtype == torch.float32 for tensors in (folded_and_plain(decoder.float(), 1), *made(decoder)) for tensor in tensors
+        tensor.dtype == torch.float32
+        for tensors in (folded_and_plain(decoder.float(), 1), *folded_matrices(decoder))
+        for tensor in tensors
     )
 
 
@@ -184,10 +184,10 @@ def test_folded_projections_stay_out_of_training_and_checkpoints(decoder, folded
     decoder = copy.deepcopy(decoder)
     names = list(decoder.state_dict())
     folded_and_plain(decoder, 1)
-    assert made(decoder) and list(decoder.state_dict()) == names
-    assert not made(decoder.train())
+    assert folded_matrices(decoder) and list(decoder.state_dict()) == names and not folded_matrices(copy.deepcopy(decoder))
+    assert not folded_matrices(decoder.train())
     folded_and_plain(decoder, 1)
-    assert not made(decoder)
+    assert not folded_matrices(decoder)
     inputs = [
         torch.randn(1, 256, SIDE, SIDE),
         torch.randn(256, SIDE, SIDE),
@@ -195,7 +195,7 @@ def test_folded_projections_stay_out_of_training_and_checkpoints(decoder, folded
         torch.zeros(1, 1, 256, 1, 1),
     ]
     decoder.eval()(*inputs, False)[0].sum().backward()
-    assert not made(decoder)
+    assert not folded_matrices(decoder)
     assert decoder.transformer.layers[0].cross_attn_token_to_image.k_proj.weight.grad.abs().max() > 0
 
 

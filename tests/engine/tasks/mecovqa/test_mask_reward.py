@@ -36,6 +36,18 @@ def test_rewards_are_the_iou_of_what_an_answer_draws(kind):
     assert max(reward for reward in found if not math.isnan(reward)) > 0.05
 
 
+@pytest.mark.parametrize("kind", ["llava", "unimed"])
+def test_equal_answers_earn_exactly_the_same(kind):
+    """Beside another, and beside those to another prompt: no rounding makes an advantage of nothing."""
+    policy, data = build(kind), [row for row in rows(8) if row["masks"]][:2]
+    seg, plain = policy.seg_token_id, policy.processor.text_ids("here")
+    said = [[seg]] * 7 + [[*plain, seg], *[[*plain, seg, seg]] * 8]
+    asked = [row | {"prompt": TASK.prompt(row)} for row in data]
+    found = RewardFunctions([mask_reward(policy)])([asked[i // 8] for i in range(16)], [""] * 16, said, step=1, state=None)[:, 0]
+    assert len(set(found[:7].tolist())) == len(set(found[8:].tolist())) == 1
+    assert found[7] != found[0] and min(found[0], found[8]) > 0
+
+
 def test_an_answer_without_its_masks_earns_nothing():
     policy, (row, *_) = build("llava"), rows(1)
     row |= {"prompt": TASK.prompt(row)}
