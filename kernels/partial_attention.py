@@ -49,9 +49,8 @@ def attend_backward(
 
 def merge(o1: Tensor, l1: Tensor, o2: Tensor, l2: Tensor) -> tuple[Tensor, Tensor]:
     """o and l of the softmax over the keys of both parts."""
-    lse = torch.logaddexp(l1, l2)
-    output = o1 * (l1 - lse).exp()[..., None] + o2 * (l2 - lse).exp()[..., None]
-    return output.to(o1.dtype), lse
+    share = (l1 - l2).sigmoid()[..., None].to(o1.dtype)  # exp(l1 - l)
+    return torch.lerp(o2, o1, share), torch.logaddexp(l1, l2)
 
 
 def _has_flash(query: Tensor) -> bool:

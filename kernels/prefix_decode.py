@@ -10,6 +10,7 @@ as SDPA over an expanded cache. Two launches: the prompts in parts (program: pro
 then each row's own keys and the merge. This is Hydragen's and FlashInfer's cascade, with ragged groups. No gradients.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -218,20 +219,22 @@ def _decode_by_prompt(
     position: Tensor,
     scale: float,
 ) -> Tensor:
-    """Where no Triton runs: a product a prompt with the keys from its start on, one with all own keys, and the merge."""
+    """Where no Triton runs: a product for prompts that start and are answered alike, one with all own keys, and the merge."""
     (N, h, d), k, end = query.shape, prompt_key.shape[1], int(position) + 1
     rows = query.unflatten(1, (k, h // k))  # [N, k, share, d]
-    by_head = rows.transpose(0, 1).contiguous()  # [k, N, share, d]
-    outputs, sums, places = [], [], bounds.tolist()
-    for b, (start, first, last) in enumerate(zip(starts.tolist(), places, places[1:], strict=False)):
-        if first < last:
-            keys, values = (x[b : b + 1, :, start:] for x in (prompt_key, prompt_value))
-            o, lse = attend(by_head[None, :, first:last].flatten(2, 3), keys, values, scale)
-            outputs.append(o[0].unflatten(1, (last - first, -1)))
-            sums.append(lse[0].unflatten(1, (last - first, -1)))
-    own, own_sums = attend(rows, own_key[:, :, :end], own_value[:, :, :end], scale)
-    of_prompt = (torch.cat(parts, 1).transpose(0, 1) for parts in (outputs, sums))
-    return merge(own, own_sums, *of_prompt)[0].reshape(N, h, d)
+    parts, places, firsts = [], bounds.tolist(), starts.tolist()
+    alike = itertools.groupby(range(len(firsts)), lambda b: (firsts[b], places[b + 1] - places[b]))
+    for (start, answers), group in alike:
+        prompts = list(group)
+        if answers:
+            some = slice(prompts[0], prompts[-1] + 1)
+            own_rows = rows[places[some.start] : places[some.stop]].unflatten(0, (-1, answers))  # [prompts, answers, k, share, d]
+            keys, values = (x[some, :, start:] for x in (prompt_key, prompt_value))
+            parts.append(attend(own_rows.transpose(1, 2).flatten(2, 3), keys, values, scale))
+    by_row = ([x.unflatten(2, (-1, h // k)).transpose(1, 2).flatten(0, 1) for x in column] for column in zip(*parts, strict=True))
+    of_prompts = (columns[0] if len(columns) == 1 else torch.cat(columns) for columns in by_row)
+    own = attend(rows, own_key[:, :, :end], own_value[:, :, :end], scale)
+    return merge(*own, *of_prompts)[0].reshape(N, h, d)
 
 
 def prefix_decode(
