@@ -78,7 +78,6 @@ def build_policy() -> QwenVLPolicy:
         model.lm_head.weight.normal_(0, 2 / 512**0.5)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.top_k = 0  # from all tokens, as ours
     return QwenVLPolicy(model, QwenProcessor(tokenizer, Qwen2VLImageProcessorPil(), "qwen2_vl"))
 
 
@@ -106,7 +105,7 @@ def generate(policy: QwenVLPolicy, batch: PromptBatch, size: Size, *, greedy: bo
         image_grid_thw=torch.stack([grid for grid in batch.image_grid_thw for _ in range(size.answers)]),
         mm_token_type_ids=(ids == policy.base.config.image_token_id).int(),
         max_new_tokens=size.tokens,
-        do_sample=not greedy,
+        **({"do_sample": False} if greedy else {"do_sample": True, "top_k": 0}),  # from all tokens, as ours
     )
     return out[:, ids.shape[1] :]
 
