@@ -37,7 +37,7 @@ class HasLayers(Protocol):
     """What of a policy, or of a model that draws masks, is compiled."""
 
     @property
-    def repeated_layers(self) -> Mapping[str, Sequence[nn.Module]]:
+    def repeated_layers(self) -> Mapping[str, Iterable[nn.Module]]:
         """The layers of each of its parts, by the part's name."""
 
 
@@ -138,7 +138,7 @@ def _no_view(states: Tensor) -> Tensor:
     return states if states._base is None else states.clone()
 
 
-def _alike(layers: Sequence[nn.Module]) -> list[list[nn.Module]]:
+def _alike(layers: Iterable[nn.Module]) -> list[list[nn.Module]]:
     """The layers by what a program depends on: classes of modules, shapes, types and what is trained."""
     kinds: dict[Any, list[nn.Module]] = {}
     for layer in layers:
