@@ -127,6 +127,10 @@ class LlavaPolicy:
         return self.model.model.language_model.layers
 
     @property
+    def repeated_layers(self) -> dict[str, nn.ModuleList]:
+        return {"language model": self.layers}
+
+    @property
     def device(self) -> torch.device:
         return self.model.lm_head.weight.device
 

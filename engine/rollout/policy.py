@@ -6,7 +6,7 @@
 Letters: B prompts, G answers a prompt, N = B*G, P prompt tokens, T answer tokens, H hidden size, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
@@ -89,6 +89,10 @@ class Policy(Protocol[Batch]):
     @property
     def layers(self) -> nn.ModuleList:
         """The language model's repeated layers, which hold most of the weights; each call of `model` runs all of them."""
+
+    @property
+    def repeated_layers(self) -> Mapping[str, Iterable[nn.Module]]:
+        """The layers that the model repeats, by the part of it that they are of, the vision tower too: what may be compiled."""
 
     @property
     def device(self) -> device:

@@ -25,6 +25,7 @@ from engine.rollout.sampler import LocalSampler
 from engine.rollout.sampler import Sampler as AnswerSampler
 from engine.seeds import derive_seed
 from engine.tasks.task import Task
+from engine.training.compiled.layers import SHORTEST, HasLayers
 from engine.training.config.grpo import GRPOConfig
 from engine.training.encoded_rows import EncodedRows
 from engine.training.groups import Group, GroupSampler
@@ -85,6 +86,10 @@ class GRPOTrainer(Trainer):
         self.groups: list[list[Group]] = []
         self._saved_step: dict[str, Any] | None = None
         self.micro_batches: list[MicroBatch] = []
+
+    def networks(self) -> list[HasLayers]:
+        own = self.reference is not None and self.reference.model is not self.policy.model
+        return [self.policy, self.reference] if own and self.reference is not None else [self.policy]
 
     def answer(self, rows: list[dict]) -> list[Answer]:
         self.model.eval()
@@ -149,6 +154,8 @@ class GRPOTrainer(Trainer):
             for group in groups
         ]
         length = max(int(group.completion_mask.sum(1).max()) for group in groups)
+        if self.args.torch_compile:
+            length = max(length, SHORTEST)
 
         def padded(parts: list[torch.Tensor], value: int) -> torch.Tensor:
             cut = [x[:, :length] for x in parts]

@@ -21,6 +21,7 @@ from engine.data.rows import Rows
 from engine.rollout.answers import Answer
 from engine.tasks.masks import MaskAnswers
 from engine.tasks.task import Task
+from engine.training.compiled.layers import HasLayers
 from engine.training.config.masks import MIN_LEARNING_RATE, MaskConfig
 from engine.training.losses.masks import MASK_LOSSES, summed_cross_entropy
 from engine.training.trainer import Trainer
@@ -47,7 +48,7 @@ class MaskProcessor(Protocol):
         """
 
 
-class MaskModel(Protocol):
+class MaskModel(HasLayers, Protocol):
     """What is asked of an `nn.Module` that answers with masks; `model(**batch)` gives an `Output`."""
 
     @property
@@ -76,6 +77,9 @@ class MaskTrainer(Trainer):
         self.loss_is_scaled_for_ga = True  # by the counts of the step
         self.terms: list[Tensor] = []  # mask, class and text loss of each micro-batch since the last log, shares of its step's
         self.num_steps = 0  # since the last log
+
+    def networks(self) -> list[HasLayers]:
+        return [self.model]
 
     def answer(self, rows: list[dict]) -> list[Answer]:
         self.model.eval()

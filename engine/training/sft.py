@@ -19,6 +19,7 @@ from engine.rollout.answers import Answer
 from engine.rollout.grounded import greedy_answers
 from engine.rollout.policy import Policy
 from engine.tasks.task import Task
+from engine.training.compiled.layers import SHORTEST
 from engine.training.config.sft import SFTConfig
 from engine.training.encoded_rows import EncodedRows
 from engine.training.step_sampler import StepSampler
@@ -61,7 +62,8 @@ class SFTTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: Any, return_outputs: Any = False, num_items_in_batch: Any = None) -> torch.Tensor:
         """This micro-batch's share of the step's loss, in nats per answer token of the step."""
         prompts = self.policy.batch([row["encoded"] for row in inputs])
-        answer_ids, targets = padded_answers([row["answer_ids"] for row in inputs], self.policy)
+        shortest = SHORTEST if self.args.torch_compile else 1
+        answer_ids, targets = padded_answers([row["answer_ids"] for row in inputs], self.policy, shortest)
 
         def head(hidden: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             logprob, counts = answer_likelihood(hidden.flatten(0, 1), weight, targets.flatten())
@@ -104,9 +106,12 @@ class SFTTrainer(Trainer):
         }
 
 
-def padded_answers(answers: list[list[int]], policy: Policy) -> tuple[torch.Tensor, torch.Tensor]:
-    """B answers' tokens -> (B, T) twice, padded on the right: with the pad token, as a model reads them; with SKIP, as targets."""
-    parts = [torch.tensor(ids) for ids in answers]
+def padded_answers(answers: list[list[int]], policy: Policy, shortest: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """B answers' tokens -> (B, T) twice, padded on the right: with the pad token, as a model reads them; with SKIP, as targets.
+
+    T is that of the longest, or `shortest`.
+    """
+    parts = [torch.tensor(ids + [SKIP] * (shortest - len(ids))) for ids in answers]
     targets = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=SKIP).to(policy.device)
     return targets.where(targets != SKIP, policy.pad_token_id), targets
 

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from engine.report.content import Sample
 from engine.rollout.answers import Answer
 from engine.rollout.policy import Policy
 from engine.training.checkpoints import newest_checkpoint
+from engine.training.compiled.layers import CompiledLayers, HasLayers
 from engine.training.config.optimization import with_rates
 from engine.training.config.training import TrainingConfig
 from engine.training.manifest import Manifest, check_same, check_whole, deciding_settings, loading, sizes
@@ -54,7 +56,10 @@ class Trainer(transformers.Trainer):
         super().__init__(model=model, args=args, train_dataset=train_dataset, **options)
         if divided_layers.is_zero3(self) and not self.may_divide:
             raise InputError("--deepspeed: ZeRO-3 is not supported here: whole weights are needed on every device; use ZeRO-2")
+        if divided_layers.is_zero3(self) and args.torch_compile:
+            raise InputError("--torch_compile: ZeRO-3 is not supported: its layers are put together as they run; use ZeRO-2")
         self.model_accepts_loss_kwargs = False
+        self.compiled: CompiledLayers | None = None  # while it trains
         self._staging: str | None = None
         # What the manifests of its checkpoints say; a run adds the settings that are not the trainer's, and the rows.
         self.deciding = deciding_settings([args], args.world_size)
@@ -63,6 +68,10 @@ class Trainer(transformers.Trainer):
         self.auxiliary_losses: list[Tensor] = []  # of micro-batches since the last log
         if broken := first_not_finite(self.model.named_parameters()):
             raise InputError(f"the model's weights are not finite: {broken}")
+
+    def networks(self) -> list[HasLayers]:
+        """Those that run in a training step; --torch_compile compiles their layers."""
+        return [self.policy]
 
     def answer(self, rows: list[dict]) -> list[Answer]:
         """The model's answers to opened rows of the data set."""
@@ -77,11 +86,19 @@ class Trainer(transformers.Trainer):
         if resume_from_checkpoint:
             folder = Path(resume_from_checkpoint)
             check_same(folder, check_whole(folder), self.deciding, self.rows.get("training"))
+        if self.args.torch_compile:
+            backend, mode = self.args.torch_compile_backend or "inductor", self.args.torch_compile_mode
+            self.compiled = CompiledLayers(self.networks(), backend, mode)
         result = super().train(resume_from_checkpoint, *args, **options)
         if divided_layers.is_zero3(self):
             divided_layers.hold(self.deepspeed)
         share_first(self.model.buffers())
         return result
+
+    def _build_accelerator_args(self, **options: Any) -> dict[str, Any]:
+        args = super()._build_accelerator_args(**options)
+        args.pop("dynamo_plugin", None)  # it would compile the model whole, with a break wherever the host is asked
+        return args
 
     def _run_epoch(self, *args: Any, **options: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # resumed at its end: transformers would take one more step
@@ -100,7 +117,14 @@ class Trainer(transformers.Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self.check_finite()
         if "loss" in logs:
-            logs = logs | self.step_metrics() | self._auxiliary_metrics() | {"peak_memory_gb": peak_memory_gb(self.args.device)}
+            compiled = self.compiled.metrics() if self.compiled else {}
+            logs = (
+                logs
+                | self.step_metrics()
+                | self._auxiliary_metrics()
+                | compiled
+                | {"peak_memory_gb": peak_memory_gb(self.args.device)}
+            )
         for name, value in logs.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise InputError(f"step {self.state.global_step}: {name} is {value}; {self._advice()}")
@@ -128,7 +152,8 @@ class Trainer(transformers.Trainer):
     # Looked at where the device is waited for anyway, when a step is logged, and before a checkpoint is written.
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        with self.compiled.running() if self.compiled else nullcontext():
+            loss = super().training_step(model, inputs, num_items_in_batch)
         self.watch.note(self.state.global_step + 1, "loss", loss)
         return loss
 

@@ -107,6 +107,16 @@ class PRSMed(nn.Module):
         """The VLM beneath PEFT; its layers carry the adapters."""
         return beneath_adapters(self.vlm)
 
+    @property
+    def repeated_layers(self) -> dict[str, list[nn.Module]]:
+        """The language model's, the vision tower's and the image encoder's blocks, stage by stage."""
+        stages: Any = self.image_encoder.layers
+        return {
+            "language model": [*self.base.model.language_model.layers],
+            "vision tower": [*self.base.model.vision_tower.encoder.layers],
+            "image encoder": [block for stage in stages for block in stage.blocks],
+        }
+
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, prompt_mask: Tensor, pixel_values: Tensor, images: Tensor, labels: Tensor
     ) -> Output:

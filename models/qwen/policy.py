@@ -71,6 +71,11 @@ class QwenVLPolicy:
         return self.base.model.language_model.layers
 
     @property
+    def repeated_layers(self) -> dict[str, nn.ModuleList]:
+        """The language model's and the vision tower's."""
+        return {"language model": self.layers, "vision tower": self.base.model.visual.blocks}
+
+    @property
     def eos_token_ids(self) -> list[int]:
         """Every id that ends an answer: the generation config's and the tokenizer's."""
         ids = self.base.generation_config.eos_token_id

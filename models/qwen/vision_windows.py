@@ -56,12 +56,16 @@ def windowed_attention(
     dropout: float = 0.0,
     *,
     cu_seq_lens_q: Tensor,
+    max_length_q: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """query, key and value (1, h, S, d) -> ((1, S, h, d), None), each patch attending to its window.
 
-    Follows the signature of Hugging Face attention functions; `cu_seq_lens_q` are the ends of the windows.
+    Follows the signature of Hugging Face attention functions; `cu_seq_lens_q` are the ends of the windows, `max_length_q` is the
+    length of the longest.
     """
+    if torch.compiler.is_compiling() and max_length_q is not None:
+        return _padded_windows(query, key, value, cu_seq_lens_q, max_length_q, scaling, dropout), None
     plan = plan_windows(cu_seq_lens_q)
     states = [x[0] if plan.order is None else x[0].index_select(1, plan.order) for x in (query, key, value)]
     outputs, start = [], 0
@@ -72,6 +76,21 @@ def windowed_attention(
         start += n * L
     whole = torch.cat(outputs) if outputs else query[0].transpose(0, 1)
     return (whole if plan.back is None else whole.index_select(0, plan.back))[None], None
+
+
+def _padded_windows(
+    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, length: int, scaling: float | None, dropout: float
+) -> Tensor:
+    """The same as one call over windows padded to the longest, (n, h, L, d): one graph for all, as no size is read from `ends`."""
+    steps = torch.arange(length, device=ends.device)
+    inside = steps < ends.diff()[:, None]  # (n, L)
+    places = torch.where(inside, ends[:-1, None] + steps, 0)
+    q, k, v = (x[0][:, places].transpose(0, 1) for x in (query, key, value))
+    seen = inside | (steps == 0)  # also an empty window sees something: its softmax would be NaN, and with it gradients
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None], dropout_p=dropout, scale=scaling)
+    patches = torch.arange(query.shape[2], device=ends.device)
+    window = torch.bucketize(patches, ends[1:], right=True)
+    return attended.transpose(1, 2)[window, patches - ends[window]][None]
 
 
 AttentionInterface.register(WINDOWS_NAME, windowed_attention)

@@ -16,6 +16,7 @@ from models.decoder.feature_cache import FeatureCache
 from models.decoder.kv_cache import RolloutCache
 from models.decoder.shared_prefix import UNREAD_MASK, prefix_layout
 from models.decoder.starting_point import StartingPoint
+from models.uni_medvlm.experts import MixtureOfExperts
 from models.uni_medvlm.model import UniMedVLM
 from models.uni_medvlm.processor import UniMedProcessor
 from models.uni_medvlm.prompts import EncodedPrompt, ImageInputs, PromptBatch
@@ -40,6 +41,14 @@ class UniMedPolicy:
     def layers(self) -> nn.ModuleList:
         """The language model's."""
         return self.model.llm.get_decoder().layers
+
+    @property
+    def repeated_layers(self) -> dict[str, list[nn.Module]]:
+        """The language model's and the ViT's. Of layers with experts the attention alone: they note their routing by number."""
+        return {
+            "language model": [layer.self_attn if _has_experts(layer) else layer for layer in self.layers],
+            "vision tower": [*self.model.vision_tower.vision_tower.encoder.layers],
+        }
 
     @property
     def eos_token_ids(self) -> list[int]:
@@ -145,6 +154,10 @@ class UniMedPolicy:
     def as_reference(self) -> AbstractContextManager[None]:
         """Context in which `model(...)` computes with this policy's own weights."""
         return nullcontext()
+
+
+def _has_experts(layer: Any) -> bool:
+    return isinstance(layer.mlp, MixtureOfExperts)
 
 
 class _AsItWas(UniMedPolicy):

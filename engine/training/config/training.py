@@ -8,6 +8,7 @@ import torch
 
 from engine.command.settings import check_ranges, refuse, setting
 from engine.command.training_arguments import TrainingArguments
+from engine.training.config.compilation import take_compile_settings
 from engine.training.config.optimization import check_learning
 from engine.training.config.trainer_values import check_values
 
@@ -64,7 +65,10 @@ class TrainingConfig(TrainingArguments):
         self.bf16 = not self.use_cpu if self.bf16 is None else self.bf16
         if self.use_liger_kernel:  # its fused cross entropy replaces the model's forward, which is where the engine's head comes in
             self.liger_kernel_config = {"fused_linear_cross_entropy": False} | (self.liger_kernel_config or {})
+        compiled = take_compile_settings(self)
         super().__post_init__()
+        if compiled:
+            self.torch_compile, (self.torch_compile_backend, self.torch_compile_mode) = True, compiled
         if self.deepspeed:
             from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -88,7 +92,6 @@ class TrainingConfig(TrainingArguments):
                 (not self.remove_unused_columns, "--remove_unused_columns is not supported: every column is read"),
                 (not self.fsdp, "--fsdp is not supported: whole weights are needed on every device; use --deepspeed with ZeRO-2"),
                 (not self.label_smoothing_factor, "--label_smoothing_factor is not supported"),
-                (not self.torch_compile, "--torch_compile is not supported: the kernels are compiled already"),
                 (not self.auto_find_batch_size, "--auto_find_batch_size is not supported"),
                 (not self.fp16, "--fp16 is not supported: use --bf16, whose range needs no loss scaling"),
                 (not self.use_liger_kernel or not self.use_cpu, "--use_liger_kernel needs a GPU: its kernels are Triton's"),

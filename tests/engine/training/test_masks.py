@@ -193,7 +193,6 @@ def test_every_mask_loss_has_its_flag_and_trains(tmp_path):
         ({"mask_loss": "iou"}, "--mask_loss iou: expected one of structure, published_structure, bce_dice"),
         ({"fp16": True}, "--fp16 is not supported: use --bf16"),
         ({"eval_strategy": "steps"}, "--eval_strategy is not supported"),
-        ({"torch_compile": True}, "--torch_compile is not supported"),
         ({"auto_find_batch_size": True}, "--auto_find_batch_size is not supported"),
         ({"use_liger_kernel": True, "use_cpu": True}, "--use_liger_kernel needs a GPU"),
     ],

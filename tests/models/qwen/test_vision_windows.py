@@ -72,6 +72,21 @@ def test_windows_of_any_lengths_attend_to_themselves_alone():
     assert plan_windows(ends).groups == [(2, 4), (2, 3), (1, 1)]
 
 
+@pytest.mark.parametrize("ends", [[0, 3, 3, 7, 10, 11, 15], [0, 15], [0, 4, 8, 12]])
+def test_compiled_windows_are_one_graph_and_the_same(ends):
+    """Whatever their lengths; one of them is empty."""
+    torch.manual_seed(0)
+    ends = torch.tensor(ends)
+    compiled = torch.compile(windowed_attention, fullgraph=True, dynamic=True, backend="aot_eager")
+    leaves = [torch.randn(1, 2, int(ends[-1]), 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    results = []
+    for attend in (windowed_attention, compiled):
+        out, _ = attend(None, *leaves, None, scaling=0.7, cu_seq_lens_q=ends, max_length_q=int(ends.diff().max()))
+        results.append([out, *torch.autograd.grad(out, leaves, torch.ones_like(out).cumsum(1))])
+    for ours, exact in zip(*results, strict=True):
+        torch.testing.assert_close(ours, exact)
+
+
 def test_no_patches_give_no_features():
     empty = torch.empty(1, 2, 0, 4)
     ours, _ = windowed_attention(nn.Module(), empty, empty, empty, None, cu_seq_lens_q=torch.tensor([0]))

@@ -1,0 +1,1 @@
+"""`torch.compile` of the layers that a network repeats."""
