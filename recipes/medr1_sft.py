@@ -13,7 +13,7 @@ With no flags it trains the starter policy on the starter questions (see `recipe
 only by way of a thought that names the option: asked for the letter alone it had got to 45 % after 200 steps of 16. So here, and
 only here, its prompt is the one that asks for a thought (`--template train_think`), and what it learns has the right option's name,
 which the published data do not hold: `<think>The picture looks like MRI.</think><answer> C </answer>`. Measured: held-out accuracy
-from 69.0 % to 96.7 %, in about 70 CPU seconds on one thread and 0.95 GB. `recipes.medr1_grpo` reaches 93.7 % from rewards alone.
+from 69.0 % to 96.7 %, in 40 to 70 CPU seconds of one thread and 0.95 GB. `recipes.medr1_grpo` reaches 91.7 % from rewards alone.
 
 Rows that have answers of their own are taught these, reasoning and all: a column `completion` (as `recipes.medvlm_r1_distill`
 writes it: `--dataset_name runs/medvlm_r1_distill/<time>`) with `<think>...</think><answer> C </answer>`, or `thinking` with the
