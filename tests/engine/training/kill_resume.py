@@ -3,10 +3,10 @@
     python -m tests.engine.training.kill_resume [KILLS [SEED]]
 
 Each process of the run is forked from this one, which has imported what takes long and computes nothing. Answers are sampled,
-trained on twice and compared with a reference that moves; a checkpoint follows each step, and the last two are kept. Half of the
-kills fall at any moment of a whole run's time, half into the first, second or third save of the process, at any moment of it. A run
-that comes to its end must have the weights of one that was never killed, to the bit, and each step once in metrics.jsonl; then the
-next one begins.
+trained on twice and compared with a reference that moves; a checkpoint follows each step, and the last two are kept. A third of the
+kills falls at any moment of a whole run's time, two thirds into the first, second or third save of the process, at any moment of
+it, which they miss where the save is shorter than usual. A run that comes to its end must have the weights of one that was never
+killed, to the bit, and each step once in metrics.jsonl; then the next one begins.
 """
 
 import json
@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from statistics import median
 
 import torch
 from tqdm import tqdm
@@ -102,13 +103,16 @@ def check(folder: Path, weights: dict[str, torch.Tensor]) -> None:
 def kill_and_resume(kills: int, seed: int, work: Path) -> dict[str, int]:
     """Kill so often and check every end; how many kills met a save, and how many runs came to their ends."""
     chance, model = random.Random(seed), save_tiny(work / "model")
-    begun, in_saves, child, code = time.monotonic(), 0.0, fork(model, work / "whole"), None
+    begun, saves, saving, child, code = time.monotonic(), [], False, fork(model, work / "whole"), None
     while code is None:
-        looked, saving = time.monotonic(), save_of(work / "whole") is not None
+        looked, before, saving = time.monotonic(), saving, save_of(work / "whole") is not None
+        if saving and not before:
+            saves.append(0.0)
         code = ended(child, 0.001)
-        in_saves += saving * (time.monotonic() - looked)
+        if saving:
+            saves[-1] += time.monotonic() - looked
     assert code == 0, (work / "whole.log").read_text()[-2000:]
-    usual, usual_save = time.monotonic() - begun, in_saves / STEPS
+    usual, usual_save = time.monotonic() - begun, median(saves)  # on a busy machine one save may take as long as all others
     whole = torch.load(work / "whole" / "weights.pt", weights_only=True)
     check(work / "whole", whole)
     done = {"kills": 0, "while saving": 0, "runs": 0}
@@ -118,7 +122,7 @@ def kill_and_resume(kills: int, seed: int, work: Path) -> dict[str, int]:
             before, forked, child = save_of(folder), time.monotonic(), fork(model, folder)
             if done["kills"] == kills:
                 code = ended(child, LONGEST)
-            elif chance.random() < 0.5:
+            elif chance.random() < 2 / 3:
                 code = ended(child, LONGEST, folder, chance.randint(1, FURTHEST))
                 assert time.monotonic() < forked + LONGEST, f"{folder}: neither saves nor ends"
                 code = ended(child, usual_save * chance.random()) if code is None else code
