@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import partial_attention
 from kernels import prefix_attention as module
@@ -22,6 +21,7 @@ from kernels.prefix_attention import (
     prefix_attention_reference,
 )
 from kernels.prefix_attention_eager import attend_by_parts, gradients_by_parts
+from tests.kernels.largest import Largest
 
 
 class Case(NamedTuple):
@@ -169,19 +169,6 @@ def test_what_it_keeps_at_3b_are_its_inputs_and_one_number_a_query():
     alone = sum(size for place, size in ours.bytes.items() if place not in projection.bytes)
     assert alone == 2 * S * (h + 2 * k) * d + 4 * h * S + 8  # and where the prompt starts
     assert alone < 14.3e6 and sum(ours.bytes.values()) < 25 * 2**20
-
-
-class Largest(TorchDispatchMode):
-    """The most elements of a tensor that anything but a view makes."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for x, returned in zip(out if isinstance(out, tuple) else (out,), function._schema.returns, strict=False):
-            if isinstance(x, torch.Tensor) and returned.alias_info is None:
-                self.elements = max(self.elements, x.numel())
-        return out
 
 
 @pytest.mark.parametrize("heads", [(8, 2), (4, 4)])

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import partial_attention
 from kernels import prefix_decode as module
 from kernels.prefix_decode import prefix_decode, prefix_decode_op, prefix_decode_reference
+from tests.kernels.largest import Largest
 
 
 class Case(NamedTuple):
@@ -104,19 +104,6 @@ def test_padding_is_not_read():
     for x in tensors[1:3]:
         x[0, :, :6] = torch.nan
     assert torch.equal(prefix_decode(*tensors), expected)
-
-
-class Largest(TorchDispatchMode):
-    """The most elements of a tensor that anything but a view makes."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for x, returned in zip(out if isinstance(out, tuple) else (out,), function._schema.returns, strict=False):
-            if isinstance(x, torch.Tensor) and returned.alias_info is None:
-                self.elements = max(self.elements, x.numel())
-        return out
 
 
 @pytest.mark.parametrize("heads", [(8, 2), (4, 4)])
