@@ -64,8 +64,10 @@ class Replay:
         graph = self._graphs.get(kind)
         if graph is None and kind in self._graphs and not self.failed:
             graph = self._captured(flag, inputs)
+            self._note_reads()
         if graph is None:
             outputs = self.function(flag, **inputs)
+            self._note_reads()  # it may have made some of them
         else:
             for name, buffer in graph.buffers.items():
                 buffer.copy_(inputs[name])
@@ -75,7 +77,6 @@ class Replay:
         self._graphs.move_to_end(kind)
         if len(self._graphs) > KINDS:
             self._graphs.popitem(last=False)
-        self._read = [(tensor.detach(), _version(tensor)) for tensor in self.reads()]
         return outputs
 
     def _captured(self, flag: bool, inputs: dict[str, Tensor]) -> Graph | None:
@@ -86,6 +87,9 @@ class Replay:
             logger.warning("no CUDA graph, every call launches its kernels one by one: %s", str(error).partition("\n")[0])
             self.failed = True
             return None
+
+    def _note_reads(self) -> None:
+        self._read = [(tensor.detach(), _version(tensor)) for tensor in self.reads()]
 
     def _reads_the_same(self) -> bool:
         now = self.reads()
