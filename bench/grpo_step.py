@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from importlib.metadata import version
+from typing import Any
 
 PROMPTS, ANSWERS, TOKENS = 2, 8, 64
 PROVIDERS = ("trl", "vesalius", "vesalius, vision per answer", "vesalius, pairs share")
@@ -71,6 +72,16 @@ class Clock:
         self._last, self._rollout = now, 0.0
 
 
+def build_tokenizer(texts: list[str]) -> tuple[Any, dict[str, int]]:
+    """A tokenizer of VOCABULARY tokens, trained on these texts, and a Qwen2-VL configuration's ids of its image tokens."""
+    from models.starter.qwen_vl import train_tokenizer
+
+    tokenizer = train_tokenizer(texts)
+    tokenizer.add_tokens([f"<{number}>" for number in range(len(tokenizer), VOCABULARY)])
+    tokens = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
+    return tokenizer, {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>") for name, token in tokens.items()}
+
+
 def save_model(folder: str) -> None:
     """The bench's checkpoint: random weights, its own tokenizer."""
     import torch
@@ -78,11 +89,8 @@ def save_model(folder: str) -> None:
 
     from engine.tasks.templates import TEMPLATES
     from models.qwen.processor import QwenProcessor
-    from models.starter.qwen_vl import train_tokenizer
 
-    tokenizer = train_tokenizer([QUESTION, *TEMPLATES.values()])
-    tokenizer.add_tokens([f"<{number}>" for number in range(len(tokenizer), VOCABULARY)])
-    ids = tokenizer.convert_tokens_to_ids
+    tokenizer, special = build_tokenizer([QUESTION, *TEMPLATES.values()])
     config = Qwen2_5_VLConfig(
         text_config={
             "hidden_size": 256,
@@ -103,10 +111,7 @@ def save_model(folder: str) -> None:
             "out_hidden_size": 256,
             "fullatt_block_indexes": [1],
         },
-        image_token_id=ids("<|image_pad|>"),
-        video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"),
+        **special,
     )
     torch.manual_seed(0)
     model = Qwen2_5_VLForConditionalGeneration(config)

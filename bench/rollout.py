@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
-from bench.grpo_step import QUESTION, VOCABULARY, images
+from bench.grpo_step import QUESTION, VOCABULARY, build_tokenizer, images
 from bench.measure import cpu_seconds, environment
 from engine.rollout.rollout import rollout
 from engine.rollout.sampling import SamplingParams
@@ -35,7 +35,6 @@ from models.decoder.shared_prefix import ATTENTION_NAME
 from models.qwen.policy import QwenVLPolicy
 from models.qwen.processor import QwenProcessor
 from models.qwen.prompts import PromptBatch
-from models.starter.qwen_vl import train_tokenizer
 
 LENGTHS = {250: 392, 700: 700}  # tokens of a prompt, and its image's side: a token is 28 x 28 pixels
 GREEDY = 8  # tokens that both must agree on
@@ -51,9 +50,7 @@ class Size(NamedTuple):
 
 def build_policy() -> QwenVLPolicy:
     """The bench's model with random weights, spread so that its answers vary, and its own tokenizer."""
-    tokenizer = train_tokenizer([QUESTION])
-    tokenizer.add_tokens([f"<{number}>" for number in range(len(tokenizer), VOCABULARY)])
-    ids = tokenizer.convert_tokens_to_ids
+    tokenizer, special = build_tokenizer([QUESTION])
     config = Qwen2VLConfig(
         text_config={
             "hidden_size": 512,
@@ -67,10 +64,7 @@ def build_policy() -> QwenVLPolicy:
             "eos_token_id": tokenizer.eos_token_id,
         },
         vision_config={"depth": 2, "embed_dim": 128, "hidden_size": 512, "num_heads": 4, "mlp_ratio": 2},
-        image_token_id=ids("<|image_pad|>"),
-        video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"),
+        **special,
     )
     torch.manual_seed(0)
     model = Qwen2VLForConditionalGeneration(config).eval()
