@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from models.decoder.decoding import Decoding
+from models.decoder.decoding import Decoding, Rooms
 from models.decoder.feature_cache import FeatureCache
 from models.decoder.kv_cache import RolloutCache
 from models.decoder.shared_prefix import UNREAD_MASK, attend_by_prefix, prefix_layout
@@ -32,6 +32,7 @@ class UniMedPolicy:
         self.model, self.processor = model, processor
         model.processor = processor
         self.features, self.embeddings = FeatureCache(FEATURE_CACHE_BYTES), FeatureCache(FEATURE_CACHE_BYTES)
+        self.rooms = Rooms()
 
     @property
     def device(self) -> torch.device:
@@ -94,7 +95,7 @@ class UniMedPolicy:
             layout=prefix_layout(batch.attention_mask, 0),
         )
         logits = parts.head(out.last_hidden_state[:, -1]).float()
-        decoding = Decoding(parts, cache, batch.attention_mask, batch.next_position, num_answers, max_new_tokens)
+        decoding = self.rooms.begin(parts, cache, batch.attention_mask, batch.next_position, num_answers, max_new_tokens)
         return decoding, logits.repeat_interleave(num_answers, 0)
 
     def image_features(self, batch: PromptBatch) -> list[Tensor]:
