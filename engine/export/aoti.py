@@ -4,13 +4,14 @@ The weights stay outside, so that several packages share them. On a CPU the comp
 that compiled it, which the package itself names.
 """
 
+import inspect
 import json
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from engine.errors import InputError
@@ -31,7 +32,16 @@ def trace(part: Part, ranges: Ranges, device: torch.device) -> ExportedProgram:
     )
     inputs = tuple(sample[name].to(device) for name in part.inputs)
     with torch.no_grad():
-        return torch.export.export(part.module, inputs, dynamic_shapes=shapes)
+        return torch.export.export(part.module, inputs, dynamic_shapes=_by_parameter(part.module, shapes))
+
+
+def _by_parameter(module: nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A shape a parameter of `forward`, as torch.export wants them: those that end in *parameter are one tuple."""
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    if not parameters or parameters[-1].kind is not inspect.Parameter.VAR_POSITIONAL:
+        return shapes
+    named = len(parameters) - 1
+    return (*shapes[:named], shapes[named:])
 
 
 def constants_of(program: ExportedProgram) -> dict[str, Tensor]:
