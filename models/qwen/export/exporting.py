@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.exported import Exported, Part
+from models.exported import Exported, Part, Source
 from models.qwen.export.chat import chat_segments
 from models.qwen.export.comparison import Comparison
 from models.qwen.export.networks import Decode, Prefill, VisionTower
@@ -20,8 +20,8 @@ MOST_TOKENS = 4096  # of prompt and answer: what the caches have room for
 MOST_IMAGE_TOKENS = 1024  # larger images are made smaller, as the processor does with images beyond its own limit
 
 
-def export_qwen(policy: QwenVLPolicy, source: Mapping[str, Any]) -> Exported:
-    """The parts of a policy in eval mode, without adapters; `source` says of the checkpoint what the manifest's `model` shall say.
+def export_qwen(policy: QwenVLPolicy, source: Source) -> Exported:
+    """The parts of a policy in eval mode, without adapters; `source` is where its weights come from.
 
     The policy's processor is given the bundle's limit of pixels. CheckpointError where the chat template has another form.
     """
@@ -39,7 +39,7 @@ def export_qwen(policy: QwenVLPolicy, source: Mapping[str, Any]) -> Exported:
             "eos_token_ids": policy.eos_token_ids,
             "repetition_penalty": policy.repetition_penalty,
         },
-        "model": {"family": config.model_type, "name": "", "sha256": None, "training_data_sha256": None, **source},
+        **source.facts(config.model_type),
     }
     files = {"tokenizer.json": processor.tokenizer.backend_tokenizer.to_str().encode("utf-8")}
     return Exported("vlm", sizes.parts(), sizes.ranges(), facts, files, Comparison(policy, sizes.cache).compare)

@@ -7,6 +7,7 @@ import torch
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from models.checkpoint import CheckpointError
+from models.exported import Source
 from models.loading import STARTER_POLICY
 from models.qwen.export.chat import chat_segments, join
 from models.qwen.export.exporting import export_qwen
@@ -37,7 +38,7 @@ def eager(part):
 @pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl"])
 def exported(request, tmp_path_factory):
     folder = save_tiny(tmp_path_factory.mktemp(request.param), request.param)
-    return export_qwen(load_qwen_vl(folder), {"name": "tiny"})
+    return export_qwen(load_qwen_vl(folder), Source("tiny", "0" * 64, "none"))
 
 
 def test_the_parts_answer_as_generate_does(exported):
