@@ -33,6 +33,9 @@ FENCED = {
     "tensorrt": ("engine/export/",),
     "tensorrt_rtx": ("engine/export/",),
     "torch_tensorrt": ("engine/export/",),
+    "onnx": ("engine/export/", "bench/", "tests/"),
+    "onnxscript": ("engine/export/", "bench/", "tests/"),
+    "onnxruntime": ("engine/export/", "bench/", "tests/"),
 }
 # Who may import whom within engine/: a room itself, and those named. Each stands after those it may import, so there are no cycles.
 # A module that lies in engine/ itself is a leaf.

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.exported import Exported, Part, Run
+from models.exported import Exported, Part, Run, Source
 from models.sam.mask_decoder import MaskDecoder
 from models.sam.prompt_encoder import PromptEncoder
 from models.sam.sam import PIXEL_MEAN, PIXEL_STD, Sam
@@ -45,8 +45,8 @@ class PromptedMasks(nn.Module):
         return masks[0], iou[0]
 
 
-def export_sam(model: Sam, name: str, source: Mapping[str, Any]) -> Exported:
-    """The parts of `name`, a key of BUILDERS; `source` says of the checkpoint what the manifest's `model` shall say."""
+def export_sam(model: Sam, family: str, source: Source) -> Exported:
+    """The parts of a model of the family, a key of BUILDERS, in eval mode; `source` is where its weights come from."""
     drawing = _Drawing(model)
     size, (h, w) = model.image_size, model.prompt_encoder.embedding_size
     channels = model.prompt_encoder.no_mask_embed.embedding_dim
@@ -65,7 +65,7 @@ def export_sam(model: Sam, name: str, source: Mapping[str, Any]) -> Exported:
     facts = {
         "preprocessing": preprocessing(model),
         "prompts": {"box": True, "points": True, "labels": LABELS},
-        "model": {"family": name, "name": name, "sha256": None, "training_data_sha256": None, **source},
+        **source.facts(family),
     }
     dimensions = {"prompts": (1, MOST_PROMPTS), "points": (2, MOST_POINTS)}
     return Exported("segmenter", (encoder, decoder), dimensions, facts, compare=drawing.compare)

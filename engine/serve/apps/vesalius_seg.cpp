@@ -1,4 +1,4 @@
-// vesalius-seg: a mask for a box or points in an image, by a bundle of the SAM family.
+// vesalius-seg: masks for boxes and points in images, by a bundle of the SAM family: of one image, or as a server.
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
@@ -6,16 +6,20 @@
 #include <nlohmann/json.hpp>
 
 #include "apps/command.hpp"
+#include "apps/serving.hpp"
 #include "bundle/errors.hpp"
 #include "bundle/package.hpp"
 #include "images/decode.hpp"
 #include "segmenter/segmenter.hpp"
+#include "segmenter/service.hpp"
 
 namespace {
 
 struct Arguments {
     std::string bundle, image, box, points, out;
     int threads = 0;
+    std::size_t images = 16;
+    vesalius::ServingFlags serving;
 };
 
 void check_output(const Arguments& args) {
@@ -43,11 +47,11 @@ void segment(const Arguments& args) {
     } catch (const InputError& error) {
         throw InputError(args.image + ": " + error.what());
     }
-    if (args.threads > 0) set_threads(args.threads);
     Segmenter segmenter(Bundle(args.bundle, "segmenter"));
 
     const auto start = std::chrono::steady_clock::now();
-    const auto result = segmenter.segment(segmenter.embed(image), {prompt}).at(0);
+    Segmentation result;
+    segmenter.segment(segmenter.embed(image), {prompt}, [&](std::size_t, Segmentation made) { result = std::move(made); });
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
 
     write_file(args.out, as_bytes(encode_png(result.mask)));
@@ -55,6 +59,15 @@ void segment(const Arguments& args) {
     const nlohmann::ordered_json headline{
         {"mask", args.out}, {"area", area}, {"predicted_iou", result.iou}, {"seconds", seconds.count()}};
     std::cout << headline.dump() << '\n';
+}
+
+void run(Arguments& args) {
+    using namespace vesalius;
+    if (args.threads > 0) set_threads(args.threads);
+    if (!args.serving.wanted()) return segment(args);
+    args.serving.options.check();
+    SegmentService service(Bundle(args.bundle, "segmenter"), args.images);
+    args.serving.run(service);
 }
 
 }  // namespace
@@ -70,5 +83,10 @@ int main(int argc, char** argv) {
     app.add_option("--out", args.out, "The mask to write: a PNG of 0 and 255 in the image's own size.");
     app.add_option("--threads", args.threads, "Threads of the model. 0: as torch chooses (OMP_NUM_THREADS).")
         ->check(CLI::Range(0, 1024));
-    return vesalius::run_command(app, argc, argv, [&] { segment(args); });
+    app.add_option("--images", args.images, "Embeddings that the server keeps, of the images asked for last.")
+        ->check(CLI::Range(1, 10000))
+        ->capture_default_str()
+        ->group("Serving");
+    args.serving.add_to(app);
+    return vesalius::run_command(app, argc, argv, [&] { run(args); });
 }

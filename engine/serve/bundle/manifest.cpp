@@ -68,7 +68,8 @@ Manifest Manifest::parse(const std::string& text, const std::string& path) {
                                 read_tensors(entry.at("outputs")), entry.at("constants").get<std::map<std::string, std::string>>()};
             manifest.packages[name] = std::move(package);
         }
-        for (const auto& [name, range] : all.value("dimensions", json::object()).items()) {
+        const json dimensions = all.value("dimensions", json::object());
+        for (const auto& [name, range] : dimensions.items()) {
             manifest.dimensions[name] = {range.at(0).get<std::int64_t>(), range.at(1).get<std::int64_t>()};
         }
         manifest.all = all;

@@ -93,7 +93,7 @@ Segmenter::Tokens Segmenter::tokens(const Prompt& prompt, const Frame& frame) co
     return tokens;
 }
 
-std::vector<Segmentation> Segmenter::segment(const Embedding& embedding, const std::vector<Prompt>& prompts) {
+void Segmenter::segment(const Embedding& embedding, const std::vector<Prompt>& prompts, const Take& take) {
     std::vector<Tokens> rows;
     std::map<std::size_t, std::vector<std::size_t>> lengths;  // points of a prompt -> the prompts that have so many
     for (const Prompt& prompt : prompts) {
@@ -101,19 +101,17 @@ std::vector<Segmentation> Segmenter::segment(const Embedding& embedding, const s
         rows.push_back(tokens(prompt, embedding.frame));
         lengths[rows.back().labels.size()].push_back(rows.size() - 1);
     }
-    std::vector<Segmentation> results(prompts.size());
     const auto most = static_cast<std::size_t>(prompts_.high);
     for (const auto& [length, which] : lengths) {
         for (std::size_t start = 0; start < which.size(); start += most) {
             const auto first = which.begin() + static_cast<long>(start);
-            decode(embedding, rows, {first, first + static_cast<long>(std::min(most, which.size() - start))}, results);
+            decode(embedding, rows, {first, first + static_cast<long>(std::min(most, which.size() - start))}, take);
         }
     }
-    return results;
 }
 
 void Segmenter::decode(const Embedding& embedding, const std::vector<Tokens>& tokens, const std::vector<std::size_t>& which,
-                       std::vector<Segmentation>& results) {
+                       const Take& take) {
     const auto P = static_cast<std::int64_t>(which.size()), T = static_cast<std::int64_t>(tokens[which[0]].labels.size());
     std::vector<float> coords, labels;
     for (const std::size_t i : which) {
@@ -136,7 +134,7 @@ void Segmenter::decode(const Embedding& embedding, const std::vector<Tokens>& to
         const float* const iou = ious.data<float>() + p * M;
         const std::int64_t best = std::max_element(iou, iou + M) - iou;
         const float* const logits = masks.data<float>() + (p * M + best) * side * side;
-        results[which[static_cast<std::size_t>(p)]] = {embedding.frame.mask(logits, static_cast<int>(side)), iou[best]};
+        take(which[static_cast<std::size_t>(p)], {embedding.frame.mask(logits, static_cast<int>(side)), iou[best]});
     }
 }
 

@@ -1,6 +1,7 @@
 // Masks of images, by a bundle of the SAM family: an image's embedding is computed once, then any number of prompts.
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "bundle/bundle.hpp"
@@ -25,8 +26,10 @@ class Segmenter {
     explicit Segmenter(const Bundle& bundle);
 
     Embedding embed(const Image& image);
-    // A mask a prompt, in their order; prompts are checked. Those of as many points run through the decoder together.
-    std::vector<Segmentation> segment(const Embedding& embedding, const std::vector<Prompt>& prompts);
+    // Checks the prompts, then gives away a mask for each as it is made, so that there is one at a time. Those of as many points
+    // run through the decoder together.
+    using Take = std::function<void(std::size_t prompt, Segmentation made)>;
+    void segment(const Embedding& embedding, const std::vector<Prompt>& prompts, const Take& take);
     // InputError where a prompt does not lie in the image, or is of a kind that this bundle does not take.
     void check(const Prompt& prompt, int width, int height) const;
 
@@ -37,7 +40,7 @@ class Segmenter {
     };
     Tokens tokens(const Prompt& prompt, const Frame& frame) const;
     void decode(const Embedding& embedding, const std::vector<Tokens>& tokens, const std::vector<std::size_t>& which,
-                std::vector<Segmentation>& results);
+                const Take& take);
 
     Preprocessing preprocessing_;
     Module encoder_, decoder_;
