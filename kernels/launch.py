@@ -52,6 +52,14 @@ def runs_triton(tensor: torch.Tensor) -> bool:
     return False
 
 
+def exports_reference(tensor: torch.Tensor) -> bool:
+    """Whether torch.export is tracing a graph of CPU tensors: it goes where our ops are not, so it holds their references' own.
+
+    A graph of CUDA tensors keeps the ops, whose kernels AOTInductor then compiles into its package.
+    """
+    return torch.compiler.is_exporting() and not tensor.is_cuda
+
+
 def shared_bytes(device: torch.device) -> int:
     """Shared memory that a program may have; that of an H100 where there is no device to ask (the interpreter, tracing)."""
     if device.type != "cuda" or not torch.cuda.is_available():

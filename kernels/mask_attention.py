@@ -26,7 +26,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.language import tl, triton
-from kernels.launch import LARGE_SHARED, SMALL_SHARED, LaunchConfig, launch, padded_power, runs_triton, shared_bytes, triton_op
+from kernels.launch import (
+    LARGE_SHARED,
+    SMALL_SHARED,
+    LaunchConfig,
+    exports_reference,
+    launch,
+    padded_power,
+    runs_triton,
+    shared_bytes,
+    triton_op,
+)
 from kernels.mask_attention_eager import image_to_token_backward_eager, image_to_token_in_bands, token_to_image_eager
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -54,7 +64,7 @@ def image_to_token_reference(
     eps: float = 1e-5,
 ) -> Tensor:
     """z [G, N, C] of image [X, N, C], keys and values [G, R, C], key_bias [G, R]."""
-    image = image.repeat_interleave(len(keys) // len(image), 0)
+    image = image.repeat_interleave(keys.shape[0] // image.shape[0], 0)  # not len(): it would make of a traced size a number
     scores = keys @ (image + image_pe).transpose(1, 2) + key_bias[:, :, None]
     weights = scores.unflatten(1, (num_heads, keys.shape[1] // num_heads)).softmax(2).flatten(1, 2)
     return F.layer_norm(image + weights.transpose(1, 2) @ values, image.shape[-1:], norm_weight, norm_bias, eps)
@@ -456,6 +466,8 @@ def token_to_image(queries: Tensor, image: Tensor, image_pe: Tensor) -> Tensor:
     G, N, C = image.shape
     _check(image, image_pe, queries=(queries, (G, queries.shape[1], C)))
     image, queries, image_pe = in_one_type(image, queries, image_pe)
+    if exports_reference(image):
+        return token_to_image_reference(queries, image, image_pe)
     return _token_to_image(queries, image, image_pe)[0]
 
 
@@ -473,9 +485,11 @@ def image_to_token(
     """The image attends to the tokens, residual and LayerNorm included: [G, N, C] of image [X, N, C] (prompt g reads image
     g // (G / X)), image_pe [N, C], keys and values [G, heads x T, C], key_bias [G, heads x T]; keys and key_bias carry the
     softmax scale, values the output's bias. ValueError naming the argument as in `token_to_image`."""
-    (G, R, C), X = keys.shape, len(image)
+    (G, R, C), X = keys.shape, image.shape[0]
     if G % max(X, 1) or (G and not X) or R % num_heads:
         raise ValueError(f"keys must be for a multiple of {X} images and {num_heads} heads, not {list(keys.shape)}")
     shapes = {"keys": (keys, (G, R, image.shape[-1])), "key_bias": (key_bias, (G, R)), "values": (values, (G, R, C))}
     _check(image, image_pe, **shapes, norm_weight=(norm_weight, (C,)), norm_bias=(norm_bias, (C,)))
-    return _image_to_token(*in_one_type(image, image_pe, keys, key_bias, values, norm_weight, norm_bias), num_heads, eps)
+    tensors = in_one_type(image, image_pe, keys, key_bias, values, norm_weight, norm_bias)
+    attend: Any = image_to_token_reference if exports_reference(image) else _image_to_token
+    return attend(*tensors, num_heads, eps)

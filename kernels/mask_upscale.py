@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.language import tl, triton
-from kernels.launch import LARGE_SHARED, LaunchConfig, launch, runs_triton, shared_bytes, triton_op
+from kernels.launch import LARGE_SHARED, LaunchConfig, exports_reference, launch, runs_triton, shared_bytes, triton_op
 from kernels.mask_attention import in_one_type
 
 MANY_TOKENS, FEW_TOKENS, BACKWARD_TOKENS = 128, 32, 32  # image tokens of a tile; in the backward more spill
@@ -410,4 +410,5 @@ def mask_upscale(
         if tensor.shape != shape:
             raise ValueError(f"{name} must be {list(shape)}, not {list(tensor.shape)}")
     image, *others = in_one_type(image, *tensors)
-    return _upscale(image, height, *others, eps)
+    upscale: Any = mask_upscale_reference if exports_reference(image) else _upscale
+    return upscale(image, height, *others, eps)

@@ -14,7 +14,7 @@ from transformers import DynamicCache, Qwen2_5_VLConfig, Qwen2_5_VLForConditiona
 from bench.measure import Check, TimedCase, Timing, relative_errors, training, without_grad
 from models.decoder.decoding import Rooms
 from models.decoder.kv_cache import RolloutCache
-from models.decoder.shared_prefix import ATTENTION_NAME
+from models.decoder.shared_prefix import attend_by_prefix
 from models.qwen.policy import language_model
 from models.qwen.vision_windows import WINDOWS_NAME
 
@@ -70,7 +70,7 @@ class DecodeStep:
 
     @torch.no_grad()
     def ours(self) -> torch.Tensor:
-        self.config._attn_implementation = ATTENTION_NAME
+        attend_by_prefix(self.config)
         self.state.cache.position.zero_()
         self.state.room.position.fill_(PROMPT)
         return self.state.step(self.token_ids)

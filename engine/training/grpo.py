@@ -69,6 +69,7 @@ class GRPOTrainer(Trainer):
     ) -> None:
         encoded = EncodedRows(rows, task, policy.processor)
         super().__init__(policy.model, args, encoded, data_collator=list, processing_class=policy.processor, **options)
+        self.attend_as_asked(policy, args)
         self.policy, self.greedy = policy, greedy_answers(policy, task.prompt, args.max_completion_length)
         self.reference: Policy | None = policy.reference() if args.beta > 0 else None
         own_model = self.reference is not None and self.reference.model is not policy.model

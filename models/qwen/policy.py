@@ -75,6 +75,10 @@ class QwenVLPolicy:
         """The language model's and the vision tower's."""
         return {"language model": self.layers, "vision tower": self.base.model.visual.blocks}
 
+    def attend_by(self, provider: str) -> None:
+        """Have its language model attend by another of `kernels.prefix_providers.PROVIDERS`."""
+        attend_by_prefix(self.base.model.language_model.config, provider)
+
     @property
     def eos_token_ids(self) -> list[int]:
         """Every id that ends an answer: the generation config's and the tokenizer's."""

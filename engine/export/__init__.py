@@ -1,0 +1,1 @@
+"""A trained model leaves Python: a bundle of compiled packages, their weights, and a manifest that says what they are."""
