@@ -27,6 +27,18 @@ LABELS = {"outside": 0, "inside": 1, "box_top_left": 2, "box_bottom_right": 3, "
 NO_BOX = -1.0
 
 
+class ImageEmbeddings(nn.Module):
+    """The image encoder, whose embedding then lies in memory as its shape says: a package is given it as it is."""
+
+    def __init__(self, image_encoder: nn.Module):
+        super().__init__()
+        self.image_encoder = image_encoder
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[1, 3, S, S] -> [1, C, h, w]."""
+        return self.image_encoder(image).contiguous()
+
+
 class PromptedMasks(nn.Module):
     """Prompt encoder and mask decoder of one image, one mask a prompt."""
 
@@ -52,7 +64,11 @@ def export_sam(model: Sam, family: str, source: Source) -> Exported:
     channels = model.prompt_encoder.no_mask_embed.embedding_dim
     embedding, points = (1, channels, h, w), ("prompts", "points")
     encoder = Part(
-        "image_encoder", model.image_encoder, {"image": (1, 3, size, size)}, {"image_embeddings": embedding}, drawing.image
+        "image_encoder",
+        ImageEmbeddings(model.image_encoder).eval(),
+        {"image": (1, 3, size, size)},
+        {"image_embeddings": embedding},
+        drawing.image,
     )
     decoder = Part(
         "mask_decoder",
