@@ -110,6 +110,13 @@ def preprocessing(model: Sam) -> dict[str, Any]:
     }
 
 
+def blobs(size: int, generator: torch.Generator) -> Tensor:
+    """[3, size, size] whole numbers in 0-255: soft blobs with a little noise."""
+    soft = F.interpolate(torch.rand(1, 3, 6, 6, generator=generator), (size, size), mode="bicubic")[0]
+    noise = torch.rand(3, size, size, generator=generator)
+    return (255 * (0.95 * soft + 0.05 * noise)).round().clamp(0, 255)
+
+
 class _Drawing:
     """Seeded images with something to segment in them, their embeddings, and prompts that lie in them."""
 
@@ -157,12 +164,8 @@ class _Drawing:
         return self.model.prompt_encoder.no_mask_embed.weight
 
     def _pixels(self, generator: torch.Generator) -> Tensor:
-        """[1, 3, S, S]: soft blobs with a little noise, normalised."""
-        size = self.model.image_size
-        blobs = F.interpolate(torch.rand(1, 3, 6, 6, generator=generator), (size, size), mode="bicubic")[0]
-        noise = torch.rand(3, size, size, generator=generator)
-        pixels = (255 * (0.95 * blobs + 0.05 * noise)).round().clamp(0, 255)
-        return self.model.normalise(pixels)[None].to(self._weight.dtype)
+        """[1, 3, S, S], normalised."""
+        return self.model.normalise(blobs(self.model.image_size, generator))[None].to(self._weight.dtype)
 
     @torch.no_grad()
     def _embedding(self, seed: int) -> Tensor:
