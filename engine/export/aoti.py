@@ -4,6 +4,7 @@ The weights stay outside, so that several packages share them. On a CPU the comp
 that compiled it, which the package itself names.
 """
 
+import inspect
 import json
 import zipfile
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from engine.errors import InputError
@@ -29,7 +30,17 @@ def trace(part: Part, ranges: Ranges, device: torch.device) -> ExportedProgram:
     """The part as a graph of tensors' operations, for every size that its dimensions may have."""
     inputs, shapes = example(part, ranges)
     with torch.no_grad():
-        return torch.export.export(part.module, tuple(x.to(device) for x in inputs), dynamic_shapes=shapes)
+        inputs = tuple(x.to(device) for x in inputs)
+        return torch.export.export(part.module, inputs, dynamic_shapes=_by_parameter(part.module, shapes))
+
+
+def _by_parameter(module: nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A shape a parameter of `forward`, as torch.export wants them: those that end in *parameter are one tuple."""
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    if not parameters or parameters[-1].kind is not inspect.Parameter.VAR_POSITIONAL:
+        return shapes
+    named = len(parameters) - 1
+    return (*shapes[:named], shapes[named:])
 
 
 def constants_of(program: ExportedProgram) -> dict[str, Tensor]:

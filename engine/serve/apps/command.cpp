@@ -1,0 +1,27 @@
+#include "apps/command.hpp"
+
+#include <iostream>
+
+#include "bundle/errors.hpp"
+
+namespace vesalius {
+
+int run_command(CLI::App& app, int argc, char** argv, const std::function<void()>& run) {
+    try {
+        app.parse(argc, argv);
+        run();
+        return 0;
+    } catch (const CLI::ParseError& error) {
+        if (error.get_exit_code() == 0) return app.exit(error);  // --help
+        std::cerr << app.get_name() << ": " << one_line(error.what(), 1000) << "; --help lists the flags\n";
+        return 2;
+    } catch (const InputError& error) {
+        std::cerr << app.get_name() << ": " << one_line(error.what(), 1000) << '\n';
+        return 2;
+    } catch (const std::exception& error) {
+        std::cerr << app.get_name() << ": " << one_line(error.what(), 1000) << '\n';
+        return 1;
+    }
+}
+
+}  // namespace vesalius
