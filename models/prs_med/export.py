@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.exported import Exported, Part, Run, Source
 from models.prs_med.model import ENCODERS, PRSMed
@@ -48,7 +48,9 @@ def export_prs_med(model: PRSMed, source: Source) -> Exported:
         exported = runs["mask_decoder"]({"image_embeddings": seen, "prompt_states": drawn})[0].to(eager.device) > 0
         agreement = (eager == exported).float().mean().item()
         if not agreement >= 0.995:
-            raise ValueError(f"encoder and mask decoder together agree with eager on {agreement:.4f} of the pixels (expected 0.995)")
+            raise ValueError(
+                f"encoder and mask decoder together agree with eager on {agreement:.4f} of the pixels (expected 0.995)"
+            )
         return {"whole_pixel_agreement": agreement}
 
     parts = (
