@@ -29,6 +29,9 @@ REQUIREMENTS = [
     "rouge-score>=0.1.2",
     "scikit-learn>=1.9",  # recall and confusion of diagnoses
     "scikit-image>=0.26",  # its example images are starter data
+    "simplejpeg>=1.9",  # decodes plain JPEG
+    "pyspng>=0.1.4",  # decodes PNG of 8 bits
+    "lz4>=4.4.5",  # VESALIUS_IMAGE_CACHE_FORM
     "tifffile>=2026.3.3",  # TIFF files that Pillow reads with a loss or not at all
     "pydicom>=3.0.2",
     "pydicom-data>=1.0",  # starter data, through pydicom.data
@@ -51,11 +54,16 @@ EXTRAS = {
         "types-pyyaml",
         "types-tqdm",
         "pre-commit>=4",
+        "onnx>=1.23",  # as in the extra `export`
+        "onnxscript>=0.7.2",
+        "onnxruntime>=1.31",
         "nbformat>=5.11",
         "nbclient>=0.11",  # runs notebooks/, in a kernel of ipykernel
         "ipykernel>=7.4",
         "triton>=3.7.1,<3.8; sys_platform == 'linux'",  # its interpreter runs the kernels' bodies where there is no GPU
     ],
+    "export": ["onnx>=1.23", "onnxscript>=0.7.2", "onnxruntime>=1.31"],  # recipes.export --target onnx, triton and tensorrt
+    "tensorrt": ["tensorrt-rtx>=1.7.1"],  # --target tensorrt, beside `export`, where torch-tensorrt is not
     "gpu": [
         "liger-kernel>=0.8.5",  # --use_liger_kernel
         "xformers>=0.0.35",

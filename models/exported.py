@@ -33,6 +33,20 @@ class Part:
         return self.draw(sizes, generator)
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from and what for: its name, the SHA-256 of its weights, an intended use in words."""
+
+    name: str
+    sha256: str
+    intended_use: str
+
+    def facts(self, family: str) -> dict[str, Any]:
+        """The manifest's `model` and `intended_use`."""
+        model = {"family": family, "name": self.name, "sha256": self.sha256, "training_data_sha256": None}
+        return {"model": model, "intended_use": self.intended_use}
+
+
 def nothing_more(runs: Mapping[str, Run]) -> dict[str, Any]:
     """The check of a model of which no more is to be said than of its parts."""
     return {}

@@ -26,11 +26,16 @@ ROOMS = {
 }
 FENCED = {
     "triton": ("kernels/", "bench/", "tests/"),
+    "flash_attn": ("kernels/prefix_providers.py",),
+    "xformers": ("kernels/prefix_providers.py",),
     "deepspeed": ("engine/training/zero/", "bench/", "tests/"),
     "nvidia.dali": ("engine/data/",),
     "tensorrt": ("engine/export/",),
     "tensorrt_rtx": ("engine/export/",),
     "torch_tensorrt": ("engine/export/",),
+    "onnx": ("engine/export/", "bench/", "tests/"),
+    "onnxscript": ("engine/export/", "bench/", "tests/"),
+    "onnxruntime": ("engine/export/", "bench/", "tests/"),
 }
 # Who may import whom within engine/: a room itself, and those named. Each stands after those it may import, so there are no cycles.
 # A module that lies in engine/ itself is a leaf.

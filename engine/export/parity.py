@@ -49,12 +49,12 @@ def sizes_to_try(ranges: Ranges) -> Iterator[dict[str, int]]:
 
 
 @torch.no_grad()
-def check_parity(part: Part, run: Run, ranges: Ranges, device: torch.device, dtype: torch.dtype) -> Parity:
+def check_parity(part: Part, run: Run, ranges: Ranges, dtype: torch.dtype) -> Parity:
     """Measure, and raise InputError, one line that names the output and its input's sizes, where it is outside the tolerance.
 
     Inputs that the network writes to (a cache) are compared as outputs are.
     """
-    found = Parity()
+    found, device = Parity(), next(part.module.parameters()).device
     for seed, sizes in enumerate(sizes_to_try(dimensions_of(part, ranges)), FIRST_SEED):
         given = {name: x.to(device) for name, x in part.sample(sizes, torch.Generator().manual_seed(seed)).items()}
         theirs, ours = ({name: x.clone() for name, x in given.items()} for _ in range(2))

@@ -8,7 +8,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
+SEED = 20261127  # of the inputs that are traced
 Shape = tuple[int | str, ...]
 Ranges = Mapping[str, tuple[int, int]]  # a dimension's name -> its smallest and largest size
 Run = Callable[[dict[str, Tensor]], tuple[Tensor, ...]]  # a part as it was exported: inputs by name -> its outputs in order
@@ -91,3 +93,17 @@ def dimensions_of(part: Part, ranges: Ranges) -> dict[str, tuple[int, int]]:
     """The ranges of those dimensions that the part's inputs have."""
     used = {entry for shape in part.inputs.values() for entry in shape if isinstance(entry, str)}
     return {name: limits for name, limits in ranges.items() if name in used}
+
+
+def example(part: Part, ranges: Ranges) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
+    """Inputs to trace a part with, in order, and of each the axes that have a range, as torch.export takes them.
+
+    They are contiguous, and what is compiled takes its inputs for such, whatever layout a sample has.
+    """
+    used = dimensions_of(part, ranges)
+    named = {name: Dim(name, min=low, max=high) for name, (low, high) in used.items()}
+    sample = part.sample(example_sizes(used), torch.Generator().manual_seed(SEED))
+    shapes = tuple(
+        {axis: named[entry] for axis, entry in enumerate(shape) if isinstance(entry, str)} for shape in part.inputs.values()
+    )
+    return tuple(sample[name].contiguous() for name in part.inputs), shapes

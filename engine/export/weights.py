@@ -18,7 +18,13 @@ class WeightStore:
         """{the package's name of a constant: the bundle's}; what another package has brought already is not kept twice."""
         names = {}
         for constant, tensor in constants.items():
-            same: tuple = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
+            same: tuple = (
+                tensor.untyped_storage().data_ptr(),
+                tensor.storage_offset(),
+                tensor.shape,
+                tensor.stride(),
+                tensor.dtype,
+            )
             if not tensor.numel():
                 same = (part, constant)  # empty tensors all lie at address 0
             if same not in self._named:

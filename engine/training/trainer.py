@@ -28,10 +28,11 @@ from engine.rollout.policy import Policy
 from engine.training.checkpoints import newest_checkpoint
 from engine.training.compiled.layers import CompiledLayers, HasLayers
 from engine.training.config.optimization import with_rates
-from engine.training.config.training import TrainingConfig
+from engine.training.config.training import PolicyConfig, TrainingConfig
 from engine.training.manifest import Manifest, check_same, check_whole, deciding_settings, loading, sizes
 from engine.training.zero import divided_layers
 from engine.training.zero.shared_in_order import share_in_order
+from kernels.prefix_providers import unusable
 
 STAGING = ".saving"
 
@@ -72,6 +73,16 @@ class Trainer(transformers.Trainer):
     def networks(self) -> list[HasLayers]:
         """Those that run in a training step; --torch_compile compiles their layers."""
         return [self.policy]
+
+    def attend_as_asked(self, policy: Policy, args: PolicyConfig) -> None:
+        """Have the policy attend by `--attention`; InputError where that cannot be had here, or the policy has it not."""
+        provider, half = args.attention, args.bf16 or next(policy.model.parameters()).dtype.itemsize == 2
+        if reason := unusable(provider, args.device, half=half):
+            raise InputError(f"--attention {provider}: {reason}")
+        try:
+            policy.attend_by(provider)
+        except ValueError as error:
+            raise InputError(f"--attention {provider}: {error}") from None
 
     def answer(self, rows: list[dict]) -> list[Answer]:
         """The model's answers to opened rows of the data set."""

@@ -43,6 +43,15 @@ def test_a_package_reads_the_weights_beside_it_and_computes_what_eager_does(expo
             torch.testing.assert_close(ours, theirs if isinstance(theirs, torch.Tensor) else theirs[0])
 
 
+def test_inputs_may_lie_in_any_layout(exported):
+    manifest, part = read_bundle(exported), small_model().parts[0]
+    tensors, entry = load_file(exported / manifest["weights"]), manifest["packages"]["rows"]
+    package = Package(exported / entry["file"], CPU)
+    package.use({constant: tensors[name] for constant, name in entry["constants"].items()})
+    x = torch.randn(8, 10).t()[::2]
+    torch.testing.assert_close(package.runner(part)({"x": x})[0], part.module(x))
+
+
 def test_a_weight_that_two_packages_read_is_stored_once(exported):
     manifest = read_bundle(exported)
     rows, columns = (manifest["packages"][name]["constants"] for name in ("rows", "columns"))
