@@ -31,7 +31,7 @@ from bench.grpo_step import QUESTION, VOCABULARY, build_tokenizer, images
 from bench.measure import cpu_seconds, environment
 from engine.rollout.rollout import rollout
 from engine.rollout.sampling import SamplingParams
-from models.decoder.shared_prefix import ATTENTION_NAME
+from models.decoder.shared_prefix import attend_by_prefix
 from models.qwen.policy import QwenVLPolicy
 from models.qwen.processor import QwenProcessor
 from models.qwen.prompts import PromptBatch
@@ -106,7 +106,7 @@ def generate(policy: QwenVLPolicy, batch: PromptBatch, size: Size, *, greedy: bo
 
 def ours(policy: QwenVLPolicy, batch: PromptBatch, size: Size, *, greedy: bool) -> Tensor:
     """Our answers, as `generate` gives them."""
-    policy.base.model.language_model.config._attn_implementation = ATTENTION_NAME
+    attend_by_prefix(policy.base.model.language_model.config)
     params = SamplingParams(temperature=0 if greedy else 1)
     return rollout(policy, batch, params, num_generations=size.answers, max_new_tokens=size.tokens).completion_ids
 

@@ -130,6 +130,10 @@ class LlavaPolicy:
     def repeated_layers(self) -> dict[str, nn.ModuleList]:
         return {"language model": self.layers}
 
+    def attend_by(self, provider: str) -> None:
+        if provider != "prefix":
+            raise ValueError("it repeats a prompt for each of its answers")
+
     @property
     def device(self) -> torch.device:
         return self.model.lm_head.weight.device

@@ -26,6 +26,8 @@ ROOMS = {
 }
 FENCED = {
     "triton": ("kernels/", "bench/", "tests/"),
+    "flash_attn": ("kernels/prefix_providers.py",),
+    "xformers": ("kernels/prefix_providers.py",),
     "deepspeed": ("engine/training/zero/", "bench/", "tests/"),
     "nvidia.dali": ("engine/data/",),
     "tensorrt": ("engine/export/",),

@@ -2,7 +2,8 @@
 
 The shape is that of Qwen2.5-VL 3B: 16 query and 2 key heads of d = 128; prompts of P = 700 tokens, G = 8 answers of T = 256.
 `ours` reads a prompt's keys in place; `eager` is PyTorch's SDPA over rows that repeat them: for every answer, and for every query
-head, as transformers does where there is a mask. The least that a case needs:
+head, as transformers does where there is a mask. Peers are the other providers of `--attention`, where they are installed.
+The least that a case needs:
 
     FLOPs    4 h d a pair of tokens of which one sees the other: P P / 2 + G T (P + T / 2) pairs a prompt. The backward 10 h d.
              A decode step: 4 h d a row and key
@@ -19,6 +20,7 @@ from torch import Tensor
 from bench.measure import Check, TimedCase, Timing, against_eager, training, with_gradients, without_grad
 from kernels.prefix_attention import prefix_attention, prefix_attention_reference
 from kernels.prefix_decode import prefix_decode, prefix_decode_reference
+from kernels.prefix_providers import PROVIDERS, prefix_attention_by, unusable
 
 H, K, D = 16, 2, 128
 SANITIZED = ("prefix attention (77, 3", "prefix decode (77, 3")
@@ -88,7 +90,11 @@ def _row_timing(device, tiny, prompts, backward):
     P, G, T = (32, 2, 8) if tiny else (700, 8, 256)
     leaves = [x.requires_grad_() for x in _states(device, prompts, (H, K, K), P + G * T, D)]
     mask = torch.ones(T, P + T, dtype=torch.bool, device=device).tril(P)
+    start = torch.zeros(prompts, dtype=torch.int64, device=device)  # kept by a model too, for all of its layers
     ways = {"ours": lambda *x: prefix_attention(*x, P, G), "eager": lambda *x: _repeated(*x, P, G, mask)}
+    for provider in PROVIDERS[1:]:
+        if unusable(provider, device) is None:
+            ways[provider] = partial(lambda provider, *x: prefix_attention_by(provider, *x, P, G, start), provider)
     pairs, elements = prompts * (P * P / 2 + G * T * (P + T / 2)), prompts * (P + G * T) * D
     if not backward:
         runs = {name: partial(without_grad, way, *leaves) for name, way in ways.items()}
@@ -119,6 +125,6 @@ def _decode_timing(device, tiny):
 def timings(device: torch.device, tiny: bool):
     """A layer's attention: rows of one and of eight prompts, forward and with the backward, and a step of 60 answers."""
     for prompts in (1, 8):
-        yield TimedCase(f"prefix attention fwd, B={prompts}", partial(_row_timing, device, tiny, prompts, False), peers=False)
-        yield TimedCase(f"prefix attention fwd+bwd, B={prompts}", partial(_row_timing, device, tiny, prompts, True), peers=False)
+        yield TimedCase(f"prefix attention fwd, B={prompts}", partial(_row_timing, device, tiny, prompts, False))
+        yield TimedCase(f"prefix attention fwd+bwd, B={prompts}", partial(_row_timing, device, tiny, prompts, True))
     yield TimedCase("prefix decode of a layer", partial(_decode_timing, device, tiny), peers=False)

@@ -12,9 +12,9 @@ import torch
 from transformers import DynamicCache, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from bench.measure import Check, TimedCase, Timing, relative_errors, training, without_grad
-from models.decoder.decoding import Decoding
+from models.decoder.decoding import Rooms
 from models.decoder.kv_cache import RolloutCache
-from models.decoder.shared_prefix import ATTENTION_NAME
+from models.decoder.shared_prefix import attend_by_prefix
 from models.qwen.policy import language_model
 from models.qwen.vision_windows import WINDOWS_NAME
 
@@ -60,8 +60,9 @@ class DecodeStep:
             self.expanded.update(*(x.repeat_interleave(self.answers, 0) for x in states), index)
         mask = torch.ones(self.prompts, PROMPT, dtype=torch.long, device=device)
         position = torch.full((self.prompts,), PROMPT, device=device)
-        self.state = Decoding(language_model(self.model), cache, mask, position, self.answers, ROOM)
+        self.state = Rooms(devices=()).begin(language_model(self.model), cache, mask, position, self.answers, ROOM)
         rows = self.prompts * self.answers
+        self.token_ids = torch.zeros(rows, dtype=torch.long, device=device)
         weights = sum(parameter.numel() for parameter in self.model.model.language_model.parameters())
         cached = 2 * config.num_hidden_layers * self.prompts * config.num_key_value_heads * PROMPT * 128
         attention = 4 * config.num_hidden_layers * rows * config.num_attention_heads * PROMPT * 128
@@ -69,18 +70,18 @@ class DecodeStep:
 
     @torch.no_grad()
     def ours(self) -> torch.Tensor:
-        self.config._attn_implementation = ATTENTION_NAME
+        attend_by_prefix(self.config)
         self.state.cache.position.zero_()
-        self.state.position.fill_(PROMPT)
-        return self.state._forward()
+        self.state.room.position.fill_(PROMPT)
+        return self.state.step(self.token_ids)
 
     @torch.no_grad()
     def eager(self) -> torch.Tensor:
         self.config._attn_implementation = "sdpa"
-        self.state.position.fill_(PROMPT)
+        self.state.room.position.fill_(PROMPT)
         out = self.model.model.language_model(
-            inputs_embeds=self.model.get_input_embeddings()(self.state.token_ids[:, None]),
-            position_ids=self.state.position[:, None].expand(3, -1, 1),
+            inputs_embeds=self.model.get_input_embeddings()(self.token_ids[:, None]),
+            position_ids=self.state.room.position[:, None].expand(3, -1, 1),
             attention_mask={"full_attention": None},
             past_key_values=self.expanded,
             use_cache=True,

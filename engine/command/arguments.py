@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import importlib.util
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn
@@ -132,6 +133,9 @@ def parse_arguments(
     for tracker in {tracker for args in parsed for tracker in getattr(args, "report_to", [])} & set(TRACKERS):
         if importlib.util.find_spec(tracker) is None:
             raise InputError(f"--report_to {tracker}: {tracker} is not installed (pip install 'vesalius[tracking]')")
+    for args in parsed:
+        if place := getattr(args, "image_cache", None):
+            os.environ["VESALIUS_IMAGE_CACHE"] = place  # for the processes that this one starts too
     return tuple(parsed)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.command.settings import check_ranges, refuse, setting, usable_attention
+from engine.command.settings import IMAGE_CACHE, check_ranges, refuse, setting, usable_attention
 from engine.errors import input_errors
 
 ATTACKS = ("fgsm", "pgd")
@@ -20,6 +20,7 @@ class EvaluationSettings:
     limit: int | None = setting(None, "Ask about at most so many rows, evenly spread.", at_least=1)
     on_bad_row: str = setting("error", "A bad row ends the run, or is skipped, counted and listed.", choices=["error", "skip"])
     output_dir: str | None = setting(None, "Run folder. None: runs/<recipe>/<time>.")
+    image_cache: str | None = setting(None, IMAGE_CACHE, metavar="DIR|off")
 
     def __post_init__(self):
         check_ranges(type(self), vars(self))

@@ -14,6 +14,7 @@ from PIL import Image
 from engine.data.decoders import tiff
 from engine.data.decoders.deep_png import is_deep_png, read_deep_png
 from engine.data.decoders.dicom import is_dicom, read_dicom, read_stored
+from engine.data.decoders.plain import read_plain
 from engine.data.decoders.scaling import scale_deep
 from engine.errors import InputError
 from engine.files import read_bounded
@@ -69,6 +70,8 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     try:
         if is_dicom(data, Path(name).suffix):
             return Image.fromarray(read_dicom(data))
+        if (pixels := read_plain(data)) is not None:
+            return Image.fromarray(pixels)
         return _to_rgb(_with_pixels(_read_upright(data)))
     except Exception as error:  # decoders raise every kind of exception for damaged or hostile bytes
         raise image_error(name, _reason(error, data)) from None

@@ -17,7 +17,8 @@ from engine.data.formats.columns import our_name
 from engine.data.formats.folders import ENDINGS, TABLES, ending, files_of_split
 from engine.data.formats.json_rows import read_json_rows
 from engine.data.formats.text import read_text, refuse_lfs_pointer
-from engine.data.images import decode_image, image_error, open_image
+from engine.data.images import image_error
+from engine.data.loaders.decoded import decode_once, open_decoded
 from engine.data.split_names import name_of_split
 from engine.data.tables import open_table
 from engine.errors import InputError
@@ -48,7 +49,7 @@ class ImageFile:
         return [status.st_size, status.st_mtime_ns]
 
     def open(self) -> Image.Image:
-        return open_image(self.path)
+        return open_decoded(self.path)
 
     def read(self) -> tuple[str, bytes]:
         """The file's name and its content as it is."""
@@ -74,7 +75,7 @@ class StoredImage:
 
     def open(self) -> Image.Image:
         name, data = self.read()
-        return decode_image(data, name)
+        return decode_once(data, name)
 
     def read(self) -> tuple[str, bytes]:
         """The name of the file that was stored, or else `key`, and its content."""

@@ -109,6 +109,9 @@ class Policy(Protocol[Batch]):
     def repetition_penalty(self) -> float:
         """What its answers are decoded with unless something else is asked for; 1: none."""
 
+    def attend_by(self, provider: str) -> None:
+        """Have rows of a prompt and its answers attend by one of `kernels.prefix_providers.PROVIDERS`."""
+
     def batch(self, encoded: list[Any]) -> Batch:
         """What `processor.encode` made of B prompts, on the model's device."""
 

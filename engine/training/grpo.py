@@ -21,6 +21,7 @@ from engine.report.content import Sample
 from engine.rollout.answers import Answer
 from engine.rollout.grounded import greedy_answers
 from engine.rollout.policy import Policy, PromptBatch
+from engine.rollout.rounded_copy import RoundedCopy
 from engine.rollout.sampler import LocalSampler
 from engine.rollout.sampler import Sampler as AnswerSampler
 from engine.seeds import derive_seed
@@ -68,6 +69,7 @@ class GRPOTrainer(Trainer):
     ) -> None:
         encoded = EncodedRows(rows, task, policy.processor)
         super().__init__(policy.model, args, encoded, data_collator=list, processing_class=policy.processor, **options)
+        self.attend_as_asked(policy, args)
         self.policy, self.greedy = policy, greedy_answers(policy, task.prompt, args.max_completion_length)
         self.reference: Policy | None = policy.reference() if args.beta > 0 else None
         own_model = self.reference is not None and self.reference.model is not policy.model
@@ -78,7 +80,10 @@ class GRPOTrainer(Trainer):
                     parameter.data = parameter.data.bfloat16()
         if args.sync_ref_model and not own_model:
             raise InputError("--sync_ref_model cannot move a reference that is the base model of an adapter; leave out --use_peft")
-        sampler = sampler or LocalSampler(policy, args.rollout_batch_size)
+        if sampler is not None and args.rollout_dtype:
+            raise InputError("--rollout_dtype is for answers that are sampled here; leave it out")
+        self.rounded = RoundedCopy(policy, getattr(torch, args.rollout_dtype)) if args.rollout_dtype else None
+        sampler = sampler or LocalSampler(self.rounded.policy if self.rounded else policy, args.rollout_batch_size)
         self.sampler = GroupSampler(sampler, policy.processor, task, args, lambda: self.state)
         self.step_log = StepLog(args, task, self.sampler.names)
         # dapo and cispo divide by the tokens of the whole step; the Trainer averages the others over its micro-batches.
@@ -126,6 +131,8 @@ class GRPOTrainer(Trainer):
     def _sample_step(self, batches: list[list[dict]]) -> list[MicroBatch]:
         step = self.state.global_step
         self.model.eval()
+        if self.rounded:
+            self.rounded.refresh()
         with self.accelerator.autocast():
             groups = self.sampler.sample([row for batch in batches for row in batch], step)
             if self.args.dynamic_sampling:

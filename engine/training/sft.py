@@ -37,6 +37,7 @@ class SFTTrainer(Trainer):
     def __init__(self, policy: Policy, task: Task, args: SFTConfig, rows: Rows, **options: Any) -> None:
         encoded = EncodedRows(rows, task, policy.processor, targets=True)
         super().__init__(policy.model, args, encoded, data_collator=list, processing_class=policy.processor, **options)
+        self.attend_as_asked(policy, args)
         self.policy, self.greedy = policy, greedy_answers(policy, task.prompt, args.max_completion_length)
         self.loss_is_scaled_for_ga = True  # by the tokens of the step
         self.counts: list[torch.Tensor] = []  # since the last log: (tokens, those the model would choose, sum of entropies)

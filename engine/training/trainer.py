@@ -16,7 +16,7 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import rotate_checkpoints, unwrap_peft_model
 
 from engine.device import peak_memory_gb
 from engine.errors import InputError
@@ -28,10 +28,11 @@ from engine.rollout.policy import Policy
 from engine.training.checkpoints import newest_checkpoint
 from engine.training.compiled.layers import CompiledLayers, HasLayers
 from engine.training.config.optimization import with_rates
-from engine.training.config.training import TrainingConfig
+from engine.training.config.training import PolicyConfig, TrainingConfig
 from engine.training.manifest import Manifest, check_same, check_whole, deciding_settings, loading, sizes
 from engine.training.zero import divided_layers
 from engine.training.zero.shared_in_order import share_in_order
+from kernels.prefix_providers import unusable
 
 STAGING = ".saving"
 
@@ -53,6 +54,9 @@ class Trainer(transformers.Trainer):
     may_divide = False
 
     def __init__(self, model: Any, args: TrainingConfig, train_dataset: Any, **options: Any) -> None:
+        if args.use_liger_kernel and not isinstance(unwrap_peft_model(model), PreTrainedModel):
+            kind = f"a {type(model).__name__}, which is none of transformers' models"
+            raise InputError(f"--use_liger_kernel has no effect on {kind}; leave it out, or use --torch_compile")
         super().__init__(model=model, args=args, train_dataset=train_dataset, **options)
         if divided_layers.is_zero3(self) and not self.may_divide:
             raise InputError("--deepspeed: ZeRO-3 is not supported here: whole weights are needed on every device; use ZeRO-2")
@@ -72,6 +76,16 @@ class Trainer(transformers.Trainer):
     def networks(self) -> list[HasLayers]:
         """Those that run in a training step; --torch_compile compiles their layers."""
         return [self.policy]
+
+    def attend_as_asked(self, policy: Policy, args: PolicyConfig) -> None:
+        """Have the policy attend by `--attention`; InputError where that cannot be had here, or the policy has it not."""
+        provider, half = args.attention, args.bf16 or next(policy.model.parameters()).dtype.itemsize == 2
+        if reason := unusable(provider, args.device, half=half):
+            raise InputError(f"--attention {provider}: {reason}")
+        try:
+            policy.attend_by(provider)
+        except ValueError as error:
+            raise InputError(f"--attention {provider}: {error}") from None
 
     def answer(self, rows: list[dict]) -> list[Answer]:
         """The model's answers to opened rows of the data set."""

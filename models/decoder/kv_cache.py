@@ -53,16 +53,36 @@ class RolloutLayer(CacheLayerMixin):
         self.position = position
         self.keys, self.values = (x.new_empty(B * num_answers, k, max_new_tokens, d) for x in (keys, values))
 
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows (M,) only."""
-        if self.keys is not None and self.values is not None:
-            self.keys, self.values = self.keys[rows], self.values[rows]
+    def share(self, other: "RolloutLayer", rows: int) -> None:
+        """Be the first `rows` answers of another layer, in its memory."""
+        self.prompt_keys, self.prompt_values, self.length = other.prompt_keys, other.prompt_values, other.length
+        self.position, (keys, values) = other.position, other.answers()
+        self.keys, self.values = keys[:rows], values[:rows]
+        self.lazy_initialization(keys, values)
+
+    def widen(self, length: int) -> None:
+        """Copy the prompts to the end of room for `length` tokens each."""
+        keys, values = self.prompts()
+        self.prompt_keys, self.prompt_values = (x.new_zeros(*x.shape[:2], length, x.shape[3]) for x in (keys, values))
+        self.length = length
+        self.refill(keys, values)
+
+    def refill(self, keys: Tensor, values: Tensor) -> None:
+        """Take in other prompts (B, k, P, d), of at most as many tokens as there is room for."""
+        for own, others in zip(self.prompts(), (keys, values), strict=True):
+            own[:, :, own.shape[2] - others.shape[2] :].copy_(others)
 
     def prompts(self) -> tuple[Tensor, Tensor]:
         """Their keys and values, each (B, k, P, d)."""
         if self.prompt_keys is None or self.prompt_values is None:
             raise RuntimeError("the prompts are read before their answers are decoded")
         return self.prompt_keys, self.prompt_values
+
+    def answers(self) -> tuple[Tensor, Tensor]:
+        """Their keys and values with all of their room, each (N, k, max_new_tokens, d)."""
+        if self.keys is None or self.values is None:
+            raise RuntimeError("there is no room for answers before `expand`")
+        return self.keys, self.values
 
     def get_seq_length(self) -> int:
         return self.length
@@ -75,7 +95,8 @@ class RolloutLayer(CacheLayerMixin):
 
 
 class RolloutCache(Cache):
-    """`Cache` of `RolloutLayer`s with the four verbs of a rollout: expand, attend, advance, select."""
+    """`Cache` of `RolloutLayer`s with the verbs of a rollout: expand, attend, advance, select; and, to be used again for others'
+    prompts, widen and refill."""
 
     def __init__(self, num_layers: int):
         self.rollout_layers = [RolloutLayer() for _ in range(num_layers)]
@@ -103,8 +124,33 @@ class RolloutCache(Cache):
         self.position += 1
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows (M,) only; they ascend."""
+        """Keep these rows (M,) only, which ascend: they become the first ones, in the same memory."""
         self.prompts = self.prompts[rows]
-        self.bounds = torch.searchsorted(self.prompts, torch.arange(len(self.bounds), device=rows.device))
+        self.bounds.copy_(torch.searchsorted(self.prompts, torch.arange(len(self.bounds), device=rows.device)))
         for layer in self.rollout_layers:
-            layer.select(rows)
+            for states in layer.answers():
+                states[: len(rows)] = states[rows]
+
+    def first(self, rows: int) -> "RolloutCache":
+        """A cache of the first `rows` answers, in the same memory, that sees what is later written there."""
+        part = RolloutCache(len(self.rollout_layers))
+        part.num_answers, part.start, part.bounds, part.position = self.num_answers, self.start, self.bounds, self.position
+        for own, layer in zip(part.rollout_layers, self.rollout_layers, strict=True):
+            own.share(layer, rows)
+        return part
+
+    def widen(self, length: int) -> None:
+        """Room for prompts of `length` tokens, at whose end those that are there come to lie."""
+        P = self.rollout_layers[0].length
+        for layer in self.rollout_layers:
+            layer.widen(length)
+        self.start = self.start + (length - P)
+
+    def refill(self, other: "RolloutCache", prompt_mask: Tensor) -> None:
+        """Begin anew, after `widen`, with as many other prompts as a prefill of them left in `other`; their mask (B, P)."""
+        self.start.copy_(self.rollout_layers[0].length - prompt_mask.sum(1))
+        self.prompts = torch.arange(len(prompt_mask), device=prompt_mask.device).repeat_interleave(self.num_answers)
+        self.bounds.copy_(torch.arange(len(self.bounds), device=prompt_mask.device) * self.num_answers)
+        self.position.zero_()
+        for layer, theirs in zip(self.rollout_layers, other.rollout_layers, strict=True):
+            layer.refill(*theirs.prompts())

@@ -4,12 +4,14 @@ Every answer attends to the prompt and to itself, never to another answer, so th
 G separate rows `[prompt | answer_g]` while the prompt is computed once (the layout of PrefixGrouper and tree packing).
 It plugs into Hugging Face models as the attention implementation `"shared_prefix"`, which reads a layout from the model's keyword
 arguments: a `PrefixLayout` in training and prefill, the cache in a decode step; without one it is plain SDPA.
-`kernels/prefix_attention.py` and `kernels/prefix_decode.py` compute it.
+`kernels/prefix_attention.py` and `kernels/prefix_decode.py` compute it, or in training and prefill another provider of
+`kernels/prefix_providers.py`, which has an implementation of its own name.
 
 Letters: B prompts, G answers a prompt, P padded prompt tokens, T padded answer tokens, h query heads, k key heads, d head size.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +20,16 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from kernels.prefix_attention import prefix_attention
+from kernels.prefix_providers import prefix_attention_by
 from models.decoder.kv_cache import RolloutCache
 
-ATTENTION_NAME = "shared_prefix"
+# By provider. transformers takes whatever has "flash" in its name for flash attention, to which it gives no mask.
+NAMES = {
+    "prefix": "shared_prefix",
+    "sdpa": "shared_prefix_sdpa",
+    "flash": "shared_prefix_fa2",
+    "xformers": "shared_prefix_xformers",
+}
 UNREAD_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # for a decoder that would make one itself: the layout says who sees whom
 
 
@@ -40,11 +48,15 @@ def prefix_layout(prompt_mask: Tensor, num_answers: int) -> PrefixLayout:
     return PrefixLayout(P, num_answers, P - prompt_mask.sum(1))
 
 
-def attend_by_prefix(config: Any) -> None:
-    """Have the decoder of this configuration attend so; ValueError where it asks for dropout of attention weights."""
+def attend_by_prefix(config: Any, provider: str | None = None) -> None:
+    """Have the decoder of this configuration attend so, by a provider of NAMES (None: as it does, by `prefix` at first).
+
+    ValueError where it asks for dropout of attention weights.
+    """
     if dropout := getattr(config, "attention_dropout", 0.0):
         raise ValueError(f"attention_dropout is {dropout}: attention over shared prompts has none (expected 0 in config.json)")
-    config._attn_implementation = ATTENTION_NAME
+    if provider or config._attn_implementation not in NAMES.values():
+        config._attn_implementation = NAMES[provider or "prefix"]
 
 
 def shared_prefix_attention(
@@ -56,6 +68,7 @@ def shared_prefix_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     layout: PrefixLayout | RolloutCache | None = None,
+    provider: str = "prefix",
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """query (B, h, P+G*T, d), key and value (B, k, P+G*T, d) -> ((B, P+G*T, h, d), None); in a decode step, whose layout is its
@@ -66,9 +79,11 @@ def shared_prefix_attention(
     if isinstance(layout, RolloutCache):
         return layout.attend(module.layer_idx, query, key, value, scaling), None
     if layout is not None:
-        return prefix_attention(query, key, value, layout.prompt_length, layout.num_answers, layout.start, scaling), None
+        sizes = layout.prompt_length, layout.num_answers
+        return prefix_attention_by(provider, query, key, value, *sizes, layout.start, scaling), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
 
 
-AttentionInterface.register(ATTENTION_NAME, shared_prefix_attention)
-AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+for _provider, _name in NAMES.items():
+    AttentionInterface.register(_name, partial(shared_prefix_attention, provider=_provider))
+    AttentionMaskInterface.register(_name, sdpa_mask)

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from models.checkpoint import CheckpointError, find_folder, reading
-from models.decoder.decoding import Decoding, LanguageModel
+from models.decoder.decoding import Decoding, LanguageModel, Rooms
 from models.decoder.feature_cache import FeatureCache
 from models.decoder.kv_cache import RolloutCache
 from models.decoder.shared_prefix import attend_by_prefix, prefix_layout
@@ -58,7 +58,7 @@ class QwenVLPolicy:
         if self.base.model.visual.config._attn_implementation == "sdpa":
             self.base.model.visual.config._attn_implementation = WINDOWS_NAME
         _add_answer_forward(self.base)
-        self.features = FeatureCache(FEATURE_CACHE_BYTES)
+        self.features, self.rooms = FeatureCache(FEATURE_CACHE_BYTES), Rooms()
 
     @property
     def device(self) -> torch.device:
@@ -74,6 +74,10 @@ class QwenVLPolicy:
     def repeated_layers(self) -> dict[str, nn.ModuleList]:
         """The language model's and the vision tower's."""
         return {"language model": self.layers, "vision tower": self.base.model.visual.blocks}
+
+    def attend_by(self, provider: str) -> None:
+        """Have its language model attend by another of `kernels.prefix_providers.PROVIDERS`."""
+        attend_by_prefix(self.base.model.language_model.config, provider)
 
     @property
     def eos_token_ids(self) -> list[int]:
@@ -154,10 +158,8 @@ class QwenVLPolicy:
             layout=prefix_layout(batch.attention_mask, 0),
         )
         logits = self.base.lm_head(out.last_hidden_state[:, -1]).float()
-        decoding = Decoding(
-            language_model(self.base), cache, batch.attention_mask, batch.next_position, num_answers, max_new_tokens
-        )
-        return decoding, logits.repeat_interleave(num_answers, 0)
+        begun = (cache, batch.attention_mask, batch.next_position, num_answers, max_new_tokens)
+        return self.rooms.begin(language_model(self.base), *begun), logits.repeat_interleave(num_answers, 0)
 
     def answer_inputs(self, batch: PromptBatch, answer_ids: Tensor) -> dict[str, Any]:
         """Keyword arguments for `model(...)`: the shared-prefix forward of answers (B, G, T) after their prompts.

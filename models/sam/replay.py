@@ -17,11 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from models.cuda_graph import Capture, Outputs, capture_on_cuda
+
 logger = logging.getLogger(__name__)
 KINDS = 8  # that are remembered; the one that was used longest ago goes first
-
-Outputs = tuple[Tensor, ...]
-Capture = Callable[[Callable[[], Outputs]], tuple[Callable[[], None], Outputs]]
 
 
 class Graph(NamedTuple):
@@ -30,19 +29,6 @@ class Graph(NamedTuple):
     buffers: dict[str, Tensor]
     replay: Callable[[], None]
     outputs: Outputs
-
-
-def capture_on_cuda(run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
-    """`run` captured: what replays it, and the outputs that a replay writes."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run()  # warm on the very buffers: no kernel is compiled or loaded within the capture
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = run()
-    return graph.replay, outputs
 
 
 class Replay:

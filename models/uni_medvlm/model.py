@@ -105,7 +105,12 @@ class UniMedVLM(nn.Module):
         """What of it decodes."""
         own, waits = self.llm.get_output_embeddings().weight, self.ledger is not None
         return LanguageModel(
-            self.llm.get_decoder(), self.input_embeddings, lambda x: self.token_rows.logits(x, own), own, waits=waits
+            self.llm.get_decoder(),
+            self.input_embeddings,
+            lambda x: self.token_rows.logits(x, own),
+            own,
+            waits=waits,
+            beside=(self.token_rows,),
         )
 
     # ---- what the language model reads -----------------------------------------------------------------------------------

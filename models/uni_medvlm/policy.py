@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from models.decoder.decoding import Decoding
+from models.decoder.decoding import Decoding, Rooms
 from models.decoder.feature_cache import FeatureCache
 from models.decoder.kv_cache import RolloutCache
-from models.decoder.shared_prefix import UNREAD_MASK, prefix_layout
+from models.decoder.shared_prefix import UNREAD_MASK, attend_by_prefix, prefix_layout
 from models.decoder.starting_point import StartingPoint
 from models.uni_medvlm.experts import MixtureOfExperts
 from models.uni_medvlm.model import UniMedVLM
@@ -32,6 +32,7 @@ class UniMedPolicy:
         self.model, self.processor = model, processor
         model.processor = processor
         self.features, self.embeddings = FeatureCache(FEATURE_CACHE_BYTES), FeatureCache(FEATURE_CACHE_BYTES)
+        self.rooms = Rooms()
 
     @property
     def device(self) -> torch.device:
@@ -49,6 +50,10 @@ class UniMedPolicy:
             "language model": [layer.self_attn if _has_experts(layer) else layer for layer in self.layers],
             "vision tower": [*self.model.vision_tower.vision_tower.encoder.layers],
         }
+
+    def attend_by(self, provider: str) -> None:
+        """Have its language model attend by another of `kernels.prefix_providers.PROVIDERS`."""
+        attend_by_prefix(self.model.llm.get_decoder().config, provider)
 
     @property
     def eos_token_ids(self) -> list[int]:
@@ -90,7 +95,7 @@ class UniMedPolicy:
             layout=prefix_layout(batch.attention_mask, 0),
         )
         logits = parts.head(out.last_hidden_state[:, -1]).float()
-        decoding = Decoding(parts, cache, batch.attention_mask, batch.next_position, num_answers, max_new_tokens)
+        decoding = self.rooms.begin(parts, cache, batch.attention_mask, batch.next_position, num_answers, max_new_tokens)
         return decoding, logits.repeat_interleave(num_answers, 0)
 
     def image_features(self, batch: PromptBatch) -> list[Tensor]:

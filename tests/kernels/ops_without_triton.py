@@ -24,6 +24,7 @@ from kernels.moe_router import route
 from kernels.moe_routing import route_reference
 from kernels.prefix_attention import prefix_attention, prefix_attention_reference
 from kernels.prefix_decode import prefix_decode, prefix_decode_reference
+from kernels.sample import sample, sample_reference
 
 LOSS = GRPOLoss("grpo", beta=0.04)
 
@@ -100,6 +101,9 @@ def main() -> None:
     step = [torch.rand(4, 4, 1, 16), *torch.rand(2, 2, 2, 7, 16), *torch.rand(2, 4, 2, 3, 16)]
     step += [torch.tensor([0, 3, 4]), torch.tensor([2, 0]), torch.tensor([1])]
     torch.testing.assert_close(prefix_decode(*step), prefix_decode_reference(*step))
+    torch.testing.assert_close(
+        sample(step[0][0, 0], rewards[:1], top_p=0.9), sample_reference(step[0][0, 0], rewards[:1], top_p=0.9)
+    )
     torch.testing.assert_close(group_advantages(rewards, 4), group_advantages_reference(rewards, 4))
 
     with FakeTensorMode():

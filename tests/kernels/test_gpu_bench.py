@@ -7,7 +7,7 @@ import torch
 
 from bench import mask_decoder
 from bench.gpu import __main__ as gpu
-from bench.gpu import grpo, moe, prefix_attention, qwen
+from bench.gpu import grpo, moe, prefix_attention, qwen, sample
 from bench.gpu import mask_decoder as gpu_mask_decoder
 from bench.gpu.case_worker import FIRST, cases, perform
 from bench.measure import against_eager, relative_errors
@@ -28,6 +28,7 @@ CHECKS = [
     (moe, ""),
     (prefix_attention, ""),
     (qwen, "decode"),
+    (sample, ""),
 ]
 
 
@@ -38,7 +39,7 @@ def test_checks_pass_small_on_the_cpu(module, only):
     assert [record["name"] for record in records] == names and all(record["passed"] for record in records)
 
 
-@pytest.mark.parametrize("module", [grpo, gpu_mask_decoder, moe, prefix_attention, qwen])
+@pytest.mark.parametrize("module", [grpo, gpu_mask_decoder, moe, prefix_attention, qwen, sample])
 def test_every_case_can_be_built_and_has_a_name_of_its_own(module):
     built = list(cases(module, CPU, True))
     assert len({case.name for case in built}) == len(built)
@@ -53,6 +54,7 @@ TIMED = [
     (qwen, "decode step"),
     (prefix_attention, "prefix attention fwd+bwd, B=1"),
     (prefix_attention, "prefix decode"),
+    (sample, "sample [64, 151936], cut off"),
     (gpu_mask_decoder, "predictor"),
     (moe, "dispatch + combine [64, 64], E=8"),
 ]
@@ -66,7 +68,7 @@ def test_cases_are_timed_small_on_the_cpu(module, only):
     assert set(rows) == {"ours", "eager"} and all(row["ms"] > 0 and row["case"] == name for row in rows.values())
 
 
-@pytest.mark.parametrize("module", [grpo, gpu_mask_decoder, moe, prefix_attention])
+@pytest.mark.parametrize("module", [grpo, gpu_mask_decoder, moe, prefix_attention, sample])
 def test_the_sanitizer_has_checks_of_every_op(module):
     for beginning in module.SANITIZED:
         assert any(check.name.startswith(beginning) for check in module.checks(CPU, True))

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from engine.data.images import ImageError, count_pages, decode_stored, image_error, open_image, read_image_file
+from engine.data.images import ImageError, count_pages, decode_stored, image_error, read_image_file
+from engine.data.loaders.decoded import open_decoded
 from engine.data.masks.chosen import read_mask_values
 from engine.data.masks.colours import find_lesion
 from engine.data.masks.levels import UnclearMask
@@ -41,7 +42,7 @@ class ImageAndMask:
     def open(self) -> tuple[Image.Image, Image.Image]:
         """(RGB image, mask of its size: L, 0 and 255). ImageError, whose reason says which file, if they cannot be used."""
         try:
-            image = open_image(self.image)
+            image = open_decoded(self.image)
         except ImageError as error:
             raise image_error(str(self.image), f"image {self.image.name!r}: {error.reason}") from None
         lesions = np.zeros((image.height, image.width), bool)

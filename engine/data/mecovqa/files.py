@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from engine.data.formats.names import find_named
-from engine.data.images import MISSING, ImageError, image_error, open_image
+from engine.data.images import MISSING, ImageError, image_error
+from engine.data.loaders.decoded import open_decoded
 from engine.data.masks.pair import SHAPE_TOLERANCE, open_mask
 from engine.data.rows import BadRow
 
@@ -67,7 +68,7 @@ class RowFiles:
         if path is None:
             return {"images": [], "masks": [], "region": None}
         try:
-            image = open_image(path)
+            image = open_decoded(path)
         except ImageError as error:
             raise image_error(str(path), f"image {path.name!r}: {error.reason}") from None
         masks = [self._mask(path, image) for path in self.masks]

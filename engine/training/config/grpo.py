@@ -38,6 +38,12 @@ class GRPOConfig(PolicyConfig):
     rollout_batch_size: int | None = setting(
         None, "Prompts sampled at once; lower it if the cache does not fit. None: a whole step's.", at_least=1
     )
+    rollout_dtype: str | None = setting(
+        None,
+        "bfloat16: answers are sampled with a copy of the float32 weights, made anew at each step that samples, at half their "
+        "memory; log-probabilities are scored with the weights themselves. None: with those.",
+        choices=("bfloat16",),
+    )
 
     # Loss
     beta: float = setting(0.04, "Weight of the KL term to the reference policy; 0: no reference is kept.", at_least=0)
@@ -81,6 +87,8 @@ class GRPOConfig(PolicyConfig):
         checks = [
             (self.loss_type in LOSS_TYPES, f"--loss_type {self.loss_type}: expected one of {', '.join(LOSS_TYPES)}"),
             (self.importance_sampling_level in ("token", "sequence"), "--importance_sampling_level: expected token or sequence"),
+            (self.rollout_dtype in (None, "bfloat16"), f"--rollout_dtype {self.rollout_dtype}: expected bfloat16"),
+            (not self.rollout_dtype or bool(self.bf16), "--rollout_dtype needs --bf16, whose casts its copy takes the place of"),
             (self.scale_rewards in ("group", "batch", "none"), "--scale_rewards: expected group, batch or none"),
             (
                 self.delta is None or self.delta > 1 + self.epsilon,

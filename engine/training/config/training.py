@@ -6,11 +6,13 @@ from typing import Any, ClassVar
 
 import torch
 
-from engine.command.settings import check_ranges, refuse, setting
+from engine.command.settings import IMAGE_CACHE, check_ranges, refuse, setting
 from engine.command.training_arguments import TrainingArguments
+from engine.errors import InputError
 from engine.training.config.compilation import take_compile_settings
 from engine.training.config.optimization import check_learning
 from engine.training.config.trainer_values import check_values
+from kernels.prefix_providers import PROVIDERS, unusable
 
 # What the numbers of `transformers.TrainingArguments` are held to, whichever class of ours declares them anew.
 TRAINER_RANGES: dict[str, dict[str, float]] = {
@@ -56,6 +58,7 @@ class TrainingConfig(TrainingArguments):
     bf16: bool | None = setting(None, "Mixed precision. None: where there is a GPU.")  # type: ignore[assignment]
     logging_steps: float = setting(1, "Log every so many optimizer steps.")
     logging_nan_inf_filter: bool = setting(False, "Replace a NaN loss in the log by the running average.")
+    image_cache: str | None = setting(None, IMAGE_CACHE, metavar="DIR|off")
     remove_unused_columns: bool = setting(False, "Must stay false: every column is read.")
 
     def __post_init__(self):
@@ -74,8 +77,13 @@ class TrainingConfig(TrainingArguments):
 
             unset_hf_deepspeed_config()  # else transformers divides what it loads by ZeRO-3: see engine/training/zero/
         has_liger = importlib.util.find_spec("liger_kernel") is not None
+        losses = [name for name in ("cross_entropy", "fused_linear_cross_entropy") if (self.liger_kernel_config or {}).get(name)]
         refuse(
             [
+                (
+                    not (self.use_liger_kernel and losses),
+                    f"--liger_kernel_config: {' and '.join(losses)} would take the place of this engine's loss; leave it out",
+                ),
                 (self.max_steps != 0, "--max_steps 0: expected at least 1, or -1 for --num_train_epochs"),
                 (
                     not 1 <= self.max_steps < self.warmup_steps,
@@ -116,9 +124,20 @@ class TrainingConfig(TrainingArguments):
 
 @dataclass
 class PolicyConfig(TrainingConfig):
-    """Prompts and answers: how long they may be."""
+    """Prompts and answers: how long they may be, and how their rows attend."""
 
     max_prompt_length: int | None = setting(
         None, "Longest prompt in tokens, image tokens included; a longer one is a bad row. None: no limit.", at_least=1
     )
     max_completion_length: int = setting(256, "Longest answer in tokens.", at_least=1)
+    attention: str = setting(
+        "prefix",
+        "How the language model attends in training and prefill: prefix is the engine's own kernels, sdpa PyTorch's attention with "
+        "a mask; flash (flash-attn) and xformers need their packages, a GPU and bf16.",
+        choices=PROVIDERS,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if reason := unusable(self.attention):
+            raise InputError(f"--attention {self.attention}: {reason}")

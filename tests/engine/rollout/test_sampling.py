@@ -1,11 +1,15 @@
-"""Truncation equals transformers' logits processors, draws follow the distribution, and the rollout's bookkeeping is right."""
+"""The settings of sampling reach the op that samples (tests/kernels/test_sample.py), and the rollout's bookkeeping is right."""
+
+from dataclasses import dataclass
 
 import pytest
 import torch
-from transformers import generation
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from engine.rollout import rollout as module
 from engine.rollout.rollout import _rows_to_keep, rollout
-from engine.rollout.sampling import SamplingParams, choose, cumulative_sum, penalise_repetition, truncate
+from engine.rollout.sampling import SamplingParams, choose
+from kernels.sample import sample
 from models.qwen.policy import load_qwen_vl
 from tests.tiny_qwen import encode, ragged_prompts, save_tiny
 
@@ -21,85 +25,14 @@ def logits(rows=5, vocabulary=37, seed=0):
     return 3 * torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(
-    ("params", "processors"),
-    [
-        (SamplingParams(top_k=5), [generation.TopKLogitsWarper(5)]),
-        (SamplingParams(top_k=500), []),
-        (SamplingParams(top_p=0.8), [generation.TopPLogitsWarper(0.8)]),
-        (SamplingParams(top_p=1e-6), [generation.TopPLogitsWarper(1e-6)]),
-        (SamplingParams(min_p=0.2), [generation.MinPLogitsWarper(0.2)]),
-        (
-            SamplingParams(top_k=9, top_p=0.9, min_p=0.05),
-            [generation.TopKLogitsWarper(9), generation.TopPLogitsWarper(0.9), generation.MinPLogitsWarper(0.05)],
-        ),
-    ],
-)
-def test_truncation_is_transformers(params, processors):
-    expected = logits()
-    for processor in processors:
-        expected = processor(None, expected)
-    assert torch.equal(truncate(logits(), params), expected)
-
-
-def test_repetition_penalty_is_transformers():
-    ids = torch.tensor([[1, 2, 2, 9], [0, 5, 6, 7]])
-    seen = torch.zeros(2, 37, dtype=torch.bool).scatter_(1, ids, True)
-    expected = generation.RepetitionPenaltyLogitsProcessor(1.3)(ids, logits(2))
-    torch.testing.assert_close(penalise_repetition(logits(2), seen, 1.3), expected)
-
-
-def test_draws_follow_the_distribution():
-    row = torch.tensor([[0.0, 1.0, -torch.inf, 2.0]])
-    uniform = (torch.arange(10_000) + 0.5) / 10_000
-    ids, logprobs = choose(row.expand(10_000, -1), SamplingParams(temperature=0.5), uniform)
-    expected = (row[0] / 0.5).softmax(0)
-    torch.testing.assert_close(ids.bincount(minlength=4) / 10_000, expected, atol=2e-4, rtol=0)
-    torch.testing.assert_close(logprobs, expected.log()[ids])
-
-
-def test_the_ends_of_the_unit_interval_give_possible_tokens():
-    row = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(2, -1)
-    ids, _ = choose(row, SamplingParams(), torch.tensor([0.0, 1 - 2**-24]))
-    assert ids.tolist() == [1, 3]
-
-
-class AsOnCuda(torch.Tensor):
-    """A tensor that says to be on a GPU, and refuses there what torch refuses where determinism is asked for."""
-
-    is_cuda = True
-
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        if function in (torch.cumsum, torch.Tensor.cumsum) and torch.are_deterministic_algorithms_enabled():
-            raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation")
-        return super().__torch_function__(function, types, args, kwargs)
-
-
-@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(top_k=9, top_p=0.9, min_p=0.05)])
-def test_full_determinism_samples_the_same_tokens(params):
-    many, uniform = logits(400, 1000), torch.rand(400, generator=torch.Generator().manual_seed(1))
-    expected = choose(many, params, uniform)
-    torch.use_deterministic_algorithms(True)
-    try:
-        with pytest.raises(RuntimeError, match="deterministic"):
-            many.as_subclass(AsOnCuda).cumsum(-1)
-        ids, logprobs = choose(many.as_subclass(AsOnCuda), params, uniform)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert torch.equal(ids, expected[0])
-    torch.testing.assert_close(logprobs.as_subclass(torch.Tensor), expected[1], atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("vocabulary", [1, 2, 7, 64, 1000])
-def test_sums_by_doubling_are_cumulative_sums(vocabulary):
-    x = torch.rand(3, vocabulary, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    torch.use_deterministic_algorithms(True)
-    try:
-        ours = cumulative_sum(x.as_subclass(AsOnCuda))
-    finally:
-        torch.use_deterministic_algorithms(False)
-    torch.testing.assert_close(ours.as_subclass(torch.Tensor).float(), x.cumsum(-1).float())
+def test_the_settings_reach_the_op():
+    """Each changes what is drawn, and None of them is what the op takes for nothing."""
+    seen, uniform = torch.rand(5, 37, generator=torch.Generator().manual_seed(2)) < 0.5, torch.full((5,), 0.9)
+    plain = choose(logits(), SamplingParams(), uniform, seen)
+    for name, value in (("temperature", 0.5), ("top_p", 0.7), ("top_k", 3), ("min_p", 0.2), ("repetition_penalty", 2.0)):
+        ids, logprobs = choose(logits(), SamplingParams(**{name: value}), uniform, seen)
+        expected = sample(logits(), uniform, seen, **{name: value})
+        assert torch.equal(ids, expected[0]) and torch.equal(logprobs, expected[1]) and not torch.equal(logprobs, plain[1])
 
 
 def test_greedy_ignores_the_noise():
@@ -126,6 +59,67 @@ def test_answers_end_at_any_end_token(policy):
         assert bool(answers.truncated[row]) == (not ends & set(full))
 
 
+class Reads(TorchDispatchMode):
+    """How often the host asks for a number of a tensor."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return function(*args, **(kwargs or {}))
+
+
+@dataclass
+class Prompts:
+    """One prompt of one token a row."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+
+    def __len__(self):
+        return len(self.input_ids)
+
+
+class Table:
+    """A policy, and its decoding state, whose logits are those of (row of the rollout, place, newest token): a row is what it is,
+    whatever is computed beside it."""
+
+    device, eos_token_ids, pad_token_id, repetition_penalty = torch.device("cpu"), [3, 5], 0, 1.0
+
+    def prefill(self, batch, num_answers, max_new_tokens):
+        rows = len(batch) * num_answers
+        self.logits = 2 * torch.randn(max_new_tokens, 11, rows, 11, generator=torch.Generator().manual_seed(4))
+        self.left, self.place, self.rows_computed = torch.arange(rows), 0, []
+        return self, self.logits[0, 0]
+
+    def step(self, token_ids):
+        self.place += 1
+        self.rows_computed.append(len(token_ids))
+        return self.logits[self.place, token_ids, self.left]
+
+    def select(self, rows):
+        self.left = self.left[rows]
+
+
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(temperature=0.7, top_p=0.9, repetition_penalty=1.5)])
+@pytest.mark.parametrize("max_new_tokens", [1, 7, 8, 30])
+def test_answers_are_the_same_however_seldom_ends_are_read(params, max_new_tokens, monkeypatch):
+    found, batch = [], Prompts(torch.tensor([[1], [2], [4]]), torch.ones(3, 1))
+    for unread in (1, 8, 100):
+        monkeypatch.setattr(module, "_tokens_unread", lambda device, unread=unread: unread)
+        table = Table()
+        with Reads() as reads:
+            answers = rollout(table, batch, params, num_generations=8, max_new_tokens=max_new_tokens)
+        found.append((answers, reads.count, table.rows_computed))
+    (first, many, fewest_rows), *others = found
+    for answers, few, rows in others:
+        for name in ("completion_ids", "completion_mask", "logprobs", "truncated"):
+            assert torch.equal(getattr(answers, name), getattr(first, name)), name
+        assert few <= 1 + max_new_tokens // 8 and few <= many and sum(rows) >= sum(fewest_rows)
+    assert many > 8 or max_new_tokens < 30
+    assert first.truncated.any() == (max_new_tokens < 30)
+
+
 def test_repetition_penalty_changes_rollouts(policy):
     batch = encode(policy, *ragged_prompts(2))
     settings = {"num_generations": 1, "max_new_tokens": 24}
@@ -139,3 +133,7 @@ def test_rows_are_dropped_once_it_pays():
     assert [_rows_to_keep(16, n, static=False) for n in (16, 15, 14, 1)] == [16, 16, 14, 1]
     assert [_rows_to_keep(16, n, static=True) for n in (16, 9, 8, 3, 1)] == [16, 16, 8, 4, 1]
     assert _rows_to_keep(12, 1, static=True) == 3
+
+
+def test_ends_are_read_at_every_token_on_a_cpu_alone():
+    assert [module._tokens_unread(torch.device(kind)) for kind in ("cpu", "cuda")] == [1, 8]

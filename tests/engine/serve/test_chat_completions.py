@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from tests.engine.serve.test_vlm import answer
-from tests.engine.serve.vlm_binaries import binary, starter_bundle
 
 PATH = "/v1/chat/completions"
 
@@ -34,8 +33,8 @@ def pictured(text="What is shown?", content: bytes | None = None) -> list:
 
 
 @pytest.fixture(scope="module")
-def server():
-    command = [binary("vesalius-vlm"), starter_bundle(), "--serve", "0"]
+def server(binaries, starter_bundle):
+    command = [binaries / "vesalius-vlm", starter_bundle, "--serve", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     line = process.stdout.readline()
     assert line, process.stderr.read()
@@ -55,10 +54,10 @@ def post(server, body, raw=False):
         connection.close()
 
 
-def test_an_answer_is_the_commands(server, tmp_path):
+def test_an_answer_is_the_commands(server, binaries, starter_bundle, tmp_path):
     (tmp_path / "image.png").write_bytes(png())
     flags = ("--image", tmp_path / "image.png", "--prompt", "What is shown?", "--max-new-tokens", 16)
-    expected = answer(binary("vesalius-vlm"), starter_bundle(), *flags)
+    expected = answer(binaries / "vesalius-vlm", starter_bundle, *flags)
     status, body = post(server, {"model": "any", "messages": pictured(), "max_tokens": 16})
     assert status == 200 and body["object"] == "chat.completion"
     choice = body["choices"][0]

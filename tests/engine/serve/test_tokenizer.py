@@ -12,16 +12,16 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
+from models.loading import STARTER_POLICY
 from tests.engine.serve.texts import WORDS, text
-from tests.engine.serve.vlm_binaries import ROOT, binary
 
 NUM_TEXTS, AT_ONCE = int(os.environ.get("VESALIUS_FUZZ", 50_000)), 25_000
 QWEN_SPECIAL = [f"<|{name}|>" for name in "endoftext im_start im_end vision_start vision_end image_pad video_pad".split()]
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return binary("vesalius-tokenize")
+def tokenizer(binaries):
+    return binaries / "vesalius-tokenize"
 
 
 def tokenize(tokenizer, file, given) -> list[tuple[list[int], str]]:
@@ -39,7 +39,7 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     rng = random.Random(7)
     corpus = [" ".join(rng.choices(WORDS, k=30)) + text(rng) for _ in range(2000)]
-    files = {"starter": ROOT / "models/starter/policy/tokenizer.json"}
+    files = {"starter": STARTER_POLICY / "tokenizer.json"}
     for name in ("qwen2", "gpt2"):
         trained = Tokenizer(models.BPE())
         by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=name == "gpt2", use_regex=name == "gpt2")

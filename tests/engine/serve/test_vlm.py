@@ -13,7 +13,6 @@ from engine.files import write_json
 from models.loading import STARTER_POLICY
 from models.qwen.export.image_layout import patch_positions, patch_windows
 from models.qwen.policy import load_qwen_vl
-from tests.engine.serve.vlm_binaries import binary, starter_bundle
 
 NUM_PROMPTS, NUM_TOKENS, PENALTY = 50, 24, 1.3
 QUESTIONS = [
@@ -26,13 +25,13 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="module")
-def vlm():
-    return binary("vesalius-vlm")
+def vlm(binaries):
+    return binaries / "vesalius-vlm"
 
 
 @pytest.fixture(scope="module")
-def bundle(vlm):
-    return starter_bundle()
+def bundle(starter_bundle):
+    return starter_bundle
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +186,7 @@ def test_a_damaged_bundle_is_one_line(vlm, bundle, tmp_path, damage, complaint):
 
 
 @pytest.mark.parametrize("model_type", ["qwen2_5_vl", "qwen2_vl"])
-def test_patches_are_those_of_pythons_image_processor(bundle, tmp_path, model_type):
+def test_patches_are_those_of_pythons_image_processor(binaries, bundle, tmp_path, model_type):
     """Each pixel within one level of 255, each place and window the same, for sizes at which rounding and limits decide."""
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     settings = manifest["preprocessing"]
@@ -200,7 +199,7 @@ def test_patches_are_those_of_pythons_image_processor(bundle, tmp_path, model_ty
     for width, height in sizes:
         file = tmp_path / "image.png"
         Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(file)
-        done = subprocess.run([binary("vesalius-patches"), tmp_path / "manifest.json", file], capture_output=True)
+        done = subprocess.run([binaries / "patches_probe", tmp_path / "manifest.json", file], capture_output=True)
         assert done.returncode == 0, done.stderr
         expected = processor(images=[Image.open(file)], return_tensors="pt")
         _, rows, columns = expected["image_grid_thw"][0].tolist()

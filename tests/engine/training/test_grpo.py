@@ -7,6 +7,7 @@ from engine.errors import InputError
 from engine.tasks.rewards import text_of
 from engine.training.config.grpo import LOSS_TYPES, GRPOConfig
 from engine.training.step_sampler import StepSampler
+from models.decoder.shared_prefix import NAMES
 from models.loading import load_policy
 from tests.engine.training.grpo_run import checksum, make_trainer, questions
 from tests.models.qwen.test_policy import naive_logprobs
@@ -34,8 +35,11 @@ def naive_loss(trainer, micro, ref_logprobs):
     return ((per_token * mask).sum(1) / mask.sum(1)).mean()
 
 
-def test_loss_and_gradients_are_med_r1s(model, tmp_path):
-    trainer = make_trainer(model, tmp_path)
+@pytest.mark.parametrize("attention", ["prefix", "sdpa"])
+def test_loss_and_gradients_are_med_r1s(model, tmp_path, attention):
+    trainer = make_trainer(model, tmp_path, attention=attention)
+    attending = {policy.base.model.language_model.config._attn_implementation for policy in (trainer.policy, trainer.reference)}
+    assert attending == {NAMES[attention]}
     micro = first_micro_batch(trainer)
     reference = naive_logprobs(trainer.policy.base, micro.prompts, micro.completion_ids).flatten(0, 1).detach() + 0.1
     micro.ref_logprobs = reference * micro.completion_mask
@@ -50,6 +54,14 @@ def test_loss_and_gradients_are_med_r1s(model, tmp_path):
     for name, parameter in trainer.model.named_parameters():
         scale = max(1e-2, gradients[name].abs().max().item())
         torch.testing.assert_close(parameter.grad / scale, gradients[name] / scale, atol=2e-5, rtol=0, msg=name)
+
+
+def test_attention_that_cannot_be_had_is_one_line(tmp_path, monkeypatch, model):
+    with pytest.raises(InputError, match=r"--attention flash: flash is not installed \(pip install"):
+        GRPOConfig(output_dir=str(tmp_path), attention="flash")
+    monkeypatch.setattr("kernels.prefix_providers.importlib.util.find_spec", lambda name: object())
+    with pytest.raises(InputError, match=r"--attention xformers: xformers runs on CUDA only \(expected prefix or sdpa\)"):
+        make_trainer(model, tmp_path, attention="xformers")
 
 
 def test_it_learns_what_is_rewarded(model, tmp_path):

@@ -1,4 +1,4 @@
-// vesalius-patches MANIFEST IMAGE: four int64 (rows and columns of patches, windows, their length), then what the vision tower is
+// patches_probe MANIFEST IMAGE: four int64 (rows and columns of patches, windows, their length), then what the vision tower is
 // given: float32 patches, int64 positions, windows and slots. What tests/engine/serve compares with Python's image processor.
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -23,6 +23,6 @@ int main(int count, char** arguments) try {
     if (windows) write(patches.slots.memory.get(), patches.slots.numel() * 8);
     return 0;
 } catch (const std::exception& error) {
-    std::cerr << "vesalius-patches: " << vesalius::one_line(error.what()) << '\n';
+    std::cerr << "patches_probe: " << vesalius::one_line(error.what()) << '\n';
     return 2;
 }

@@ -1,0 +1,66 @@
+"""The two kinds of file that most sets consist of, by the fastest decoders there are: plain JPEG, and PNG of 8 bits.
+
+simplejpeg (libjpeg-turbo) and pyspng (libspng) give exactly the pixels that Pillow gives. A file that has anything else to say, an
+orientation, transparency, a palette, frames, CMYK, or that is damaged or huge, is left to Pillow, which also says what is wrong.
+"""
+
+import struct
+import zlib
+
+import numpy as np
+import pyspng
+import simplejpeg
+from PIL import Image
+
+JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+SCAN, APP1 = 0xDA, 0xE1  # markers of a JPEG: its pixels begin; EXIF or XMP, which may say how it is to be turned
+# Chunks of a PNG without which it has nothing to say but its pixels and their colours.
+CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"pHYs", b"sBIT", b"bKGD", b"tIME", b"hIST"}
+IHDR, CHUNK, CHECKSUM, SEGMENT = map(struct.Struct, (">IIBBBBB", ">I4s", ">I", ">BBH"))
+
+
+def read_plain(data: bytes) -> np.ndarray | None:
+    """uint8 [H, W, 3], RGB; None where the file is of another kind, or Pillow has to look at it."""
+    try:
+        if data.startswith(JPEG):
+            return _read_jpeg(data)
+        return _read_png(data) if data.startswith(PNG) else None
+    except (ValueError, RuntimeError, struct.error):
+        return None
+
+
+def _read_jpeg(data: bytes) -> np.ndarray | None:
+    place, marker = 2, 0
+    while marker != SCAN:
+        start, marker, length = SEGMENT.unpack_from(data, place)
+        if start != 0xFF or marker == APP1:
+            return None
+        place += 2 + length
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    if colours not in ("Gray", "YCbCr") or _too_large(height, width):
+        return None
+    return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, strict=True)
+
+
+def _read_png(data: bytes) -> np.ndarray | None:
+    width, height, bits, colours, _, _, interlaced = IHDR.unpack_from(data, len(PNG) + CHUNK.size)
+    if bits != 8 or colours not in (0, 2) or interlaced or _too_large(height, width):  # 0: grey, 2: RGB
+        return None
+    content, place, kind = memoryview(data), len(PNG), b""
+    while kind != b"IEND":
+        length, kind = CHUNK.unpack_from(data, place)
+        end = place + CHUNK.size + length
+        (checksum,) = CHECKSUM.unpack_from(data, end)
+        if kind not in CHUNKS or zlib.crc32(content[place + 4 : end]) != checksum:  # pyspng does not look at all of them
+            return None
+        place = end + CHECKSUM.size
+    pixels = pyspng.load(data)
+    if pixels.shape == (height, width, 3):
+        return pixels
+    grey = pixels.reshape(height, width, 1)
+    return np.repeat(grey, 3, axis=2)
+
+
+def _too_large(height: int, width: int) -> bool:
+    """For Pillow to warn of, or to refuse."""
+    return Image.MAX_IMAGE_PIXELS is not None and height * width > Image.MAX_IMAGE_PIXELS

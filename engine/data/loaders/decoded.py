@@ -1,0 +1,82 @@
+"""Image files as PIL RGB, decoded once: by what is in them, whatever their names, in this run and in later ones.
+
+`VESALIUS_IMAGE_CACHE` (`--image_cache`) names the folder of the decoded pixels, or is `off`; without it they lie in the cache
+folder. `VESALIUS_IMAGE_CACHE_GB` is how large it may become (default 10); `VESALIUS_IMAGE_CACHE_FORM` is `raw`, mapped into memory
+as it lies, or `lz4`, about half of the room.
+"""
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from engine.data.images import decode_image, open_image, read_image_file
+from engine.data.loaders.pixel_store import PixelStore
+from engine.errors import InputError
+from engine.files import cache_folder
+
+VARIABLE = "VESALIUS_IMAGE_CACHE"
+TRANSFORM = b"upright RGB of 8 bits, 1"  # what was done to the file: another number for another result
+Identity = tuple[str, int, int, int]  # of a file, which a change of it changes
+_keys: dict[Identity, str] = {}  # of files whose content this process has read
+
+
+def open_decoded(path: Path) -> Image.Image:
+    """As `engine.data.images.open_image`."""
+    store = _store()
+    if store is None:
+        return open_image(path)
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return open_image(path)  # which says what is wrong
+    identity = (str(path), status.st_size, status.st_mtime_ns, status.st_ino)
+    key = _keys.get(identity)
+    pixels = store.find(key) if key else None
+    if pixels is not None:
+        return Image.fromarray(pixels)
+    data = read_image_file(path)
+    _keys[identity] = _key_of(data, path.name)
+    return _decode(store, _keys[identity], data, str(path))
+
+
+def decode_once(data: bytes, name: str) -> Image.Image:
+    """As `engine.data.images.decode_image`."""
+    store = _store()
+    return decode_image(data, name) if store is None else _decode(store, _key_of(data, name), data, name)
+
+
+def _decode(store: PixelStore, key: str, data: bytes, name: str) -> Image.Image:
+    pixels = store.find(key)
+    if pixels is not None:
+        return Image.fromarray(pixels)
+    image = decode_image(data, name)
+    store.keep(key, np.asarray(image))
+    return image
+
+
+def _key_of(data: bytes, name: str) -> str:
+    """By the name's ending too, which tells some DICOM files."""
+    return hashlib.sha256(b"\0".join([TRANSFORM, Path(name).suffix.lower().encode("utf-8", "replace"), data])).hexdigest()[:40]
+
+
+def _store() -> PixelStore | None:
+    return _open_store(*(os.environ.get(name, "") for name in (VARIABLE, f"{VARIABLE}_GB", f"{VARIABLE}_FORM")))
+
+
+@functools.lru_cache(maxsize=4)
+def _open_store(folder: str, gigabytes: str, form: str) -> PixelStore | None:
+    if folder == "off":
+        return None
+    try:
+        most = float(gigabytes or 10)
+    except ValueError:
+        most = 0.0
+    if not 0 < most < 1e6:
+        raise InputError(f"{VARIABLE}_GB is {gigabytes!r} (expected a size in GB, more than 0)")
+    if form not in ("", "raw", "lz4"):
+        raise InputError(f"{VARIABLE}_FORM is {form!r} (expected raw or lz4)")
+    return PixelStore(Path(folder) if folder else cache_folder() / "images", int(most * 1e9), compress=form == "lz4")
