@@ -16,7 +16,7 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import rotate_checkpoints, unwrap_peft_model
 
 from engine.device import peak_memory_gb
 from engine.errors import InputError
@@ -54,6 +54,9 @@ class Trainer(transformers.Trainer):
     may_divide = False
 
     def __init__(self, model: Any, args: TrainingConfig, train_dataset: Any, **options: Any) -> None:
+        if args.use_liger_kernel and not isinstance(unwrap_peft_model(model), PreTrainedModel):
+            kind = f"a {type(model).__name__}, which is none of transformers' models"
+            raise InputError(f"--use_liger_kernel has no effect on {kind}; leave it out, or use --torch_compile")
         super().__init__(model=model, args=args, train_dataset=train_dataset, **options)
         if divided_layers.is_zero3(self) and not self.may_divide:
             raise InputError("--deepspeed: ZeRO-3 is not supported here: whole weights are needed on every device; use ZeRO-2")

@@ -24,6 +24,7 @@ from kernels import (
     moe_router,
     prefix_attention,
     prefix_decode,
+    sample,
 )
 from kernels.grpo_terms import GRPOLoss, TokenInputs
 from kernels.launch import LARGE_SHARED, launch
@@ -70,7 +71,7 @@ def kernels() -> dict[str, tuple[Any, int, tuple[Any, ...], dict[str, Any]]]:
     """Kernel, the axis of the grid that is far, arguments and constants."""
     ids, one, tokens = Each(torch.tensor([5])), Each(randn(1)), Each(randn(1100))
     flags, counter = LOSS.kernel_flags, torch.zeros(1, dtype=torch.int32)
-    row = Each(randn(2**16))
+    row, scores, mode = Each(randn(2**16)), Each(randn(100)), Each(torch.tensor([7], dtype=torch.int32))
     softmax = linear_logprob.SoftmaxStats(one, Each(1 + randn(1).abs()), one)
     per_row = (PLACE, ids, one, one, GIVEN, linear_grpo.TokenOutputs(one, one))
     head = (ROWS, SCORES, ROWS, randn(C), randn(C))
@@ -151,6 +152,21 @@ def kernels() -> dict[str, tuple[Any, int, tuple[Any, ...], dict[str, Any]]]:
             prefix_decode._own_kernel, 1,
             (Each(randn(C)), STATES, STATES, Each(torch.zeros(1, C)), Each(torch.tensor([0.3, 2.0])), Each(torch.zeros(C)),
              torch.tensor([20]), ROW, ALONG, ALONG, PLACES, 0.3, 1, 1), DECODE,
+        ),
+        "sample, tiles": (
+            sample._tile_kernel, 0,
+            (scores, Each(torch.ones(100, dtype=torch.uint8)), None, None, Each(torch.zeros(2)), mode, 100, 1.1, 0.9),
+            {"PENALISE": True, "CUT": False} | sample._tile_constants(100),
+        ),
+        "sample": (
+            sample._choose_kernel, 0,
+            (scores, None, one, mode, Each(torch.tensor([2.0, 30.0])), mode, one, Each(torch.zeros(1, dtype=torch.int64)), one,
+             100, 1, 1.1, 0.9),
+            {"GREEDY": False, "PENALISE": False, "CUT": True, "TILES": 1} | sample._tile_constants(100),
+        ),
+        "sample, cut": (
+            sample._cut_kernel, 0, (scores, None, one, mode, 100, 1.1, 0.9, 50.0, 0.05, -3.0),
+            {"PENALISE": False, "TOP_K": False, "TOP_P": True} | sample._cut_constants(100),
         ),
         "moe combine": (
             moe_dispatch._collect_kernel, 0, (Each(randn(512)), PLACE, Each(randn(1)), Each(torch.zeros(512)), 512),
@@ -253,6 +269,7 @@ def test_every_kernel_is_tried():
         moe_router,
         prefix_attention,
         prefix_decode,
+        sample,
     )
     listed = {config.kernel for module in modules for config in module.launch_configs()}
     assert listed - NOT_BY_PLACE == {kernel for kernel, *_ in kernels().values()}

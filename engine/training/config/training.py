@@ -77,8 +77,13 @@ class TrainingConfig(TrainingArguments):
 
             unset_hf_deepspeed_config()  # else transformers divides what it loads by ZeRO-3: see engine/training/zero/
         has_liger = importlib.util.find_spec("liger_kernel") is not None
+        losses = [name for name in ("cross_entropy", "fused_linear_cross_entropy") if (self.liger_kernel_config or {}).get(name)]
         refuse(
             [
+                (
+                    not (self.use_liger_kernel and losses),
+                    f"--liger_kernel_config: {' and '.join(losses)} would take the place of this engine's loss; leave it out",
+                ),
                 (self.max_steps != 0, "--max_steps 0: expected at least 1, or -1 for --num_train_epochs"),
                 (
                     not 1 <= self.max_steps < self.warmup_steps,
