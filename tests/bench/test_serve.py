@@ -1,4 +1,4 @@
-"""The bench of served bundles: providers are processes that agree before they are timed; one that cannot run is left out by name."""
+"""The bench of served bundles: providers are processes that agree before they are timed; one that cannot run is named."""
 
 import sys
 
