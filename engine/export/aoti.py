@@ -98,7 +98,8 @@ class Package:
         return list(self._loaded.get_constant_fqns())
 
     def use(self, constants: dict[str, Tensor]) -> None:
-        """Read these very tensors from now on; nothing is copied. InputError where one lacks: libtorch would only warn of a buffer."""
+        """Read these very tensors from now on; nothing is copied. InputError where one is missing."""
+        # libtorch only warns where it is a buffer, and reads whatever lies in its place.
         if missing := sorted(set(self.constant_names()) - constants.keys()):
             raise InputError(f"{self._file}: needs weights that are not given: {', '.join(missing[:4])}")
         self._loaded.load_constants(constants, check_full_update=True, user_managed=True)
