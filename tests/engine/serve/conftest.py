@@ -1,6 +1,7 @@
 """The binaries, built once, and a small bundle. Skipped where a C++ compiler or a library of docs/serving.md is missing."""
 
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -12,10 +13,12 @@ import pytest
 import torch
 
 from engine.export.export import export_bundle
+from models.loading import STARTER_POLICY
 from tests.engine.serve.small_segmenter import SmallSegmenter
 
 ROOT = Path(__file__).resolve().parents[3]
 HEADERS = ("boost/beast.hpp", "nlohmann/json.hpp", "CLI/CLI.hpp", "png.h", "jpeglib.h", "openssl/evp.h", "gtest/gtest.h")
+HEADERS += ("pcre2.h", "utf8proc.h")
 
 
 def missing():
@@ -73,3 +76,19 @@ def small_bundle(binaries, shared):
 @pytest.fixture
 def bundle(small_bundle, tmp_path):
     return shutil.copytree(small_bundle, tmp_path / "bundle")
+
+
+@pytest.fixture(scope="session")
+def starter_bundle(shared, binaries):
+    """The starter policy, exported by the recipe: VESALIUS_VLM_BUNDLE, or made once a run."""
+    if "VESALIUS_VLM_BUNDLE" in os.environ:
+        return Path(os.environ["VESALIUS_VLM_BUNDLE"])
+    out = shared / "starter_vlm"
+    with only_one(shared / "starter_vlm.lock"):
+        if not out.exists():
+            command = [sys.executable, "-m", "recipes.export", "--model", str(STARTER_POLICY), "--out", str(out)]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            headline = json.loads(done.stdout.splitlines()[-1])
+            assert headline["kind"] == "vlm" and headline["max_abs_error"] < 1e-4
+    return out
