@@ -54,6 +54,7 @@ def packages(bundle):
     return manifest, runs
 
 
+@pytest.mark.slow
 def test_without_flags_of_a_model_litemedsam_becomes_a_bundle(exported):
     bundle, headline = exported
     manifest = read_bundle(bundle)
@@ -65,6 +66,7 @@ def test_without_flags_of_a_model_litemedsam_becomes_a_bundle(exported):
     assert all(manifest["files"][entry["file"]]["bytes"] < 8e6 for entry in manifest["packages"].values())  # without weights
 
 
+@pytest.mark.slow
 def test_the_packages_mask_real_images_as_python_does(exported, mini_data):
     manifest, runs = packages(exported[0])
     predictor = load_predictor("lite_medsam", None, CPU)
