@@ -16,6 +16,7 @@ from engine.export.bundle import read_bundle
 from engine.export.export import TARGETS
 from engine.export.parity import mask_iou
 from models.checkpoint import CheckpointError
+from models.loading import STARTER_POLICY
 from models.prs_med.model import PRSMed, PRSMedConfig
 from models.sam.frame import Frame
 from models.sam.loading import lite_medsam_checkpoint, load_predictor
@@ -118,6 +119,7 @@ def test_prs_meds_mask_decoder_becomes_a_graph_that_reads_states(tmp_path):
         (["--out", "full"], "--out full: exists already (expected a folder that does not, or an empty one)"),
         (["--target", "openvino"], "argument --target: invalid choice: 'openvino'"),
         (["--gpu", "sm_86"], "--gpu is of --target tensorrt alone"),
+        (["--model", str(STARTER_POLICY), "--target", "onnx"], "a VLM's caches are written in place, as only packages can"),
         *([] if torch.cuda.is_available() else [(["--device", "cuda"], "--device cuda: no GPU is here, and aoti compiles")]),
     ],
 )
