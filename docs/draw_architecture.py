@@ -173,7 +173,7 @@ def draw(root: Path, output: Path) -> None:
         y |= {room: -(HEIGHT + 0.9) + step * i for i, room in enumerate(inside)}
 
     width, height = right + 3.6, -bottom + HEIGHT + 1.0
-    with matplotlib.rc_context({"svg.hashsalt": "vesalius", "svg.fonttype": "path", "font.family": "DejaVu Sans"}):
+    with matplotlib.rc_context({"svg.hashsalt": "vesalius", "svg.fonttype": "none", "font.family": ["DejaVu Sans", "sans-serif"]}):
         figure = Figure(figsize=(width, height), facecolor=PAPER)
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(bottom - HEIGHT - 0.55, 0.45))
         axes.axis("off")

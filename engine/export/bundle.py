@@ -95,8 +95,10 @@ def _check_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
         raise InputError(f"{path}: was changed (its SHA-256 is not the one in {MANIFEST})")
 
 
-def sha256(path: Path) -> str:
-    """Of a file's content, in hexadecimal digits."""
+def sha256(path: Path, *others: Path) -> str:
+    """Of a file's content, in hexadecimal digits; of several files, that of their digests written one after another."""
+    if others:
+        return hashlib.sha256("".join(map(sha256, (path, *others))).encode()).hexdigest()
     digest = hashlib.sha256()
     with open_regular(path) as file:
         while block := file.read(BLOCK):

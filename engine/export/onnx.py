@@ -58,7 +58,8 @@ def write_graph(part: Part, ranges: Ranges, file: Path) -> None:
     """The part as one file, its dimensions by their names."""
     file.parent.mkdir(parents=True, exist_ok=True)
     inputs, shapes = example(part, ranges)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of torchvision's operators, which are not there
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):  # torchvision's operators that are not there, constants that stay
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

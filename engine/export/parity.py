@@ -43,7 +43,9 @@ class Parity:
 
 def sizes_to_try(ranges: Ranges) -> Iterator[dict[str, int]]:
     """Every combination of the ends of the dimensions' ranges, and one of sizes between them."""
-    yield from (dict(zip(ranges, ends, strict=True)) for ends in itertools.product(*({*limits} for limits in ranges.values())))
+    yield from (
+        dict(zip(ranges, ends, strict=True)) for ends in itertools.product(*(sorted({*limits}) for limits in ranges.values()))
+    )
     if ranges:
         yield {name: low + (high - low) // 3 for name, (low, high) in ranges.items()}
 
@@ -65,16 +67,17 @@ def check_parity(part: Part, run: Run, ranges: Ranges, dtype: torch.dtype) -> Pa
         returned |= {name: ours[name] for name in written}
         where = ", ".join(f"{name}={size}" for name, size in sizes.items()) or f"seed {seed}"
         for name, output in expected.items():
-            error = _compare(output, returned[name], is_mask=name in part.masks)
-            _refuse(error, dtype, f"{part.name}: {name} at {where}")
+            named = f"{part.name}: {name} at {where}"
+            error = _compare(output, returned[name], named, is_mask=name in part.masks)
+            _refuse(error, dtype, named)
             found = found.worst_of(error)
         found.inputs += 1
     return found
 
 
-def _compare(expected: Tensor, returned: Tensor, *, is_mask: bool) -> Parity:
+def _compare(expected: Tensor, returned: Tensor, where: str, *, is_mask: bool) -> Parity:
     if expected.shape != returned.shape:
-        raise InputError(f"the exported network returns {list(returned.shape)} (expected {list(expected.shape)})")
+        raise InputError(f"{where} is {list(returned.shape)} (expected {list(expected.shape)}, as eager's); nothing is written")
     returned = returned.to(expected.device)
     difference = (returned.double() - expected.double()).abs()
     relative = difference.norm() / expected.double().norm().clamp(min=1e-12)

@@ -96,11 +96,14 @@ def dimensions_of(part: Part, ranges: Ranges) -> dict[str, tuple[int, int]]:
 
 
 def example(part: Part, ranges: Ranges) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
-    """Inputs to trace a part with, in order, and of each the axes that have a range, as torch.export takes them."""
+    """Inputs to trace a part with, in order, and of each the axes that have a range, as torch.export takes them.
+
+    They are contiguous, and what is compiled takes its inputs for such, whatever layout a sample has.
+    """
     used = dimensions_of(part, ranges)
     named = {name: Dim(name, min=low, max=high) for name, (low, high) in used.items()}
     sample = part.sample(example_sizes(used), torch.Generator().manual_seed(SEED))
     shapes = tuple(
         {axis: named[entry] for axis, entry in enumerate(shape) if isinstance(entry, str)} for shape in part.inputs.values()
     )
-    return tuple(sample[name] for name in part.inputs), shapes
+    return tuple(sample[name].contiguous() for name in part.inputs), shapes

@@ -27,6 +27,18 @@ LABELS = {"outside": 0, "inside": 1, "box_top_left": 2, "box_bottom_right": 3, "
 NO_BOX = -1.0
 
 
+class ImageEmbeddings(nn.Module):
+    """The image encoder, whose embedding then lies in memory as its shape says: a package is given it as it is."""
+
+    def __init__(self, image_encoder: nn.Module):
+        super().__init__()
+        self.image_encoder = image_encoder
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[1, 3, S, S] -> [1, C, h, w]."""
+        return self.image_encoder(image).contiguous()
+
+
 class PromptedMasks(nn.Module):
     """Prompt encoder and mask decoder of one image, one mask a prompt."""
 
@@ -52,7 +64,11 @@ def export_sam(model: Sam, family: str, source: Source) -> Exported:
     channels = model.prompt_encoder.no_mask_embed.embedding_dim
     embedding, points = (1, channels, h, w), ("prompts", "points")
     encoder = Part(
-        "image_encoder", model.image_encoder, {"image": (1, 3, size, size)}, {"image_embeddings": embedding}, drawing.image
+        "image_encoder",
+        ImageEmbeddings(model.image_encoder).eval(),
+        {"image": (1, 3, size, size)},
+        {"image_embeddings": embedding},
+        drawing.image,
     )
     decoder = Part(
         "mask_decoder",
@@ -92,6 +108,13 @@ def preprocessing(model: Sam) -> dict[str, Any]:
         "pad_value": 0.0,
         "mask_threshold": 0.0,
     }
+
+
+def blobs(size: int, generator: torch.Generator) -> Tensor:
+    """[3, size, size] whole numbers in 0-255: soft blobs with a little noise."""
+    soft = F.interpolate(torch.rand(1, 3, 6, 6, generator=generator), (size, size), mode="bicubic")[0]
+    noise = torch.rand(3, size, size, generator=generator)
+    return (255 * (0.95 * soft + 0.05 * noise)).round().clamp(0, 255)
 
 
 class _Drawing:
@@ -141,12 +164,8 @@ class _Drawing:
         return self.model.prompt_encoder.no_mask_embed.weight
 
     def _pixels(self, generator: torch.Generator) -> Tensor:
-        """[1, 3, S, S]: soft blobs with a little noise, normalised."""
-        size = self.model.image_size
-        blobs = F.interpolate(torch.rand(1, 3, 6, 6, generator=generator), (size, size), mode="bicubic")[0]
-        noise = torch.rand(3, size, size, generator=generator)
-        pixels = (255 * (0.95 * blobs + 0.05 * noise)).round().clamp(0, 255)
-        return self.model.normalise(pixels)[None].to(self._weight.dtype)
+        """[1, 3, S, S], normalised."""
+        return self.model.normalise(blobs(self.model.image_size, generator))[None].to(self._weight.dtype)
 
     @torch.no_grad()
     def _embedding(self, seed: int) -> Tensor:

@@ -131,7 +131,7 @@ class TinyViTBlock(nn.Module):
         self.mlp = FeedForward(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + in_bands(self._attend, x, dim=1, rows=14)  # a multiple of both window sizes
+        x = x + in_bands(self._attend, x, dim=1, rows=self.window * max(1, 14 // self.window))  # no window is cut
         x = self.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return x + in_bands(self.mlp, x, dim=1)
 

@@ -21,54 +21,68 @@ from engine.files import cache_folder
 VARIABLE = "VESALIUS_IMAGE_CACHE"
 TRANSFORM = b"upright RGB of 8 bits, 1"  # what was done to the file: another number for another result
 Identity = tuple[str, int, int, int]  # of a file, which a change of it changes
-_keys: dict[Identity, str] = {}  # of files whose content this process has read
+
+
+class DecodedImages:
+    """What `engine.data.images.decode_image` makes of files, by their content, in a store of pixels."""
+
+    def __init__(self, store: PixelStore):
+        self.store = store
+        self._keys: dict[Identity, str] = {}  # of files whose content this process has read
+
+    def pixels_of(self, path: Path) -> np.ndarray:
+        """uint8 [H, W, 3], read-only. ImageError as of `engine.data.images.open_image`."""
+        try:
+            status = path.stat()
+        except (OSError, ValueError):
+            return np.asarray(open_image(path))  # which says what is wrong
+        identity = (str(path), status.st_size, status.st_mtime_ns, status.st_ino)
+        key = self._keys.get(identity)
+        pixels = self.store.find(key) if key else None
+        if pixels is not None:
+            return pixels
+        data = read_image_file(path)
+        self._keys[identity] = key = _key_of(data, path.name)
+        return self._decode(key, data, str(path))
+
+    def decode(self, data: bytes, name: str) -> np.ndarray:
+        """The same of the bytes of a file."""
+        return self._decode(_key_of(data, name), data, name)
+
+    def _decode(self, key: str, data: bytes, name: str) -> np.ndarray:
+        pixels = self.store.find(key)
+        if pixels is None:
+            pixels = np.asarray(decode_image(data, name))
+            self.store.keep(key, pixels)
+        return pixels
 
 
 def open_decoded(path: Path) -> Image.Image:
     """As `engine.data.images.open_image`."""
-    store = _store()
-    if store is None:
-        return open_image(path)
-    try:
-        status = path.stat()
-    except (OSError, ValueError):
-        return open_image(path)  # which says what is wrong
-    identity = (str(path), status.st_size, status.st_mtime_ns, status.st_ino)
-    key = _keys.get(identity)
-    pixels = store.find(key) if key else None
-    if pixels is not None:
-        return Image.fromarray(pixels)
-    data = read_image_file(path)
-    _keys[identity] = _key_of(data, path.name)
-    return _decode(store, _keys[identity], data, str(path))
+    images = decoded_images()
+    return open_image(path) if images is None else Image.fromarray(images.pixels_of(path))
 
 
 def decode_once(data: bytes, name: str) -> Image.Image:
     """As `engine.data.images.decode_image`."""
-    store = _store()
-    return decode_image(data, name) if store is None else _decode(store, _key_of(data, name), data, name)
-
-
-def _decode(store: PixelStore, key: str, data: bytes, name: str) -> Image.Image:
-    pixels = store.find(key)
-    if pixels is not None:
-        return Image.fromarray(pixels)
-    image = decode_image(data, name)
-    store.keep(key, np.asarray(image))
-    return image
+    images = decoded_images()
+    return decode_image(data, name) if images is None else Image.fromarray(images.decode(data, name))
 
 
 def _key_of(data: bytes, name: str) -> str:
     """By the name's ending too, which tells some DICOM files."""
-    return hashlib.sha256(b"\0".join([TRANSFORM, Path(name).suffix.lower().encode("utf-8", "replace"), data])).hexdigest()[:40]
+    digest = hashlib.sha256(b"\0".join([TRANSFORM, Path(name).suffix.lower().encode("utf-8", "replace"), b""]))
+    digest.update(data)
+    return digest.hexdigest()[:40]
 
 
-def _store() -> PixelStore | None:
-    return _open_store(*(os.environ.get(name, "") for name in (VARIABLE, f"{VARIABLE}_GB", f"{VARIABLE}_FORM")))
+def decoded_images() -> DecodedImages | None:
+    """Those of the environment's settings; None where they are off. InputError for a setting that means nothing."""
+    return _open(*(os.environ.get(name, "") for name in (VARIABLE, f"{VARIABLE}_GB", f"{VARIABLE}_FORM")))
 
 
 @functools.lru_cache(maxsize=4)
-def _open_store(folder: str, gigabytes: str, form: str) -> PixelStore | None:
+def _open(folder: str, gigabytes: str, form: str) -> DecodedImages | None:
     if folder == "off":
         return None
     try:
@@ -79,4 +93,5 @@ def _open_store(folder: str, gigabytes: str, form: str) -> PixelStore | None:
         raise InputError(f"{VARIABLE}_GB is {gigabytes!r} (expected a size in GB, more than 0)")
     if form not in ("", "raw", "lz4"):
         raise InputError(f"{VARIABLE}_FORM is {form!r} (expected raw or lz4)")
-    return PixelStore(Path(folder) if folder else cache_folder() / "images", int(most * 1e9), compress=form == "lz4")
+    place = Path(folder) if folder else cache_folder() / "images"
+    return DecodedImages(PixelStore(place, int(most * 1e9), compress=form == "lz4"))

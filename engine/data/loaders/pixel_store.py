@@ -1,4 +1,4 @@
-"""Decoded pixels in files of their own, to be mapped into memory: FOLDER/<2 digits>/<key>.pixels.
+"""Decoded pixels in files of their own, to be mapped into memory: FOLDER/<key>.pixels.
 
     64 bytes    magic, rows, columns, channels, type, form, CRC-32 of what follows; zeros
     then        the pixels, row by row: raw, or lz4's block of them
@@ -91,7 +91,7 @@ class PixelStore:
             self._make_room()
 
     def _path(self, key: str) -> Path:
-        return self.folder / key[:2] / f"{key}{SUFFIX}"
+        return self.folder / f"{key}{SUFFIX}"
 
     def _pack(self, pixels: np.ndarray) -> tuple[memoryview | bytes, int]:
         if self.compress:
@@ -140,7 +140,7 @@ class PixelStore:
     def _files(self) -> list[tuple[float, Path, int]]:
         """(when it was asked for last, path, bytes) of every file; those that a killed process left unfinished go."""
         found = []
-        for path in self.folder.glob("*/*"):
+        for path in self.folder.glob("*"):
             with contextlib.suppress(OSError):
                 status = path.stat()
                 if path.suffix == SUFFIX:

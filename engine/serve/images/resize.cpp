@@ -124,8 +124,14 @@ Image resize(const Image& image, int width, int height, Filter filter) {
     const auto of = [&](int from, int to) {
         return filter == Filter::bicubic ? windows(from, to, cubic, 2) : windows(from, to, triangle, 1);
     };
-    const Image wide = width == image.width ? image : along_rows(image, width, of(image.width, width));
-    return height == image.height ? wide : along_columns(wide, height, of(image.height, height));
+    const auto across = [&](const Image& from) {
+        return width == from.width ? from : along_rows(from, width, of(from.width, width));
+    };
+    const auto down = [&](const Image& from) {
+        return height == from.height ? from : along_columns(from, height, of(from.height, height));
+    };
+    // Rows first, but where the width grows and the height shrinks, as Pillow 13 has it. The order shows, since each pass rounds.
+    return width > image.width && height < image.height ? across(down(image)) : down(across(image));
 }
 
 }  // namespace vesalius

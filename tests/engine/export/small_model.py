@@ -34,9 +34,11 @@ def small_model(dtype=torch.float32):
     table = nn.Parameter(torch.randn(8, 4))
 
     def draw(*shape):
-        return lambda sizes, generator: {
-            "x": torch.randn([sizes.get(entry, entry) for entry in shape], generator=generator).to(dtype)
-        }
+        def sample(sizes, generator):
+            x = torch.randn([sizes.get(entry, entry) for entry in reversed(shape)], generator=generator).to(dtype)
+            return {"x": x.permute(*reversed(range(x.ndim)))}  # in memory the other way round: exporters must not rely on it
+
+        return sample
 
     rows = Part("rows", Rows(table).to(dtype).eval(), {"x": ("batch", 8)}, {"y": ("batch", 4)}, draw("batch", 8))
     columns = Part(

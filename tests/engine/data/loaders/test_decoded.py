@@ -31,8 +31,7 @@ def picture(path, seed=0):
 
 def forget():
     """As a new process begins."""
-    decoded._keys.clear()
-    decoded._open_store.cache_clear()
+    decoded._open.cache_clear()
 
 
 @pytest.mark.parametrize("form", ["raw", "lz4"])

@@ -108,11 +108,10 @@ for key in ("ab", "cd"):
 
 def test_what_a_killed_process_left_goes_after_an_hour(tmp_path):
     store = PixelStore(tmp_path, 4 * (pixels().nbytes + OFFSET))
-    (tmp_path / "ab").mkdir()
     for name, age in ((".old.1.1", 7200), (".young.1.1", 10)):
-        (tmp_path / "ab" / name).write_bytes(b"part")
-        then = (tmp_path / "ab" / name).stat().st_mtime - age
-        os.utime(tmp_path / "ab" / name, (then, then))
+        (tmp_path / name).write_bytes(b"part")
+        then = (tmp_path / name).stat().st_mtime - age
+        os.utime(tmp_path / name, (then, then))
     for i in range(5):
         store.keep(f"{i:02}", pixels(i))
-    assert [path.name for path in (tmp_path / "ab").iterdir()] == [".young.1.1"]
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".pixels"] == [".young.1.1"]
