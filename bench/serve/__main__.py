@@ -51,8 +51,8 @@ def main(argv: list[str]) -> dict:
     without = ["compiled", *segmenter.PEERS]
     parser.add_argument("--without", nargs="*", choices=without, default=[], help="compiled: Inductor takes minutes")
     args = parser.parse_args(argv)
-    for name in ("vesalius-seg", "vesalius-vlm"):
-        if not (args.binaries / name).is_file():
+    for name, other in (("vesalius-seg", "vlm"), ("vesalius-vlm", "segmenter")):
+        if args.only != other and not (args.binaries / name).is_file():
             raise InputError(f"{args.binaries / name}: no such file (expected what `cmake --build` made)")
     result: dict = {}
     with tempfile.TemporaryDirectory() as folder:
