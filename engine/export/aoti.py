@@ -90,6 +90,7 @@ class Package:
     """A package that was loaded, to be run by name."""
 
     def __init__(self, file: Path, device: torch.device):
+        self._file = file
         self._loaded = torch._inductor.aoti_load_package(str(file), run_single_threaded=True, device_index=device.index or -1)
 
     def constant_names(self) -> list[str]:
@@ -97,7 +98,10 @@ class Package:
         return list(self._loaded.get_constant_fqns())
 
     def use(self, constants: dict[str, Tensor]) -> None:
-        """Read these very tensors from now on; nothing is copied."""
+        """Read these very tensors from now on; nothing is copied. InputError where one is missing."""
+        # libtorch only warns where it is a buffer, and reads whatever lies in its place.
+        if missing := sorted(set(self.constant_names()) - constants.keys()):
+            raise InputError(f"{self._file}: needs weights that are not given: {', '.join(missing[:4])}")
         self._loaded.load_constants(constants, check_full_update=True, user_managed=True)
         self._constants = constants
 

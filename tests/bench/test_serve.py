@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from bench.medsam_dice import MINI
-from bench.serve.__main__ import compare, headline, prepare, python_worker
 from bench.serve.providers import Worker, cpu_seconds
+from bench.serve.segmenter import compare, headline, prepare, python_worker
 from engine.errors import InputError
 from models.checkpoint import CheckpointError
 from models.sam.loading import lite_medsam_checkpoint
@@ -42,7 +42,7 @@ def test_providers_are_compared_and_timed(checkpoint, tmp_path, capsys):
     eager = lambda log: python_worker("eager", checkpoint, log)  # noqa: E731
     result = compare({"cpp": eager, "eager": eager, "openvino": broken}, cases, 1, tmp_path)
     assert result["seg_min_iou"] == 1 and result["seg_ms_cpp"] > 0 and result["seg_ms_best_peer"] is None
-    assert result["left_out"] == {"openvino": "this runtime is for another machine"} and result["seg_rss_mb"] > 100
+    assert result["seg_left_out"] == {"openvino": "this runtime is for another machine"} and result["seg_rss_mb"] > 100
     assert "openvino     left out: this runtime is for another machine" in capsys.readouterr().out
     with pytest.raises(InputError, match="cpp: this runtime is for another machine"):
         compare({"cpp": broken, "eager": eager}, cases, 1, tmp_path)

@@ -52,6 +52,14 @@ def test_inputs_may_lie_in_any_layout(exported):
     torch.testing.assert_close(package.runner(part)({"x": x})[0], part.module(x))
 
 
+@pytest.mark.parametrize("constant", ["table", "scale"])
+def test_a_package_whose_weights_lack_one_is_refused(exported, constant):
+    entry, tensors = read_bundle(exported)["packages"]["rows"], load_file(exported / "weights.safetensors")
+    constants = {name: tensors[stored] for name, stored in entry["constants"].items() if name != constant}
+    with pytest.raises(InputError, match=rf"rows.pt2: needs weights that are not given: {constant}$"):
+        Package(exported / entry["file"], CPU).use(constants)
+
+
 def test_a_weight_that_two_packages_read_is_stored_once(exported):
     manifest = read_bundle(exported)
     rows, columns = (manifest["packages"][name]["constants"] for name in ("rows", "columns"))
