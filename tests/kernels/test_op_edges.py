@@ -28,6 +28,7 @@ from kernels.moe_router import route
 from kernels.moe_routing import route_reference
 from kernels.prefix_attention import prefix_attention, prefix_attention_reference
 from kernels.prefix_decode import prefix_decode, prefix_decode_reference
+from kernels.sample import sample, sample_reference
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),
@@ -106,13 +107,17 @@ def ops(rows: int = 3, tokens: int = 1) -> dict[str, Op]:
         "mixture": Op(moe_mlp, moe_mlp_reference, mixture, {"routing": route_reference(*routed.values(), 2)}),
         "router": Op(route, route_reference, routed, {"top_k": 2}),
         "prefix attention": Op(prefix_attention, prefix_attention_reference, row, {"prompt_length": 5, "num_answers": 2}),
+        "sample": Op(
+            sample, sample_reference, {"logits": randn(rows, 33), "uniform": torch.rand(rows, generator=generator)}, {"top_p": 0.8}
+        ),
         "decode": Op(prefix_decode, prefix_decode_reference, step, {"bounds": 2 * torch.arange(rows + 1)}),
     }
 
 
 NAMES = list(ops())
 CONSTANT = ("image_pe", "advantages", "mask", "old_logprobs", "ref_logprobs", "policy_mask", "rewards", "target_ids", "start")
-CONSTANT += ("new_query", "prompt_key", "prompt_value", "own_key", "own_value", "position")  # decoding has no gradients
+# Decoding and sampling have no gradients
+CONSTANT += ("new_query", "prompt_key", "prompt_value", "own_key", "own_value", "position", "logits", "uniform")
 
 
 def values(function: Callable[..., Any], tensors: dict[str, Tensor], options: dict[str, Any], seed: Any = None) -> list[Tensor]:
@@ -122,7 +127,7 @@ def values(function: Callable[..., Any], tensors: dict[str, Tensor], options: di
     result = function(**(tensors | views), **options)
     outputs = [y for y in (result if isinstance(result, tuple) else (result,)) if isinstance(y, Tensor) and y.requires_grad]
     if not views:
-        return [result]
+        return [*(result if isinstance(result, tuple) else (result,))]
     gradients = torch.autograd.grad(outputs, list(views.values()), [(seed or torch.ones_like)(y) for y in outputs])
     return [*(y.detach() for y in outputs), *gradients]
 
@@ -201,10 +206,10 @@ def test_any_layout_of_a_gradient_gives_the_same(name):
 
 def check_empty(name: str, rows: int, tokens: int) -> None:
     op = ops(rows, tokens)[name]
-    if name in ("image to token", "upscale", "token to image", "advantages", "prefix attention", "decode") and rows:
+    if name in ("image to token", "upscale", "token to image", "advantages", "prefix attention", "decode", "sample") and rows:
         return
     results = values(op.op, op.tensors, op.options)
-    assert all(x.dtype == torch.float32 and not x.any() for x in results)
+    assert all(x.dtype == (torch.float32 if x.is_floating_point() else torch.int64) and not x.any() for x in results)
     leaves = [x for argument, x in op.tensors.items() if argument not in CONSTANT]
     assert [x.shape for x in results[len(results) - len(leaves) :]] == [x.shape for x in leaves]
 
