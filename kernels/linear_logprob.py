@@ -222,8 +222,10 @@ def row_stride(num_columns: int) -> int:
 
 
 def logit_buffer(hidden: Tensor, rows: int, num_columns: int) -> Tensor:
-    """Room for (rows, num_columns) logits, in the dtype of `hidden`, its rows padded."""
-    return hidden.new_empty((rows, row_stride(num_columns)))[:, :num_columns]
+    """Room for (rows, num_columns) logits, in the dtype of `hidden`, its rows padded; on a CPU they are not, whose products of
+    bfloat16 (oneDNN with AMX) read what lies beyond a row, and NaN there comes through."""
+    stride = num_columns if hidden.device.type == "cpu" else row_stride(num_columns)
+    return hidden.new_empty((rows, stride))[:, :num_columns]
 
 
 def _blocks(logits: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:

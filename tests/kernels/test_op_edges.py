@@ -345,9 +345,18 @@ def test_no_room_is_not_taken_for_a_missing_gemm(monkeypatch, gemm, total):
 
 def test_rows_of_logits_begin_at_whole_lines():
     """With an odd vocabulary the GEMMs over logits would take single elements."""
-    buffer = head_module.logit_buffer(torch.empty(0, dtype=torch.bfloat16), 3, 50257)
+    buffer = head_module.logit_buffer(torch.empty(0, dtype=torch.bfloat16, device="meta"), 3, 50257)
     assert buffer.shape == (3, 50257) and buffer.stride() == (50304, 1)
+    assert head_module.logit_buffer(torch.empty(0), 3, 50257).stride() == (50257, 1)
     assert head_module.row_stride(151936) == 151936
+
+
+@pytest.mark.parametrize("name", ["head", "log-probs"])
+def test_bfloat16_reads_nothing_beyond_a_row(name):
+    """Of an odd vocabulary, in memory that was NaN: processors with products of bfloat16 read rows to whole lines."""
+    op = ops(rows=40)[name]
+    tensors = {name: x.bfloat16() if name in ("hidden", "weight") else x for name, x in op.tensors.items()}
+    assert all(x.isfinite().all() for x in values(op.op, tensors, op.options))
 
 
 class OnCuda(torch.Tensor):

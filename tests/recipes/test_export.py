@@ -59,7 +59,7 @@ def packages(bundle):
 def test_without_flags_of_a_model_litemedsam_becomes_a_bundle(exported):
     bundle, headline = exported
     manifest = read_bundle(bundle)
-    assert headline["kind"] == "segmenter" and headline["max_abs_error"] < 1e-4 and headline["mask_iou"] == 1
+    assert headline["kind"] == "segmenter" and headline["max_abs_error"] < 1e-4 and headline["mask_iou"] > 0.999
     assert manifest["model"]["family"] == "lite_medsam" and manifest["intended_use"] == "a test"
     assert manifest["instruction_set"] and manifest["preprocessing"]["value_range"] == "minmax"
     weights = load_file(bundle / "weights.safetensors")
@@ -101,7 +101,7 @@ def test_prs_meds_mask_decoder_becomes_a_graph_that_reads_states(tmp_path):
     model.save_pretrained(tmp_path / "checkpoint")
     headline = main(["--model", str(tmp_path / "checkpoint"), "--target", "onnx", "--out", str(tmp_path / "bundle")])
     manifest = read_bundle(tmp_path / "bundle")
-    assert manifest["prompts"]["box"] is False and manifest["prompts"]["states"]["size"] == 96 and headline["mask_iou"] == 1
+    assert manifest["prompts"]["box"] is False and manifest["prompts"]["states"]["size"] == 96 and headline["mask_iou"] > 0.999
     states, embedding = torch.randn(1, 30, 96), torch.randn(1, 64, 16, 16)
     graph = onnxruntime.InferenceSession(tmp_path / "bundle" / "onnx" / "mask_decoder.onnx")
     (mask,) = graph.run(None, {"image_embeddings": embedding.numpy(), "prompt_states": states.numpy()})
