@@ -8,6 +8,7 @@ is as wide as the number of import statements behind it, which it also says. The
 
 import argparse
 import ast
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -173,7 +174,14 @@ def draw(root: Path, output: Path) -> None:
         y |= {room: -(HEIGHT + 0.9) + step * i for i, room in enumerate(inside)}
 
     width, height = right + 3.6, -bottom + HEIGHT + 1.0
-    with matplotlib.rc_context({"svg.hashsalt": "vesalius", "svg.fonttype": "none", "font.family": ["DejaVu Sans", "sans-serif"]}):
+    with matplotlib.rc_context(
+        {
+            "svg.hashsalt": "vesalius",
+            "svg.fonttype": "none",
+            "font.family": "sans-serif",
+            "font.sans-serif": ["DejaVu Sans", "sans-serif"],
+        }
+    ):
         figure = Figure(figsize=(width, height), facecolor=PAPER)
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(bottom - HEIGHT - 0.55, 0.45))
         axes.axis("off")
@@ -202,7 +210,10 @@ def draw(root: Path, output: Path) -> None:
             draw_arcs(axes, outer, dict.fromkeys(column, edges[outer]), column, inner, colors)
             draw_arcs(axes, -outer, dict.fromkeys(column, edges[-outer]), column, from_recipes, colors)
         axes.text(left["models"], bottom - HEIGHT - 0.3, CAPTION, fontsize=9, color="#6b7683", va="center")
+        for artist in axes.findobj():
+            artist.set_clip_on(False)
         figure.savefig(output, format="svg", metadata={"Date": None, "Creator": None})
+    output.write_text(re.sub(r"\n +", "\n", output.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
