@@ -45,15 +45,20 @@ def prefix_attention_reference(
 ) -> Tensor:
     """The specification of `prefix_attention`, differentiable by autograd in any floating dtype."""
     (_, h, S, d), P = query.shape, prompt_length
-    T = max(1, (S - P) // max(1, num_answers))
     key, value = (x.repeat_interleave(h // x.shape[1], 1) for x in (key, value))
-    i, j = torch.arange(S, device=query.device)[:, None], torch.arange(S, device=query.device)
-    seen = (j <= i) & ((j < P) | (j >= P + (i - P).div(T, rounding_mode="floor") * T))
+    seen = seen_keys(S, P, num_answers, query.device)
     if start is not None:
-        seen = seen & (j >= start[:, None, None, None])
+        seen = seen & (torch.arange(S, device=query.device) >= start[:, None, None, None])
     scores = (query @ key.mT) * (d**-0.5 if scale is None else scale)
     weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1) * seen  # 0 where a query sees nothing
     return (weights @ value).transpose(1, 2)
+
+
+def seen_keys(S: int, P: int, num_answers: int, device: torch.device) -> Tensor:
+    """[S, S] bool: which tokens (columns) each token of a row without padding sees."""
+    T = _answer_length(S, P, num_answers)
+    i, j = torch.arange(S, device=device)[:, None], torch.arange(S, device=device)
+    return (j <= i) & ((j < P) | (j >= P + (i - P).div(T, rounding_mode="floor") * T))
 
 
 class Strides(NamedTuple):
@@ -424,6 +429,14 @@ def prefix_attention(
     padding (None: no padding); `scale`: of the scores, 1 / sqrt(d) by default. Rows are read where they lie, in any layout whose
     last dimension is contiguous. Differentiable in query, key and value. Padding has 0. Raises ValueError.
     """
+    check_rows(query, key, value, prompt_length, num_answers, start)
+    P, G, d = prompt_length, num_answers, query.shape[-1]
+    starts = query.new_zeros(len(query), dtype=torch.int32) if start is None else start.contiguous()
+    return prefix_attention_forward(*in_rows(query, key, value), starts, P, G, d**-0.5 if scale is None else scale)[0]
+
+
+def check_rows(query: Tensor, key: Tensor, value: Tensor, prompt_length: int, num_answers: int, start: Tensor | None) -> None:
+    """Raise ValueError, which names the argument, for what `prefix_attention` does not take."""
     if query.dim() != 4 or key.shape != value.shape or key.dim() != 4 or query.shape[1] % max(1, key.shape[1]):
         raise ValueError(
             f"query, key and value must be [B, h, S, d], [B, k, S, d] and the same, k of h, not {_shapes(query, key, value)}"
@@ -435,8 +448,6 @@ def prefix_attention(
         raise ValueError(f"{S} tokens are not a prompt of {P} and {G} answers of one length")
     if start is not None and start.shape != (B,):
         raise ValueError(f"start must be [{B}], not {list(start.shape)}")
-    starts = query.new_zeros(B, dtype=torch.int32) if start is None else start.contiguous()
-    return prefix_attention_forward(*in_rows(query, key, value), starts, P, G, d**-0.5 if scale is None else scale)[0]
 
 
 def _shapes(*tensors: Tensor) -> str:

@@ -23,7 +23,7 @@ from torch.library import custom_op
 from torch.utils.weak import WeakIdKeyDictionary
 
 from kernels.partial_attention import merge
-from kernels.prefix_attention import in_rows, prefix_attention
+from kernels.prefix_attention import check_rows, in_rows, prefix_attention, seen_keys
 
 PACKAGES = {"flash": "flash_attn", "xformers": "xformers"}
 PROVIDERS = ("prefix", "sdpa", *PACKAGES)  # `prefix`: kernels/prefix_attention.py
@@ -236,9 +236,7 @@ prefix_attention_by_forward.register_autograd(_backward, setup_context=_setup)
 
 def _by_mask(query: Tensor, key: Tensor, value: Tensor, P: int, G: int, starts: Tensor, scale: float) -> Tensor:
     S = query.shape[2]
-    T = max(1, (S - P) // max(1, G))
-    i, j = torch.arange(S, device=query.device)[:, None], torch.arange(S, device=query.device)
-    seen = (j <= i) & ((j < P) | (j >= P + (i - P) // T * T)) & (j >= starts[:, None, None, None])
+    seen = seen_keys(S, P, G, query.device) & (torch.arange(S, device=query.device) >= starts[:, None, None, None])
     output = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale, enable_gqa=True)
     return output.transpose(1, 2).masked_fill(~_real(starts, S), 0.0)
 
@@ -274,6 +272,7 @@ def prefix_attention_by(
         return prefix_attention(query, key, value, prompt_length, num_answers, start, scale)
     if provider not in PROVIDERS:
         raise ValueError(f"provider must be one of {', '.join(PROVIDERS)}, not {provider!r}")
+    check_rows(query, key, value, prompt_length, num_answers, start)
     (q, k, v), P, G = in_rows(query, key, value), prompt_length, num_answers
     starts = torch.zeros(len(q), dtype=torch.int64, device=q.device) if start is None else start
     factor = q.shape[-1] ** -0.5 if scale is None else scale

@@ -153,6 +153,15 @@ def test_the_ops_fulfil_their_contract(provider, packages):
     torch.library.opcheck(prefix_attention_by_backward, backward, test_utils=("test_schema", "test_faketensor"))
 
 
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_each_refuses_what_ours_does(provider, packages):
+    states, _, start = inputs(CASES[0], torch.float32)
+    with pytest.raises(ValueError, match="70 tokens are not a prompt of 37 and 4 answers"):
+        prefix_attention_by(provider, *states, 37, 4, start)
+    with pytest.raises(ValueError, match=r"start must be \[3\], not \[2\]"):
+        prefix_attention_by(provider, *states, CASES[0].P, CASES[0].G, start[:2])
+
+
 def test_what_cannot_be_had_is_said_in_one_line(packages, monkeypatch):
     assert unusable("prefix") is unusable("sdpa", torch.device("cpu"), half=False) is None
     with pytest.raises(ValueError, match="one of prefix, sdpa, flash, xformers, not 'ring'"):
