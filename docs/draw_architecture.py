@@ -212,7 +212,7 @@ def draw(root: Path, output: Path) -> None:
         axes.text(left["models"], bottom - HEIGHT - 0.3, CAPTION, fontsize=9, color="#6b7683", va="center")
         for artist in axes.findobj():
             artist.set_clip_on(False)
-        figure.savefig(output, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(output, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     output.write_text(re.sub(r"\n +", "\n", output.read_text(encoding="utf-8")), encoding="utf-8")
 
 
