@@ -213,7 +213,7 @@ def draw(root: Path, output: Path) -> None:
         for artist in axes.findobj():
             artist.set_clip_on(False)
         figure.savefig(output, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    output.write_text(re.sub(r"\n +", "\n", output.read_text(encoding="utf-8")), encoding="utf-8")
+    output.write_text(re.sub(r" *\n *", "\n", output.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
