@@ -14,7 +14,8 @@ the other's time over our products', is what no order of work around them can ex
 Memory is the most that a fresh process gains over its tokens, its weights and their gradients (read from /proc, so on Linux only):
 the gradients are there before, as in each micro-batch of a step but the first, and both sides add to them. `first_memory_ratio` is
 of the first, in which gradients are made and count. The last line is JSON; each ratio is over the fastest or the leanest of the
-others, and beside the cases stand the worst of them. Without the extra `scale` there is no DeepSpeed, which a line says. Exit code 2 where nothing can run.
+others, and beside the cases stand the worst of them. Without the extra `scale` there is no DeepSpeed, which a line says. Exit code
+2 where nothing can run.
 """
 
 import argparse
