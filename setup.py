@@ -31,6 +31,7 @@ REQUIREMENTS = [
     "scikit-image>=0.26",  # its example images are starter data
     "simplejpeg>=1.9",  # decodes plain JPEG
     "pyspng>=0.1.4",  # decodes PNG of 8 bits
+    "isal>=1.9",  # inflates what is in them
     "lz4>=4.4.5",  # VESALIUS_IMAGE_CACHE_FORM
     "tifffile>=2026.3.3",  # TIFF files that Pillow reads with a loss or not at all
     "pydicom>=3.0.2",
@@ -76,8 +77,9 @@ EXTRAS = {
         "liger-kernel>=0.8.5",  # --use_liger_kernel
         "xformers>=0.0.35",
         "torch-tensorrt>=2.13,<2.14",
-        "nvidia-dali-cuda130",
+        "nvidia-dali-cuda130>=2.3; sys_platform == 'linux'",
     ],
+    "dali": ["nvidia-dali-cuda130>=2.3; sys_platform == 'linux'"],  # --loader dali, on a CPU too
     # --attn_implementation flash_attention_2. Its build needs torch and nvcc in place, so it comes after the rest and alone:
     # pip install --no-build-isolation -e '.[flash]'
     "flash": ["flash-attn>=2.8.3"],

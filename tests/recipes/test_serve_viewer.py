@@ -11,9 +11,10 @@ from engine.data.volumes.propagate import Prompt
 from engine.errors import InputError
 from engine.viewer.server import address_of, listen, served
 from models.checkpoint import CheckpointError
+from models.sam.image_encoder import ImageEncoder
 from models.sam.loading import lite_medsam_checkpoint
 from models.sam.predictor import Predictor
-from models.sam.sam import lite_medsam
+from models.sam.sam import Sam
 from recipes.serve_viewer import SamSlices, ServerArguments, load_viewer, main
 
 
@@ -54,8 +55,8 @@ def test_lite_medsam_segments_a_volume_for_the_published_client(real_weights):
 
 def test_a_slice_that_was_looked_at_is_asked_about_though_another_came_between():
     torch.manual_seed(0)
-    predictor = Predictor(lite_medsam())
-    model = SamSlices(predictor, "lite_medsam", "none")
+    predictor = Predictor(Sam(ImageEncoder(32, 1, 2, global_blocks=(0,), image_size=64), 64, 4, "min_max", "corner"))
+    model = SamSlices(predictor, "small", "none")
     first, second = np.random.default_rng(0).integers(0, 255, (2, 30, 40), np.uint8)
     prompt = Prompt((5, 6, 30, 25), ((10.0, 12.0, 1), (30.0, 4.0, 0)))
     seen = model.look(first)

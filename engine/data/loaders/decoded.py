@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from engine.data.images import decode_image, open_image, read_image_file
+from engine.data.images import decode_image, decode_pixels, open_image, read_image_file
 from engine.data.loaders.pixel_store import PixelStore
 from engine.errors import InputError
 from engine.files import cache_folder
@@ -24,7 +24,7 @@ Identity = tuple[str, int, int, int]  # of a file, which a change of it changes
 
 
 class DecodedImages:
-    """What `engine.data.images.decode_image` makes of files, by their content, in a store of pixels."""
+    """What `engine.data.images.decode_pixels` makes of files, by their content, in a store of pixels."""
 
     def __init__(self, store: PixelStore):
         self.store = store
@@ -52,7 +52,7 @@ class DecodedImages:
     def _decode(self, key: str, data: bytes, name: str) -> np.ndarray:
         pixels = self.store.find(key)
         if pixels is None:
-            pixels = np.asarray(decode_image(data, name))
+            pixels = decode_pixels(data, name)
             self.store.keep(key, pixels)
         return pixels
 
