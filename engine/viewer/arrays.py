@@ -25,7 +25,7 @@ def pack_array(array: np.ndarray) -> bytes:
     if array.dtype.name not in TYPES:
         raise ValueError(f"{array.dtype.name} cannot be sent")
     array = np.ascontiguousarray(array)  # little-endian, as its type's name says where we run
-    raw = memoryview(array.reshape(-1).view(np.uint8))
+    raw = array.reshape(-1).view(np.uint8).data
     pieces = [raw[start : start + CHUNK] for start in range(0, len(raw), CHUNK)]
     head = MAGIC + bytes([VERSION, 1, array.ndim, len(name)]) + name + struct.pack(f"<{array.ndim}qI", *array.shape, len(pieces))
     packed = [head]

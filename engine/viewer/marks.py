@@ -21,8 +21,8 @@ class Mark(NamedTuple):
     """One interaction."""
 
     include: bool  # the object is there, or is not
-    axis: int  # it was drawn in the slice `index` across this axis
-    index: int
+    axis: int  # it was drawn in the slice `slice` across this axis
+    slice: int
     voxels: np.ndarray  # [K, 3] of which a model is told; may lie in other slices too
     box: Box | None = None  # x1, y1, x2, y2 in its slice; one where the object is not is cut out of the mask
     region: np.ndarray | None = None  # [y2 - y1, x2 - x1] bool: which pixels of the box are meant; None: all

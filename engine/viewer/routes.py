@@ -301,7 +301,7 @@ def _drawn_mark(lease: Lease, meta: dict[str, Any], drawn: np.ndarray, *, closed
     segmentation = _targeted(lease)
     shape = segmentation.stack.shape
     box = meta.get("interaction_bbox")
-    inside = [[0, length] for length in shape] if box is None else intervals(box, "interaction_bbox")
+    inside: list[list[float]] = [[0, length] for length in shape] if box is None else intervals(box, "interaction_bbox")
     if any(
         low != round(low) or high != round(high) or not 0 <= low < high <= n for (low, high), n in zip(inside, shape, strict=True)
     ):
