@@ -38,7 +38,7 @@ class DemoArguments:
     """A model, an image and a question."""
 
     model: str | None = setting(None, "Folder or hub name of a checkpoint or an adapter. None: the starter policy.")
-    image: str | None = setting(None, "Image file, DICOM too. None: a held-out image of the starter data.", metavar="FILE")
+    image: str | None = setting(None, "Image or scan.nii.gz#slice=9. None: a held-out image of the starter data.", metavar="FILE")
     question: str | None = setting(None, "What is asked of the image, with its options unless --options has them.")
     options: list[str] | None = setting(None, "The options' texts, without letters.")
     row: int = setting(0, "Of the starter data this held-out question.", at_least=0)

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import warnings
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +28,7 @@ DISPLAY = (
     "PhotometricInterpretation BitsAllocated BitsStored PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit Modality "
     "RescaleSlope RescaleIntercept ModalityLUTSequence WindowCenter WindowWidth VOILUTFunction VOILUTSequence"
 ).split()
+DEFLATED, MAX_INFLATED = b"1.2.840.10008.1.2.1.99", 2**30  # the transfer syntax; bytes, as of any other file
 ALLOW_BURNED_IN = "VESALIUS_ALLOW_BURNED_IN"
 
 
@@ -71,6 +73,7 @@ def open_dataset(data: bytes) -> "Dataset":
     from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     say_no_values()
+    check_inflated(data)
     dataset = dcmread(io.BytesIO(data), force=True)  # force: files from before the preamble existed
     if "Rows" not in dataset or "Columns" not in dataset:
         raise InputError("a DICOM file without an image, or not a DICOM file")
@@ -82,6 +85,19 @@ def open_dataset(data: bytes) -> "Dataset":
         implicit = dataset.original_encoding[0]
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
     return dataset
+
+
+def check_inflated(data: bytes) -> None:
+    """InputError for a deflated data set that pydicom would inflate beyond all bounds."""
+    start = 144 + int.from_bytes(data[140:144], "little")  # behind the group of what is said about the file, by that group's length
+    if DEFLATED not in data[132:start]:
+        return
+    inflater, part, inflated = zlib.decompressobj(-zlib.MAX_WBITS), data[start:], 0
+    while part and inflated <= MAX_INFLATED and not inflater.eof:
+        inflated += len(inflater.decompress(part, 2**20))
+        part = inflater.unconsumed_tail
+    if inflated > MAX_INFLATED:
+        raise InputError(f"it inflates to more than {MAX_INFLATED:,} bytes")
 
 
 def say_no_values() -> None:

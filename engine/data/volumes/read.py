@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from engine.data.volumes.dicom_volume import read_dicom_file, read_series
+from engine.data.volumes.dicom.series import read_dicom_file, read_series
 from engine.data.volumes.nifti import is_nifti, read_nifti
 from engine.data.volumes.volume import Volume
 from engine.errors import InputError

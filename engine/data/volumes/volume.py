@@ -54,6 +54,12 @@ class Volume:
     def is_colour(self) -> bool:
         return self.voxels.ndim == 4
 
+    def counted(self, mask: np.ndarray) -> dict[str, float | None]:
+        """Slices with something in them and voxels of a mask, and its ml; None where the file does not say how large a voxel is."""
+        voxels = int(np.count_nonzero(mask))
+        millilitres = voxels * self.voxel_volume / 1000 if self.placed else None
+        return {"slices": int(mask.any((1, 2)).sum()), "voxels": voxels, "volume_ml": millilitres}
+
     def position(self, index: int, row: float, column: float) -> np.ndarray:
         """[3] mm, LPS: the centre of a voxel."""
         return (self.affine @ np.array([index, row, column, 1.0]))[:3]

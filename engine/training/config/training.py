@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from engine.command.settings import IMAGE_CACHE, check_ranges, refuse, setting
+from engine.command.settings import ALLOW_BURNED_IN, IMAGE_CACHE, check_ranges, refuse, setting
 from engine.command.training_arguments import TrainingArguments
 from engine.errors import InputError
 from engine.training.config.compilation import take_compile_settings
@@ -59,6 +59,7 @@ class TrainingConfig(TrainingArguments):
     logging_steps: float = setting(1, "Log every so many optimizer steps.")
     logging_nan_inf_filter: bool = setting(False, "Replace a NaN loss in the log by the running average.")
     image_cache: str | None = setting(None, IMAGE_CACHE, metavar="DIR|off")
+    allow_burned_in: bool = setting(False, ALLOW_BURNED_IN)
     remove_unused_columns: bool = setting(False, "Must stay false: every column is read.")
 
     def __post_init__(self):

@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.data.decoders.dicom import as_colours, display_of, open_dataset, say_no_values, show_values
-from engine.data.volumes.geometry import Place, place_of, stack
+from engine.data.decoders.dicom import (
+    DEFLATED,
+    as_colours,
+    check_inflated,
+    display_of,
+    is_dicom,
+    open_dataset,
+    say_no_values,
+    show_values,
+)
+from engine.data.volumes.dicom.geometry import Place, place_of, stack
 from engine.data.volumes.values import kept
 from engine.data.volumes.volume import MAX_VOXELS, Volume
 from engine.errors import InputError
@@ -107,11 +116,16 @@ def find_series(folder: Path) -> dict[str, Series]:
     for path in progress(files, desc="looking for series", unit="file", delay=2):
         try:
             with open_regular(path) as file:
-                if file.read(132)[128:] != b"DICM" and path.suffix.lower() not in (".dcm", ".dicom"):
+                head = file.read(2048)
+                if not is_dicom(head, path.suffix):
                     continue
+                if DEFLATED in head:
+                    check_inflated(read_bounded(path, MAX_BYTES))
                 file.seek(0)
                 tags = ["SeriesInstanceUID", "SeriesNumber", "Modality", "Rows", "Columns", "SOPClassUID"]
                 header = dcmread(file, stop_before_pixels=True, force=True, specific_tags=tags)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
         except Exception as error:  # damaged in any way: one of the series may be missing
             raise InputError(f"{path}: damaged DICOM: {' '.join(str(error).split())[:160]}") from None
         if "Rows" not in header or "Columns" not in header or header.get("SOPClassUID") in OTHER_CLASSES:
