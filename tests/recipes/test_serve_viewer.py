@@ -56,7 +56,7 @@ def test_lite_medsam_segments_a_volume_for_the_published_client(real_weights):
 def test_a_slice_that_was_looked_at_is_asked_about_though_another_came_between():
     torch.manual_seed(0)
     predictor = Predictor(Sam(ImageEncoder(32, 1, 2, global_blocks=(0,), image_size=64), 64, 4, "min_max", "corner"))
-    model = SamSlices(predictor, "small", "none")
+    model = SamSlices(predictor, "none")
     first, second = np.random.default_rng(0).integers(0, 255, (2, 30, 40), np.uint8)
     prompt = Prompt((5, 6, 30, 25), ((10.0, 12.0, 1), (30.0, 4.0, 0)))
     seen = model.look(first)
