@@ -110,4 +110,5 @@ def _server(viewer: Viewer, api_key: str | None) -> Any:
     most = 8 * viewer.leases.most + 32  # requests at a time; more are answered 503
     how: dict[str, Any] = {"http": "h11", "ws": "none", "loop": "asyncio", "lifespan": "off", "log_config": None}
     how |= {"access_log": False, "server_header": False, "limit_concurrency": most, "timeout_graceful_shutdown": 60}
+    how["timeout_keep_alive"] = 75  # seconds between a user's strokes
     return Server(uvicorn.Config(viewer.app(api_key), **how))
