@@ -1,7 +1,5 @@
 """`recipes.serve_viewer` as a user runs it: the trial, LiteMedSAM behind the published client, and each mistake in one line."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
@@ -99,6 +97,6 @@ def test_a_port_that_is_taken_is_said_before_the_model_is_loaded():
 
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("engine.viewer.server.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"^starlette is not installed \(pip install 'vesalius\[serve\]'\)$"):
-        main(["--port", "0"])
+        main(["--checkpoint", "absent.pth"])
