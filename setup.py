@@ -31,6 +31,7 @@ REQUIREMENTS = [
     "scikit-image>=0.26",  # its example images are starter data
     "simplejpeg>=1.9",  # decodes plain JPEG
     "pyspng>=0.1.4",  # decodes PNG of 8 bits
+    "isal>=1.9",  # inflates what is in them
     "lz4>=4.4.5",  # VESALIUS_IMAGE_CACHE_FORM
     "tifffile>=2026.3.3",  # TIFF files that Pillow reads with a loss or not at all
     "pydicom>=3.0.2",
@@ -57,6 +58,10 @@ EXTRAS = {
         "onnx>=1.23",  # as in the extra `export`
         "onnxscript>=0.7.2",
         "onnxruntime>=1.31",
+        "starlette>=1.10",  # as in the extra `serve`
+        "uvicorn>=0.54",
+        "blosc2>=4.14",
+        "nninteractive-client>=2.6",  # drives the server that viewers of volumes ask
         "nbformat>=5.11",
         "nbclient>=0.11",  # runs notebooks/, in a kernel of ipykernel
         "ipykernel>=7.4",
@@ -65,14 +70,16 @@ EXTRAS = {
         "triton>=3.7.1,<3.8; sys_platform == 'linux'",  # its interpreter runs the kernels' bodies where there is no GPU
     ],
     "volumes": ["nibabel>=5.4", "highdicom>=0.28.2"],  # NIfTI; recipes.segment_volume --out seg.dcm
+    "serve": ["starlette>=1.10", "uvicorn>=0.54", "blosc2>=4.14"],  # recipes.serve_viewer
     "export": ["onnx>=1.23", "onnxscript>=0.7.2", "onnxruntime>=1.31"],  # recipes.export --target onnx, triton and tensorrt
     "tensorrt": ["tensorrt-rtx>=1.7.1"],  # --target tensorrt, beside `export`, where torch-tensorrt is not
     "gpu": [
         "liger-kernel>=0.8.5",  # --use_liger_kernel
         "xformers>=0.0.35",
         "torch-tensorrt>=2.13,<2.14",
-        "nvidia-dali-cuda130",
+        "nvidia-dali-cuda130>=2.3; sys_platform == 'linux'",
     ],
+    "dali": ["nvidia-dali-cuda130>=2.3; sys_platform == 'linux'"],  # --loader dali, on a CPU too
     # --attn_implementation flash_attention_2. Its build needs torch and nvcc in place, so it comes after the rest and alone:
     # pip install --no-build-isolation -e '.[flash]'
     "flash": ["flash-attn>=2.8.3"],

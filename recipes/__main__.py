@@ -15,6 +15,7 @@ SYSTEMS = {
     "unimed": "Uni-MedVLM",
     "sam": "Segment anything",
     "segment": "Segment anything",
+    "serve": "Segment anything",
     "merge": "Adapters",
     "starter": "Starter data and policy",
     "download": "Published models and data sets",

@@ -96,12 +96,21 @@ def read_image_file(path: str | Path) -> bytes:
 
 def decode_image(data: bytes, name: str) -> Image.Image:
     """The bytes of an image file as PIL RGB; `name` is what an ImageError calls it."""
+    found = _decode(data, name)
+    return Image.fromarray(found) if isinstance(found, np.ndarray) else found
+
+
+def decode_pixels(data: bytes, name: str) -> np.ndarray:
+    """The same as uint8 [H, W, 3], for which most files need no PIL image."""
+    return np.asarray(_decode(data, name))
+
+
+def _decode(data: bytes, name: str) -> Image.Image | np.ndarray:
     try:
         if is_dicom(data, Path(name).suffix):
             return Image.fromarray(read_dicom(data))
-        if (pixels := read_plain(data)) is not None:
-            return Image.fromarray(pixels)
-        return _to_rgb(_with_pixels(_read_upright(data)))
+        pixels = read_plain(data)
+        return pixels if pixels is not None else _to_rgb(_with_pixels(_read_upright(data)))
     except Exception as error:  # decoders raise every kind of exception for damaged or hostile bytes
         raise image_error(name, _reason(error, data)) from None
 

@@ -118,6 +118,7 @@ def test_prs_meds_mask_decoder_becomes_a_graph_that_reads_states(tmp_path):
         (["--model", "folder"], "--model: folder: no checkpoint there"),
         (["--out", "full"], "--out full: exists already (expected a folder that does not, or an empty one)"),
         (["--target", "openvino"], "argument --target: invalid choice: 'openvino'"),
+        (["--evaluation", "folder"], "--evaluation folder: no evaluation.json there"),
         (["--gpu", "sm_86"], "--gpu is of --target tensorrt alone"),
         (["--model", str(STARTER_POLICY), "--target", "onnx"], "a VLM's caches are written in place, as only packages can"),
         *([] if torch.cuda.is_available() else [(["--device", "cuda"], "--device cuda: no GPU is here, and aoti compiles")]),

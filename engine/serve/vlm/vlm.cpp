@@ -4,7 +4,6 @@
 #include <numeric>
 
 #include "bundle/errors.hpp"
-#include "tokenizer/unicode.hpp"
 
 namespace vesalius {
 namespace {
@@ -65,33 +64,6 @@ const Bundle& in_float(const Bundle& bundle) {
 
 std::span<const float> row(const Tensor& logits) { return {logits.data<float>(), static_cast<std::size_t>(logits.numel())}; }
 
-// An answer's bytes as whole characters, one piece a token.
-class Pieces {
- public:
-    Pieces(std::string& text, const OnPiece& on_piece) : text_(text), on_piece_(on_piece) {}
-
-    bool add(std::string_view bytes) {
-        rest_.append(bytes);
-        const std::size_t whole = rest_.size() - unfinished(rest_);
-        const bool goes_on = give(rest_.substr(0, whole));
-        rest_.erase(0, whole);
-        return goes_on;
-    }
-    void finish() { give(rest_); }
-
- private:
-    bool give(const std::string& bytes) {
-        if (bytes.empty()) return true;
-        const std::string piece = mend(bytes);
-        text_ += piece;
-        return !on_piece_ || on_piece_(piece);
-    }
-
-    std::string& text_;
-    const OnPiece& on_piece_;
-    std::string rest_;
-};
-
 }  // namespace
 
 Vlm::Vlm(const Bundle& bundle)
@@ -150,7 +122,8 @@ PreparedPrompt Vlm::prepare(const std::vector<ChatMessage>& messages, const std:
     return prompt;
 }
 
-Answer Vlm::answer(const PreparedPrompt& prompt, std::int64_t max_new_tokens, const Sampling& sampling, const OnPiece& on_piece) {
+Answer Vlm::answer(const PreparedPrompt& prompt, std::int64_t max_new_tokens, const Sampling& sampling,
+                   const std::vector<std::string>& stops, const OnPiece& on_piece) {
     const auto& [ids, positions, next] = prompt.tokens;
     const auto length = static_cast<std::int64_t>(ids.size());
     Tensor logits = prefill_.run(with_caches({make_tensor(ids, {1, length}), positions, features(prompt.images)})).at(0);
@@ -158,7 +131,7 @@ Answer Vlm::answer(const PreparedPrompt& prompt, std::int64_t max_new_tokens, co
     for (const std::int64_t id : ids) sampler.see(id);
     Answer answer;
     answer.prompt_tokens = ids.size();
-    Pieces pieces(answer.text, on_piece);
+    Pieces pieces(answer.text, on_piece, stops);
     std::vector<std::int64_t> slots(ids.size());
     std::iota(slots.begin(), slots.end(), 0);
     for (std::int64_t step = 0; step < max_new_tokens; ++step) {
@@ -179,6 +152,7 @@ Answer Vlm::answer(const PreparedPrompt& prompt, std::int64_t max_new_tokens, co
                      .at(0);
     }
     pieces.finish();
+    answer.ended = answer.ended || pieces.stopped();
     return answer;
 }
 

@@ -61,12 +61,14 @@ Tensor read_safetensors(const std::string& header, const std::string& data, cons
     return Safetensors(file, "weights").at(name);
 }
 
-TEST(Safetensors, AreViewsOfTheFile) {
-    const Tensor a =
-        read_safetensors(R"({"__metadata__": {"a": "b"}, "a": {"dtype": "I32", "shape": [2], "data_offsets": [4, 12]}})",
-                         std::string("\1\0\0\0\2\0\0\0\3\0\0\0", 12), "a");
-    EXPECT_EQ(a.shape, Shape{2});
-    EXPECT_EQ(a.data<std::int32_t>()[1], 3);
+TEST(Safetensors, AreViewsOfTheFileOrCopiesWhereTheyLieAskew) {
+    for (std::size_t spaces = 0; spaces < 4; ++spaces) {
+        const Tensor a = read_safetensors(R"({"__metadata__": {"a": "b"}, "a": {"dtype": "I32", "shape": [2], "data_offsets": [4, 12]}})" +
+                                              std::string(spaces, ' '),
+                                          std::string("\1\0\0\0\2\0\0\0\3\0\0\0", 12), "a");
+        EXPECT_EQ(a.shape, Shape{2});
+        EXPECT_EQ(a.data<std::int32_t>()[1], 3);
+    }
 }
 
 TEST(Safetensors, AreRefusedWhereTheyPointElsewhere) {

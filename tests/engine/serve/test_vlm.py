@@ -147,6 +147,8 @@ def test_a_repetition_penalty_of_the_manifest_is_generates(vlm, bundle, policy, 
         (["--prompt", "word " * 3000], "(expected at most 2047 together)"),
         (["--prompt", "?", "--max-new-tokens", "0"], "--max-new-tokens"),
         (["--prompt", "?", "--temperature", "-1"], "--temperature"),
+        (["--prompt", "?", "--top-p", "1.5"], "--top-p"),
+        (["--prompt", "?", "--stop", ""], "--stop"),
         (["--prompt", "?", "--colour", "red"], "--colour"),
     ],
 )

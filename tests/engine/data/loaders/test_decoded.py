@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.data.images import ImageError, decode_image, open_image
+from engine.data.images import ImageError, decode_pixels, open_image
 from engine.data.loaders import decoded
 from engine.data.loaders.decoded import VARIABLE, decode_once, open_decoded
 from engine.errors import InputError
@@ -17,9 +17,9 @@ def counted(tmp_path, monkeypatch):
 
     def decode(data, name):
         names.append(name)
-        return decode_image(data, name)
+        return decode_pixels(data, name)
 
-    monkeypatch.setattr(decoded, "decode_image", decode)
+    monkeypatch.setattr(decoded, "decode_pixels", decode)
     monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
     return names
 

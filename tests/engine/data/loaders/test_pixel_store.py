@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from engine.data.loaders.pixel_store import OFFSET, PixelStore
+from engine.data.loaders.pixel_store import OFFSET, PixelStore, sum_of
 
 
 def pixels(seed=0, shape=(17, 23, 3), kind=np.uint8):
@@ -32,7 +32,7 @@ def test_pixels_come_back_in_another_store(tmp_path, compress, kind, shape):
 
 
 @pytest.mark.parametrize("compress", [False, True])
-@pytest.mark.parametrize("damage", ["cut", "header", "changed", "empty", "longer"])
+@pytest.mark.parametrize("damage", ["cut", "header", "changed", "empty", "longer", "unfinished"])
 def test_a_damaged_file_counts_as_missing_and_is_made_again(tmp_path, compress, damage):
     PixelStore(tmp_path, 1 << 20, compress=compress).keep("ab12", pixels())
     [file] = kept_files(tmp_path)
@@ -41,12 +41,27 @@ def test_a_damaged_file_counts_as_missing_and_is_made_again(tmp_path, compress, 
         data[OFFSET + 5] ^= 1
     if damage == "header":
         data[:4] = b"what"
+    if damage == "unfinished":  # by a process that was killed
+        data[:OFFSET] = bytes(OFFSET)
     content = {"cut": data[:-1], "empty": b"", "longer": data + b"x"}.get(damage, bytes(data))
     file.write_bytes(content)
     store = PixelStore(tmp_path, 1 << 20, compress=compress)
     assert store.find("ab12") is None
     store.keep("ab12", pixels())
     np.testing.assert_array_equal(PixelStore(tmp_path, 1 << 20).find("ab12"), pixels())
+    assert kept_files(tmp_path) == [file]
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 4096, 3 * 4096 + 21])
+def test_every_byte_counts_in_the_sum(length):
+    data = bytearray(np.random.default_rng(length).integers(0, 256, length, dtype=np.uint8).tobytes())
+    whole = sum_of(bytes(data))
+    for place in {0, length // 2, length - 1}:
+        for bit in range(8):
+            data[place] ^= 1 << bit
+            assert sum_of(bytes(data)) != whole
+            data[place] ^= 1 << bit
+    assert sum_of(memoryview(data)) == whole != sum_of(bytes(data) + b"\0")
 
 
 def test_the_folder_keeps_to_its_size_and_what_was_asked_for_last_stays(tmp_path):
