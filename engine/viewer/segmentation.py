@@ -28,7 +28,7 @@ class _Turn(NamedTuple):
     """A slice to begin from; `asked`: anew, else with the mask that is there."""
 
     axis: int
-    index: int
+    slice: int
     asked: bool
 
 
@@ -41,7 +41,7 @@ class _Step(NamedTuple):
 
 
 class Segmentation:
-    """`mask` [X, Y, Z] bool. Used by one thread at a time."""
+    """`mask` [X, Y, Z] bool."""
 
     def __init__(self, stack: Stack):
         self.stack = stack
@@ -61,7 +61,7 @@ class Segmentation:
 
     @property
     def unfinished(self) -> bool:
-        """Whether `predict` has something to do: marks that it was not called for, or slices that it had no time for."""
+        """Whether `predict` has something to do: new marks, or slices that it had no time for."""
         return bool(self._turns)
 
     def add(self, mark: Mark) -> None:
@@ -70,7 +70,7 @@ class Segmentation:
             raise ValueError(f"{MOST_MARKS} interactions with one object are the most (expected reset_interactions, then fewer)")
         self._remember()
         self._marks.append(mark)
-        self._turns.insert(0, _Turn(mark.axis, mark.index, True))  # before what there was no time for
+        self._turns.insert(0, _Turn(mark.axis, mark.slice, True))  # before what there was no time for
 
     def begin_with(self, mask: np.ndarray, *, refine: bool) -> None:
         """A mask [X, Y, Z] in place of all so far; `refine`: its largest slice is to be asked for anew."""
@@ -102,16 +102,16 @@ class Segmentation:
         return True, changed(before, self.mask)
 
     def _remember(self) -> None:
-        self._history.append(_Step(list(self._marks), list(self._turns), zlib.compress(np.packbits(self.mask), 1)))
+        self._history.append(_Step(list(self._marks), list(self._turns), zlib.compress(np.packbits(self.mask).data, 1)))
         while len(self._history) > LEVELS or sum(len(step.packed) for step in self._history) > HISTORY_BYTES:
             self._history.pop(0)
 
     def _carry(self, turn: _Turn, segmenter: Segmenter, late: Callable[[], bool]) -> None:
-        axis, first = turn.axis, turn.index
+        axis, first = turn.axis, turn.slice
         start = self._asked(axis, first) if turn.asked else Prompt(mask=self._plane(axis, first).copy())
         if start is None:
             return
-        drawn_in = {mark.index for mark in self._marks if mark.axis == axis}
+        drawn_in = {mark.slice for mark in self._marks if mark.axis == axis}
         nothing = np.zeros_like(self._plane(axis, first)), 0.0  # ends the way
 
         def segment(place: int, prompt: Prompt) -> tuple[np.ndarray, float]:
@@ -143,7 +143,7 @@ class Segmentation:
 
     def _asked(self, axis: int, index: int) -> Prompt | None:
         """What the model is told of a slice that was drawn in; None where nothing says that the object is there."""
-        boxes = [mark.box for mark in self._marks if mark.include and mark.box and (mark.axis, mark.index) == (axis, index)]
+        boxes = [mark.box for mark in self._marks if mark.include and mark.box and (mark.axis, mark.slice) == (axis, index)]
         points = self._points(axis, index)
         inside = [(x, y) for x, y, label in points if label]
         box = boxes[-1] if boxes else _box_of(self._plane(axis, index))
@@ -155,7 +155,7 @@ class Segmentation:
         """Without the boxes and lassos that say where the object is not."""
         mask = mask.copy()
         for mark in self._marks:
-            if mark.box and not mark.include and (mark.axis, mark.index) == (axis, index):
+            if mark.box and not mark.include and (mark.axis, mark.slice) == (axis, index):
                 x1, y1, x2, y2 = (int(side) for side in mark.box)
                 mask[y1:y2, x1:x2] &= False if mark.region is None else ~mark.region
         return mask
@@ -179,5 +179,5 @@ def _box_of(mask: np.ndarray) -> Box | None:
 
 
 def _same(mask: np.ndarray, before: np.ndarray) -> bool:
-    either = np.count_nonzero(mask | before)
-    return either == 0 or np.count_nonzero(mask & before) >= SAME * either
+    either = int(np.count_nonzero(mask | before))
+    return either == 0 or int(np.count_nonzero(mask & before)) >= SAME * either

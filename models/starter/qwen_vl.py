@@ -114,3 +114,6 @@ def save_tiny_qwen_vl(policy: QwenVLPolicy, folder: str | Path, dtype: torch.dty
     weights = {name: value.to(dtype) for name, value in policy.base.state_dict().items() if name not in tied}
     policy.base.save_pretrained(folder, state_dict=weights)
     policy.processor.save_pretrained(folder)
+    tokenizer = Path(folder) / "tokenizer.json"
+    table = json.loads(tokenizer.read_text(encoding="utf-8"))
+    tokenizer.write_text(json.dumps(table, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")  # not a token a line

@@ -36,7 +36,7 @@ std::vector<Tensor> make_caches(const Bundle& bundle, const Module& package) {
                 throw InputError(bundle.folder().string() + ": a cache without a fixed size");
             shape.push_back(std::get<std::int64_t>(side));
         }
-        caches.push_back(make_tensor(DType::float32, shape));
+        caches.push_back(make_tensor(package.spec().inputs[input].dtype, shape));
     }
     if (caches.empty()) throw InputError(bundle.folder().string() + ": " + package.spec().file + " takes no caches");
     return caches;
@@ -56,18 +56,12 @@ std::int64_t fixed_side(const Bundle& bundle, const TensorSpec& tensor, std::siz
     return std::get<std::int64_t>(tensor.shape[place]);
 }
 
-const Bundle& in_float(const Bundle& bundle) {
-    if (bundle.manifest().dtype == "float32") return bundle;
-    throw InputError(bundle.folder().string() + ": its numbers are " + one_line(bundle.manifest().dtype, 20) +
-                     " (expected float32)");
-}
-
 std::span<const float> row(const Tensor& logits) { return {logits.data<float>(), static_cast<std::size_t>(logits.numel())}; }
 
 }  // namespace
 
 Vlm::Vlm(const Bundle& bundle)
-    : patches_(entry(in_float(bundle), "preprocessing", PatchSettings::parse)),
+    : patches_(entry(bundle, "preprocessing", PatchSettings::parse)),
       chat_(entry(bundle, "chat", Chat::parse)),
       tokenizer_(Tokenizer::read(bundle.folder() / "tokenizer.json")),
       vision_(bundle.load("vision")),
@@ -91,7 +85,7 @@ Tensor Vlm::features(const std::vector<Patches>& images) {
     for (const Patches& image : images) {
         std::vector<Tensor> inputs{image.values, image.positions};
         if (patches_.window > 0) inputs.insert(inputs.end(), {image.windows, image.slots});
-        const Tensor found = vision_.run(inputs).at(0);
+        const Tensor found = to_float(vision_.run(inputs).at(0));
         values.insert(values.end(), found.data<float>(), found.data<float>() + found.numel());
     }
     const auto count = static_cast<std::int64_t>(values.size()) / hidden_;
@@ -126,7 +120,8 @@ Answer Vlm::answer(const PreparedPrompt& prompt, std::int64_t max_new_tokens, co
                    const std::vector<std::string>& stops, const OnPiece& on_piece) {
     const auto& [ids, positions, next] = prompt.tokens;
     const auto length = static_cast<std::int64_t>(ids.size());
-    Tensor logits = prefill_.run(with_caches({make_tensor(ids, {1, length}), positions, features(prompt.images)})).at(0);
+    Tensor logits =
+        to_float(prefill_.run(with_caches({make_tensor(ids, {1, length}), positions, features(prompt.images)})).at(0));
     Sampler sampler(sampling, penalty_, logits.numel());
     for (const std::int64_t id : ids) sampler.see(id);
     Answer answer;
@@ -146,10 +141,9 @@ Answer Vlm::answer(const PreparedPrompt& prompt, std::int64_t max_new_tokens, co
         slots.push_back(length + step);
         const std::vector<std::int64_t> position(3, next + step);
         const auto so_far = static_cast<std::int64_t>(slots.size());
-        logits = decode_
-                     .run(with_caches(
-                         {make_tensor(std::vector{token}, {1, 1}), make_tensor(position, {3, 1, 1}), make_tensor(slots, {so_far})}))
-                     .at(0);
+        const std::vector<Tensor> one{make_tensor(std::vector{token}, {1, 1}), make_tensor(position, {3, 1, 1}),
+                                      make_tensor(slots, {so_far})};
+        logits = to_float(decode_.run(with_caches(one)).at(0));
     }
     pieces.finish();
     answer.ended = answer.ended || pieces.stopped();

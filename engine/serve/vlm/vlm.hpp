@@ -29,7 +29,7 @@ struct Answer {
 
 class Vlm {
  public:
-    // InputError where the bundle lacks what a VLM needs, or is not in float32.
+    // InputError where the bundle lacks what a VLM needs.
     explicit Vlm(const Bundle& bundle);
 
     // Everything that can be wrong with a question, before the model is run. The images are those of the messages' parts, in order.
