@@ -192,12 +192,12 @@ def only(index, **values):
         (only(2, PixelData=bytes(10)), "damaged DICOM"),
         (only(2, Rows=60000, Columns=60000), "pixels are more than an image may have"),
         (only(2, NumberOfFrames="900000000"), "promises more voxels"),
-        (only(2, BurnedInAnnotation="YES"), "shows who the patient is|BurnedInAnnotation is YES"),
+        (only(2, BurnedInAnnotation="YES"), "BurnedInAnnotation is YES"),
     ],
 )
 def test_what_is_no_stack_is_one_line(folder, change, message):
     write_series(folder, voxels_of(), AXIAL, change)
-    with pytest.raises(InputError, match=message if "|" in message else re.escape(message)) as error:
+    with pytest.raises(InputError, match=re.escape(message)) as error:
         read_volume(folder)
     assert str(error.value).startswith(str(folder)) and "\n" not in str(error.value)
 
