@@ -7,6 +7,7 @@ shared by all (PS3.3 C.7.6.16), which go before what the data set itself says.
 
 import io
 import math
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ from engine.errors import InputError
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+DEFLATED, META = b"1.2.840.10008.1.2.1.99", 1024  # a transfer syntax, which stands among the first bytes
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"  # the storage class
 GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")  # rescale; window or table
 
@@ -58,6 +60,8 @@ def _read_frame(data: bytes) -> tuple["Dataset", np.ndarray]:
     from pydicom.pixels import apply_color_lut, pixel_array
     from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+    if DEFLATED in data[:META]:
+        _refuse_bomb(data)
     dataset = dcmread(io.BytesIO(data), force=True)  # force: files from before the preamble existed
     if "Rows" not in dataset or "Columns" not in dataset:
         raise InputError("a DICOM file without an image, or not a DICOM file")
@@ -75,6 +79,18 @@ def _read_frame(data: bytes) -> tuple["Dataset", np.ndarray]:
         return dataset, to_uint8(pixels, 0, 2**dataset.BitsStored - 1)  # pixel_array has turned YBR into RGB
     _apply_groups(dataset, frame)
     return dataset, pixels
+
+
+def _refuse_bomb(data: bytes) -> None:
+    """InputError for a deflated file that is too large when it is inflated, which pydicom would do at once and without a limit."""
+    most, inflated = 4 * (Image.MAX_IMAGE_PIXELS or math.inf), 0
+    begin = 144 + int.from_bytes(data[140:144], "little")  # after the preamble and the file's meta group, whose length it has
+    stream, rest = zlib.decompressobj(-zlib.MAX_WBITS), data[begin:]
+    while rest and not stream.eof and inflated <= most:
+        inflated += len(stream.decompress(rest, 1 << 20))
+        rest = stream.unconsumed_tail
+    if inflated > most:
+        raise InputError(f"a deflated DICOM file of more than {most:,} bytes, which is more than an image may have")
 
 
 def _apply_groups(dataset: "Dataset", frame: int) -> None:
