@@ -28,7 +28,7 @@ DISPLAY = (
     "PhotometricInterpretation BitsAllocated BitsStored PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit Modality "
     "RescaleSlope RescaleIntercept ModalityLUTSequence WindowCenter WindowWidth VOILUTFunction VOILUTSequence"
 ).split()
-DEFLATED, MAX_INFLATED = b"1.2.840.10008.1.2.1.99", 2**30  # the transfer syntax; bytes, as of any other file
+DEFLATED, MAX_INFLATED = b"1.2.840.10008.1.2.1.99", 2**28  # the transfer syntax; bytes, which pydicom inflates all at once
 ALLOW_BURNED_IN = "VESALIUS_ALLOW_BURNED_IN"
 
 
