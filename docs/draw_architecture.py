@@ -154,8 +154,7 @@ def draw_arcs(axes, side: int, edge: dict[Room, float], tops: dict[Room, float],
         head = Curve([end, (tip[0], end[1] + half), (tip[0], end[1] - half), end], closed=True)
         axes.add_patch(PathPatch(head, fc=color, ec="none", alpha=0.9, zorder=2))
         middle = [(p + 3 * q + 3 * r + s) / 8 for p, q, r, s in zip(start, (reach, start[1]), (reach, end[1]), tip, strict=True)]
-        label = {"boxstyle": "square,pad=0.12", "fc": PAPER, "ec": "none", "alpha": 0.9}
-        axes.text(*middle, str(number), fontsize=8, color=color, ha="center", va="center", bbox=label, zorder=6)
+        axes.text(*middle, str(number), fontsize=8, color=color, ha="center", va="center", zorder=6)
 
 
 def draw(root: Path, output: Path) -> None:
@@ -217,11 +216,12 @@ def draw(root: Path, output: Path) -> None:
 
 
 def smaller(svg: str) -> str:
-    """The same picture in half of the bytes: tenths of a point, one word on the font, no groups, no indentation."""
+    """The same picture in a third of the bytes: tenths of a point, a style for all texts, no groups, no indentation."""
     svg = re.sub(r" *\n *", "\n", svg)
     svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d)\d+", r"\1", tag[0]), svg)  # and not in what the texts say
-    svg = re.sub(r' font-family: [^;]*;| transform="rotate\(-0 [^"]*"|</?g[^>]*>\n', "", svg)
-    return svg.replace("</style>", "text{font-family: 'DejaVu Sans', sans-serif}</style>")
+    svg = re.sub(r' font-family: [^;]*;|; stroke-linejoin: miter| transform="rotate\(-0 [^"]*"|</?g[^>]*>\n', "", svg)
+    words = f"text{{font-family: 'DejaVu Sans', sans-serif; paint-order: stroke; stroke: {PAPER}; stroke-width: 3px}}"  # a halo
+    return svg.replace("</style>", f"{words}</style>")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from engine.command.arguments import parse_arguments
 from engine.command.main import run_command
 from engine.command.run_folder import open_run
 from engine.command.settings import ALLOW_BURNED_IN, SAM_MODELS, setting
-from engine.data.starter.volume import BOX, build_head
 from engine.data.volumes.boxes import UNNAMED, read_boxes
 from engine.data.volumes.carried import carried
 from engine.data.volumes.dicom.segmentation import FORMS
@@ -34,6 +33,7 @@ from engine.data.volumes.labels import INSIDE
 from engine.data.volumes.output import check_output, default_name, overlay_beside, write_labels
 from engine.data.volumes.propagate import Prompt
 from engine.data.volumes.read import read_volume, slice_of
+from engine.data.volumes.starter import BOX, build_head
 from engine.data.volumes.values import WINDOW_HELP, Pictures, read_window
 from engine.data.volumes.volume import Volume
 from engine.errors import InputError, input_errors

@@ -78,16 +78,17 @@ def load_viewer(args: ServerArguments) -> Any:
     with input_errors("--checkpoint"):
         predictor = load_predictor(args.model, args.checkpoint, local_device())
     logger.info("on %s", describe_device())
-    model = SamSlices(predictor, args.model, PUBLISHED if args.checkpoint is None else UNKNOWN)
+    model = SamSlices(predictor, PUBLISHED if args.checkpoint is None else UNKNOWN)
     leases = Leases(args.max_sessions, args.lease_seconds, time.monotonic)
-    return Viewer(PointsByBoxes(model) if args.model in BOXES_ALONE else model, leases, int(args.max_volume_gb * 1e9))
+    segmenter = PointsByBoxes(model, model.license) if args.model in BOXES_ALONE else model
+    return Viewer(segmenter, leases, int(args.max_volume_gb * 1e9))
 
 
 class SamSlices:
-    """A SAM as the server asks it: `engine.viewer.segmenter`'s BoxSegmenter, and its Segmenter where it was trained with points."""
+    """A SAM as a BoxSegmenter of `engine/viewer/segmenter.py` and, where it was trained with points, a Segmenter."""
 
-    def __init__(self, predictor: Any, name: str, license: str):
-        self.predictor, self.name, self.license = predictor, name, license
+    def __init__(self, predictor: Any, license: str):
+        self.predictor, self.license = predictor, license
 
     def look(self, pixels: Any) -> Any:
         self.predictor.set_image(pixels)

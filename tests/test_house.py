@@ -30,7 +30,7 @@ FENCED = {
     "xformers": ("kernels/prefix_providers.py",),
     "deepspeed": ("engine/training/zero/", "bench/", "tests/"),
     "nvidia.dali": ("engine/data/loaders/",),
-    "nibabel": ("engine/data/", "bench/", "tests/"),
+    "nibabel": ("engine/data/volumes/", "bench/", "tests/"),
     "highdicom": ("engine/data/volumes/", "bench/", "tests/"),
     "tensorrt": ("engine/export/",),
     "tensorrt_rtx": ("engine/export/",),

@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
@@ -119,6 +120,8 @@ def _set_up_logging() -> None:
     logging.basicConfig(handlers=[handler], level=logging.INFO)
     for chatty in ("httpx2", "matplotlib", "PIL", "fsspec", "torch.distributed"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    for reader in ("PIL", "pydicom"):  # what they doubt in a file, with words of it; what cannot be read is an error of ours
+        warnings.filterwarnings("ignore", module=rf"{reader}\.")
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno > logging.WARNING)  # it sets its own level when imported
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when huggingface_hub is imported, for transformers too
     telemetry = os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -26,10 +26,12 @@ from typing import Any
 from engine.data.formats.folders import TABLES
 from engine.data.image_check import find_bad_images
 from engine.data.images import EXPECTED
+from engine.data.loaders.undecoded import read_undecoded
 from engine.data.masks.chosen import check_mask_values
 from engine.data.masks.names import KNOWN, SUFFIXES, MaskNames, split_name
 from engine.data.masks.pair import ImageAndMask
 from engine.data.rows import BadRow, BadRows, Rows, evenly_spread
+from engine.data.sources import ImageFile
 from engine.data.tables import read_csv
 from engine.errors import InputError
 from engine.files import visible_files
@@ -57,6 +59,10 @@ class MaskedQuestions(Rows[ImageAndMask]):
     def open(self, handle: ImageAndMask) -> dict[str, Any]:
         image, mask = handle.open()
         return {"image": image, "mask": mask}
+
+    def undecoded(self, index: int) -> dict[str, Any]:
+        image, mask = self.handles[index].open_as(lambda path: read_undecoded(ImageFile(path)))
+        return {**self.records[index], "image": image, "mask": mask}
 
 
 def load_masked_questions(

@@ -22,6 +22,7 @@ from engine.data.formats.columns import as_question, rename
 from engine.data.formats.names import find_named
 from engine.data.image_check import ImageHandle, find_bad_images
 from engine.data.images import EXPECTED, MISSING
+from engine.data.loaders.undecoded import read_undecoded
 from engine.data.options.answers import read_option, tagged
 from engine.data.options.shown import list_options, parse_options, same_options
 from engine.data.options.texts import LETTERS, plain
@@ -39,6 +40,9 @@ class QuestionSet(Rows[Sequence[ImageHandle]]):
 
     def open(self, handle: Sequence[ImageHandle]) -> dict[str, Any]:
         return {"images": [image.open() for image in handle]}
+
+    def undecoded(self, index: int) -> dict[str, Any]:
+        return {**self.records[index], "images": [read_undecoded(image) for image in self.handles[index]]}
 
 
 def load_questions(

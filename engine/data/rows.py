@@ -84,6 +84,10 @@ class Rows(Generic[Handle]):
         """The row with its images opened; ImageError as `open` raises it."""
         return {**self.records[index], **self.open(self.handles[index])}
 
+    def undecoded(self, index: int) -> dict[str, Any]:
+        """The same, but plain image files may be `engine.data.loaders.undecoded.Undecoded`."""
+        return self[index]
+
     def record(self, index: int) -> dict[str, Any]:
         """The row without its images: no file is touched."""
         return dict(self.records[index])

@@ -18,7 +18,7 @@ from engine.data.formats.columns import our_name
 from engine.data.formats.folders import ENDINGS, TABLES, ending, files_of_split
 from engine.data.formats.json_rows import read_json_rows
 from engine.data.formats.text import read_text, refuse_lfs_pointer
-from engine.data.images import image_error
+from engine.data.images import image_error, read_image_file
 from engine.data.loaders.decoded import decode_once, open_decoded
 from engine.data.split_names import name_of_split
 from engine.data.tables import open_table
@@ -56,7 +56,7 @@ class ImageFile:
         """The file's name and its content as it is; a slice of a volume as a PNG."""
         view = View.of(self.path)
         if not view.is_of_volume:
-            return self.path.name, self.path.read_bytes()
+            return self.path.name, read_image_file(self.path)
         buffer = io.BytesIO()
         self.open().save(buffer, "PNG")
         return f"{self.path.name}.png", buffer.getvalue()

@@ -28,7 +28,7 @@ from engine.seeds import derive_seed
 from engine.tasks.task import Task
 from engine.training.compiled.layers import SHORTEST, HasLayers
 from engine.training.config.grpo import GRPOConfig
-from engine.training.encoded_rows import EncodedRows
+from engine.training.encoded_rows import EncodedRows, PatchMaker
 from engine.training.groups import Group, GroupSampler
 from engine.training.step_log import StepLog
 from engine.training.step_sampler import StepSampler
@@ -67,9 +67,10 @@ class GRPOTrainer(Trainer):
     def __init__(
         self, policy: Policy, task: Task, args: GRPOConfig, rows: Rows, *, sampler: AnswerSampler | None = None, **options: Any
     ) -> None:
-        encoded = EncodedRows(rows, task, policy.processor)
+        encoded = EncodedRows(rows, task, policy.processor, loader=args.loader)
         super().__init__(policy.model, args, encoded, data_collator=list, processing_class=policy.processor, **options)
         self.attend_as_asked(policy, args)
+        self.pictures = PatchMaker(policy.processor, args.device) if args.loader == "dali" else None
         self.policy, self.greedy = policy, greedy_answers(policy, task.prompt, args.max_completion_length)
         self.reference: Policy | None = policy.reference() if args.beta > 0 else None
         own_model = self.reference is not None and self.reference.model is not policy.model
@@ -151,9 +152,14 @@ class GRPOTrainer(Trainer):
                 break
             seed = derive_seed(self.args.seed, step, round, self.args.process_index)
             picks = torch.randint(len(self.train_dataset), (len(flat),), generator=torch.Generator().manual_seed(seed)).tolist()
-            for place, group in zip(flat, self.sampler.sample([self.train_dataset[i] for i in picks], step, round), strict=True):
+            for place, group in zip(flat, self.sampler.sample(self._rows(picks), step, round), strict=True):
                 if not self.sampler.is_flat(group):
                     groups[place] = group
+
+    def _rows(self, indices: list[int]) -> list[dict]:
+        """Rows beside those that the data loader brings."""
+        rows = [self.train_dataset[i] for i in indices]
+        return self.pictures.fill([rows])[0] if self.pictures else rows
 
     def _micro_batch(self, groups: list[Group]) -> MicroBatch:
         masks = [
@@ -301,7 +307,7 @@ class GRPOTrainer(Trainer):
     def _restore_step(self) -> list[MicroBatch]:
         assert self._saved_step is not None  # answers were left over when the checkpoint was saved
         self.groups = [
-            [Group(row=self.train_dataset[saved.pop("index")], texts=[], **saved) for saved in groups]
+            [Group(row=self._rows([saved.pop("index")])[0], texts=[], **saved) for saved in groups]
             for groups in self._saved_step["groups"]
         ]
         micro_batches = [self._micro_batch(groups) for groups in self.groups]

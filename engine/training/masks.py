@@ -16,7 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Dataset
 
+from engine.data.loaders.dali import Pictures
 from engine.data.rows import Rows
 from engine.rollout.answers import Answer
 from engine.tasks.masks import MaskAnswers
@@ -26,6 +28,7 @@ from engine.training.config.masks import MIN_LEARNING_RATE, MaskConfig
 from engine.training.losses.masks import MASK_LOSSES, summed_cross_entropy
 from engine.training.trainer import Trainer
 
+UNDECODED = "undecoded"
 IGNORED = -100  # a label that does not count
 
 
@@ -65,6 +68,43 @@ class MaskModel(HasLayers, Protocol):
         """Read back what training changes."""
 
 
+class UndecodedRows(Dataset):
+    """Rows whose plain image files nobody has decoded."""
+
+    def __init__(self, rows: Rows):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows.undecoded(index)
+
+
+class Words:
+    """As a processor's `collate`, with the images as they are, under `UNDECODED`."""
+
+    def __init__(self, processor: Any):
+        self.processor = processor
+
+    def __call__(self, rows: list[dict]) -> dict[str, Any]:
+        return self.processor.collate_without_images(rows) | {UNDECODED: [row["image"] for row in rows]}
+
+
+class ViewMaker:
+    """What a processor's `views` say of images, made on `device`."""
+
+    def __init__(self, processor: Any, device: torch.device):
+        self.pictures = {name: Pictures(view, device) for name, view in processor.views.items()}
+
+    def fill(self, batches: list[dict]) -> list[dict]:
+        """The batches of `Words` as those of `collate`. ImageError, naming the file, for one that is damaged."""
+        for batch in batches:
+            images = batch.pop(UNDECODED)
+            batch |= {name: torch.stack(pictures(images)) for name, pictures in self.pictures.items()}
+        return batches
+
+
 class MaskTrainer(Trainer):
     """Trains a `MaskModel` on rows of `engine.data.masked_questions`."""
 
@@ -72,7 +112,11 @@ class MaskTrainer(Trainer):
     evaluation_batch_size = 8
 
     def __init__(self, model: MaskModel, task: Task, args: MaskConfig, rows: Rows, **options: Any) -> None:
-        super().__init__(model, args, rows, data_collator=model.processor.collate, **options)
+        by_dali = args.loader == "dali"
+        data = UndecodedRows(rows) if by_dali else rows
+        collate = Words(model.processor) if by_dali else model.processor.collate
+        super().__init__(model, args, data, data_collator=collate, **options)
+        self.pictures = ViewMaker(model.processor, args.device) if by_dali else None
         self.answers = MaskAnswers(model.segment_batch)
         self.loss_is_scaled_for_ga = True  # by the counts of the step
         self.terms: list[Tensor] = []  # mask, class and text loss of each micro-batch since the last log, shares of its step's

@@ -21,7 +21,7 @@ from engine.rollout.policy import Policy
 from engine.tasks.task import Task
 from engine.training.compiled.layers import SHORTEST
 from engine.training.config.sft import SFTConfig
-from engine.training.encoded_rows import EncodedRows
+from engine.training.encoded_rows import EncodedRows, PatchMaker
 from engine.training.step_sampler import StepSampler
 from engine.training.trainer import Trainer
 from kernels.linear_logprob import SKIP, head_operands, linear_logprob_forward
@@ -35,9 +35,10 @@ class SFTTrainer(Trainer):
     may_divide = True
 
     def __init__(self, policy: Policy, task: Task, args: SFTConfig, rows: Rows, **options: Any) -> None:
-        encoded = EncodedRows(rows, task, policy.processor, targets=True)
+        encoded = EncodedRows(rows, task, policy.processor, targets=True, loader=args.loader)
         super().__init__(policy.model, args, encoded, data_collator=list, processing_class=policy.processor, **options)
         self.attend_as_asked(policy, args)
+        self.pictures = PatchMaker(policy.processor, args.device) if args.loader == "dali" else None
         self.policy, self.greedy = policy, greedy_answers(policy, task.prompt, args.max_completion_length)
         self.loss_is_scaled_for_ga = True  # by the tokens of the step
         self.counts: list[torch.Tensor] = []  # since the last log: (tokens, those the model would choose, sum of entropies)

@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from engine.data.loaders.undecoded import as_picture
 from engine.files import json_line
 from engine.report.content import Sample, ShownAnswer
 from engine.rollout.answers import Answer
@@ -166,7 +167,7 @@ class StepLog:
 
     def _sample(self, group: Group, step: int) -> Sample:
         question, solution = self.task.shown(group.row)
-        image = group.row["images"][0] if group.row["images"] else None
+        image = as_picture(group.row["images"][0]) if group.row["images"] else None
         answers = []
         for text, rewards, advantage in zip(group.texts, group.rewards.tolist(), group.advantages.tolist(), strict=True):
             scores = {name: reward for name, reward in zip(self.names, rewards, strict=True) if not math.isnan(reward)}

@@ -10,7 +10,9 @@ from engine.errors import InputError
 
 
 class StepSampler(Sampler):
-    """Shuffled rows in blocks of one optimizer step, each block `repeats` times; an incomplete last block is left out.
+    """Shuffled rows in blocks of one optimizer step; an incomplete last block is left out.
+
+    Each block stands for `repeats` steps: after its rows come as many `None` for each of the others, which need no row opened.
 
     The order follows from the seed and the epoch alone, so that a resumed run sees what an uninterrupted one sees.
     """
@@ -31,8 +33,8 @@ class StepSampler(Sampler):
     def __len__(self) -> int:
         return self.num_rows // self.block * self.block * self.repeats
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[int | None]:
         order = torch.randperm(self.num_rows, generator=torch.Generator().manual_seed(self.seed + self.epoch())).tolist()
         for start in range(0, self.num_rows - self.block + 1, self.block):
-            for _ in range(self.repeats):
-                yield from order[start : start + self.block]
+            yield from order[start : start + self.block]
+            yield from [None] * (self.block * (self.repeats - 1))

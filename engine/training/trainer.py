@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.trainer_utils import rotate_checkpoints, unwrap_peft_model
 
+from engine.data.loaders.workers import shield_workers, worker_errors
 from engine.device import peak_memory_gb
 from engine.errors import InputError
 from engine.finite import FiniteWatch, first_not_finite
@@ -52,6 +53,7 @@ class Trainer(transformers.Trainer):
     headline_metric: str | None = None
     evaluation_batch_size = 32
     may_divide = False
+    pictures: Any = None  # with --loader dali, what its `fill` makes of micro-batches
 
     def __init__(self, model: Any, args: TrainingConfig, train_dataset: Any, **options: Any) -> None:
         if args.use_liger_kernel and not isinstance(unwrap_peft_model(model), PreTrainedModel):
@@ -103,11 +105,21 @@ class Trainer(transformers.Trainer):
         if self.args.torch_compile:
             backend, mode = self.args.torch_compile_backend or "inductor", self.args.torch_compile_mode
             self.compiled = CompiledLayers(self.networks(), backend, mode)
-        result = super().train(resume_from_checkpoint, *args, **options)
+        with worker_errors():
+            result = super().train(resume_from_checkpoint, *args, **options)
         if divided_layers.is_zero3(self):
             divided_layers.hold(self.deepspeed)
         share_first(self.model.buffers())
         return result
+
+    def _get_dataloader(self, *args: Any, **options: Any) -> Any:
+        loader = super()._get_dataloader(*args, **options)
+        shield_workers(loader)
+        return loader
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, Any]:
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return self.pictures.fill(batches) if self.pictures else batches, count
 
     def _build_accelerator_args(self, **options: Any) -> dict[str, Any]:
         args = super()._build_accelerator_args(**options)
@@ -216,7 +228,8 @@ class Trainer(transformers.Trainer):
                 Manifest(self.state.global_step, only_model, files, self.deciding, self.rows).write(staging / name)
         except Exception as error:
             fault = _fault_of_disk(error, staging / name)
-            shutil.rmtree(staging, ignore_errors=True)
+            if self.args.should_save:  # and no other: this one may still be writing there, and would say that its folder is missing
+                shutil.rmtree(staging, ignore_errors=True)
             if fault is None:
                 raise
             raise InputError(f"{output / name}: cannot be saved ({fault}); {self._last_good()}") from error

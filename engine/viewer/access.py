@@ -1,13 +1,8 @@
-"""Who is answered: whoever has the key, or, where there is none, programs of this machine."""
+"""Who is answered: whoever has the key or, where there is none, programs of this machine."""
 
 import ipaddress
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-
-OPEN = ("/healthz",)
-Scope = MutableMapping[str, Any]
-App = Callable[[Scope, Any, Any], Awaitable[None]]
 
 
 def is_loopback(host: str) -> bool:
@@ -19,25 +14,25 @@ def is_loopback(host: str) -> bool:
 
 
 class Access:
-    """Around an ASGI application. Without a key, what names another host than this one is refused too: a page of the web that a
-    browser on this machine shows could otherwise ask in its user's name."""
+    """Around an ASGI application. Without a key, requests that name another host are refused: a page of the web, shown by a browser
+    on this machine, could otherwise ask in its user's name."""
 
-    def __init__(self, app: App, api_key: str | None):
+    def __init__(self, app: Any, api_key: str | None):
         self.app, self.key = app, None if api_key is None else f"Bearer {api_key}".encode()
 
-    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         answer = self._refusal(scope) if scope["type"] == "http" else None
         await (answer or self.app)(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> App | None:
+    def _refusal(self, scope: Any) -> Any:
         from starlette.responses import JSONResponse
 
-        headers = {name: value for name, value in scope["headers"] if name in (b"host", b"origin", b"authorization")}
+        headers = dict(scope["headers"])
         if self.key is None:
             origin = headers.get(b"origin", b"http://localhost").partition(b"://")[2]
             if not all(is_loopback(_name(host)) for host in (headers.get(b"host", b""), origin)):
                 return JSONResponse({"detail": "this server answers to this machine only"}, 421)
-        elif scope["path"] not in OPEN and not secrets.compare_digest(headers.get(b"authorization", b""), self.key):
+        elif scope["path"] != "/healthz" and not secrets.compare_digest(headers.get(b"authorization", b""), self.key):
             return JSONResponse({"detail": "expected the header Authorization: Bearer KEY"}, 401)
         return None
 

@@ -1,9 +1,7 @@
 """Arrays as nnInteractive's clients send and take them: a header, then chunks that blosc2 packed.
 
-    "NNIA", version, codec, number of dimensions, length of the type's name (a byte each), the name, shape (int64 each),
-    number of chunks (uint32), and of each chunk: its size unpacked and packed (uint64 each), and its bytes
-
-All is little-endian. What the header says is held to a limit before anything is unpacked, and only plain numbers are taken.
+"NNIA", version, codec, number of dimensions, length of the type's name (a byte each), the name, shape (int64 each),
+number of chunks (uint32), and of each chunk: its size unpacked and packed (uint64 each), and its bytes; little-endian
 """
 
 import math
@@ -18,13 +16,10 @@ CHUNK = 2**30  # blosc2 counts a call's bytes in 32 bits
 
 
 def pack_array(array: np.ndarray) -> bytes:
-    """The array as the clients read it. ValueError where its type has no name there."""
+    """The array, of one of TYPES, as the clients read it."""
     import blosc2
 
-    name = array.dtype.name.encode()
-    if array.dtype.name not in TYPES:
-        raise ValueError(f"{array.dtype.name} cannot be sent")
-    array = np.ascontiguousarray(array)  # little-endian, as its type's name says where we run
+    name, array = array.dtype.name.encode(), np.ascontiguousarray(array)
     raw = array.reshape(-1).view(np.uint8).data
     pieces = [raw[start : start + CHUNK] for start in range(0, len(raw), CHUNK)]
     head = MAGIC + bytes([VERSION, 1, array.ndim, len(name)]) + name + struct.pack(f"<{array.ndim}qI", *array.shape, len(pieces))
@@ -44,17 +39,15 @@ def unpack_array(packed: bytes, most_bytes: int) -> np.ndarray:
         return _unpack(memoryview(packed), most_bytes)
     except struct.error:
         raise ValueError("the packed array is cut short") from None
-    except UnicodeDecodeError:
-        raise ValueError("the packed array's type has no name in ASCII") from None
 
 
 def _unpack(packed: memoryview, most_bytes: int) -> np.ndarray:
     magic, version, codec, num_dims, name_length = struct.unpack_from("<4sBBBB", packed)
     if magic != MAGIC or version != VERSION or codec not in CODECS:
         raise ValueError("not a packed array (expected NNIA, version 1, packed with ZSTD or LZ4)")
-    name = bytes(packed[8 : 8 + name_length]).decode("ascii")
+    name = bytes(packed[8 : 8 + name_length]).decode("latin-1")
     if name not in TYPES:
-        raise ValueError(f"an array of {ascii(name)[:40]} (expected one of {', '.join(sorted(TYPES))})")
+        raise ValueError(f"an array of {ascii(name)[:40]} (expected bool, or integers or floats of up to 64 bits)")
     place = 8 + name_length
     *shape, num_chunks = struct.unpack_from(f"<{num_dims}qI", packed, place)
     place += 8 * num_dims + 4
@@ -72,21 +65,21 @@ def _unpack(packed: memoryview, most_bytes: int) -> np.ndarray:
         _unpack_chunk(packed[place : place + packed_length], flat[written : written + length], length, packed_length)
         place, written = place + packed_length, written + length
     if written != size or place != len(packed):
-        raise ValueError(f"the chunks of the packed array hold {written:,} bytes (expected {size:,}, and nothing behind them)")
+        raise ValueError(f"the chunks hold {written:,} bytes (expected {size:,}, and nothing behind them)")
     array = flat.view(dtype).reshape(shape)
     return array != 0 if name == "bool" else array
 
 
 def _unpack_chunk(chunk: memoryview, into: np.ndarray, length: int, packed_length: int) -> None:
-    """`length` and `packed_length` are what the array's header says; blosc2's own header of 32 bytes must say the same."""
+    """The lengths are what the array's header says; blosc2's own of 32 bytes must say the same."""
     import blosc2
 
     sizes = blosc2.get_cbuffer_sizes(chunk) if len(chunk) >= 32 else ()
     if not 0 < length == len(into) or tuple(sizes[:2]) != (length, len(chunk)) or packed_length != len(chunk):
-        raise ValueError("a chunk of the packed array is not as long as its header says")
+        raise ValueError("a chunk is not as long as its header says")
     if chunk[2] >> 5 not in FORMATS or max(chunk[16:22]) > LAST_FILTER:  # others are plug-ins, which blosc2 would look for
-        raise ValueError("a chunk of the packed array is not packed with ZSTD or LZ4")
+        raise ValueError("a chunk is not packed with ZSTD or LZ4")
     try:
         blosc2.decompress2(chunk, dst=into, nthreads=1)
     except (ValueError, RuntimeError):
-        raise ValueError("a chunk of the packed array cannot be unpacked") from None
+        raise ValueError("a chunk cannot be unpacked") from None

@@ -9,19 +9,12 @@ import numpy as np
 
 from engine.viewer.arrays import pack_array, unpack_array
 
-SECONDS = 600.0  # for an answer
 
-
-def segment_box(
-    address: str, key: str | None, voxels: np.ndarray, spacing: Sequence[float], box: Sequence[Sequence[int]]
-) -> np.ndarray:
-    """The mask [X, Y, Z] bool of what is in the box ([low, high] of each axis) of `voxels` [X, Y, Z], in a session of its own.
-
-    Raises httpx2.HTTPError where the server refuses or does not answer.
-    """
+def segment_box(address: str, key: str | None, voxels: np.ndarray, spacing: Sequence[float], box: list[list[int]]) -> np.ndarray:
+    """The mask [X, Y, Z] bool of what is in the box ([low, high] of each axis) of `voxels` [X, Y, Z]. Raises httpx2.HTTPError."""
     mask = np.zeros(voxels.shape, bool)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    with httpx2.Client(base_url=address, headers=headers, timeout=SECONDS, trust_env=False) as client:
+    with httpx2.Client(base_url=address, headers=headers, timeout=600, trust_env=False) as client:
 
         def ask(route: str, **request: Any) -> Any:
             answer = client.post(f"/{route}", **request).raise_for_status()
@@ -33,8 +26,8 @@ def segment_box(
             return change["unfinished"]
 
         client.headers["X-Lease-Token"] = ask("claim")["lease_token"]
-        meta = {"image_properties": {"spacing": list(spacing)}}
-        ask("set_image", content=pack_array(voxels[None]), headers={"X-Meta": json.dumps(meta)})
+        meta = json.dumps({"image_properties": {"spacing": list(spacing)}})
+        ask("set_image", content=pack_array(voxels[None]), headers={"X-Meta": meta})
         ask("set_target_buffer", json={"shape": voxels.shape, "dtype": "bool"})
         unfinished = ask("add_bbox_interaction", json={"bbox_coords": box, "include_interaction": True})
         while unfinished:

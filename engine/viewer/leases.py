@@ -18,7 +18,7 @@ ALIVE_SECONDS = 60.0  # without any request, the heartbeat included, a client is
 
 @dataclass(eq=False)
 class Lease:
-    """One client's: its object, the type of the numbers that it wants masks as, and when it was heard of and last at work."""
+    """One client's: when it was heard of and last at work, its object, and as what numbers it wants masks."""
 
     token: str
     heard: float
@@ -34,46 +34,33 @@ class Leases:
     def __init__(self, most: int, idle_seconds: float, clock: Callable[[], float]):
         self.most, self.idle_seconds, self.clock = most, idle_seconds, clock
         self.alive_seconds = min(ALIVE_SECONDS, idle_seconds)
-        self._leases: dict[str, Lease] = {}
+        self.held: dict[str, Lease] = {}
 
-    def claim(self) -> Lease:
-        """A new one; Refusal (503) where all are taken."""
+    def claim(self) -> str:
+        """The token of a new one; Refusal (503) where all are taken."""
         self.sweep()
-        if len(self._leases) >= self.most:
+        if len(self.held) >= self.most:
             raise Refusal(503, f"all {self.most} sessions are taken", {"Retry-After": "10"})
-        now = self.clock()
-        lease = Lease(secrets.token_hex(16), now, now)
-        self._leases[lease.token] = lease
-        return lease
+        token = secrets.token_hex(16)
+        self.held[token] = Lease(token, self.clock(), self.clock())
+        return token
 
-    def find(self, token: str | None) -> Lease:
+    def find(self, token: str) -> Lease:
         """Refusal (410) where there is none, or no longer. The client has been heard of."""
         self.sweep()
-        lease = self._leases.get(token or "")
-        if lease is None:
+        if token not in self.held:
             raise Refusal(410, "the session has ended, or there never was one (expected a lease of /claim in X-Lease-Token)")
-        lease.heard = self.clock()
-        return lease
-
-    def work(self, lease: Lease) -> None:
-        """The client's user has done something."""
-        lease.worked = lease.heard = self.clock()
+        self.held[token].heard = self.clock()
+        return self.held[token]
 
     def remaining(self, lease: Lease) -> float:
         """Seconds until it ends, should its user do nothing."""
         return max(0.0, self.idle_seconds - (self.clock() - lease.worked))
 
-    def release(self, token: str | None) -> None:
-        """It ends now, if it has not yet."""
-        self._leases.pop(token or "", None)
-
     def sweep(self) -> None:
-        """Ends those whose time is over, and lets go of what they hold; not while a request of theirs is answered."""
+        """Ends those whose time is over, with all that they hold; not while a request of theirs is answered."""
         now = self.clock()
-        for lease in list(self._leases.values()):
+        for token, lease in list(self.held.items()):
             over = now - lease.worked > self.idle_seconds or now - lease.heard > self.alive_seconds
             if over and not lease.lock.locked():
-                del self._leases[lease.token]
-
-    def __len__(self) -> int:
-        return len(self._leases)
+                del self.held[token]

@@ -1,19 +1,16 @@
-"""A request, read within limits: its body, its JSON, and what its fields must be. What is wrong with it is a Refusal."""
+"""A request, read within limits. What is wrong with it is a Refusal."""
 
 import asyncio
 import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 from engine.json_names import each_once
 
-if TYPE_CHECKING:
-    from starlette.requests import Request
-
 JSON_BYTES = 2**16
-BODY_SECONDS = 120.0  # for the whole of a body to arrive; the clients give up after as many
+BODY_SECONDS = 120.0  # for a body to arrive; the clients give up after as many
 LARGEST = 2**40  # of a number that may be a coordinate
 
 
@@ -27,44 +24,40 @@ class Refusal(Exception):
 
 @contextmanager
 def refused() -> Iterator[None]:
-    """Inside, a ValueError is a Refusal (400): the client can mend it."""
+    """Inside, a ValueError is a Refusal (400)."""
     try:
         yield
     except ValueError as error:
         raise Refusal(400, str(error)) from None
 
 
-async def read_body(request: "Request", limit: int) -> bytes:
-    """The body. Refusal (413) for one that is larger or says it will be, 408 for one that does not arrive."""
+async def read_body(request: Any, limit: int) -> bytes:
+    """The body. Refusal (413) of one that is, or says it will be, larger; 408 of one that does not arrive."""
     from starlette.requests import ClientDisconnect
 
-    declared = request.headers.get("content-length", "0")
+    declared, body = request.headers.get("content-length", "0"), bytearray()
+    too_large = Refusal(413, f"a body of more than {limit:,} bytes", {"Connection": "close"})
     if not declared.isdecimal() or len(declared) > 18 or int(declared) > limit:
-        raise Refusal(413, f"a body of {declared[:20]} bytes (expected at most {limit:,})", {"Connection": "close"})
-    body = bytearray()
+        raise too_large
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for piece in request.stream():
                 body += piece
                 if len(body) > limit:
-                    raise Refusal(413, f"a body of more than {limit:,} bytes", {"Connection": "close"})
+                    raise too_large
     except (TimeoutError, ClientDisconnect):
         raise Refusal(408, "the body has not arrived", {"Connection": "close"}) from None
     return bytes(body)
 
 
 def read_object(text: str | bytes, what: str) -> dict[str, Any]:
-    """A JSON object; Refusal (400) for anything else."""
-
-    def no_number(name: str) -> NoReturn:
-        raise ValueError(name)
-
+    """A JSON object; Refusal (400) of anything else."""
     try:
-        found = json.loads(text, object_pairs_hook=each_once, parse_constant=no_number)
+        found = json.loads(text, object_pairs_hook=each_once)
     except (ValueError, RecursionError):
-        raise Refusal(400, f"{what} cannot be read (expected JSON)") from None
+        found = None
     if not isinstance(found, dict):
-        raise Refusal(400, f"{what} is not what was expected, a JSON object")
+        raise Refusal(400, f"{what} cannot be read (expected a JSON object)")
     return found
 
 
@@ -91,6 +84,4 @@ def intervals(values: Any, name: str) -> list[list[float]]:
 
 
 def _is_number(value: Any) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return abs(value) <= LARGEST if isinstance(value, int) else math.isfinite(value) and abs(value) <= LARGEST
+    return type(value) in (int, float) and (type(value) is int or math.isfinite(value)) and abs(value) <= LARGEST

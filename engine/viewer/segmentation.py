@@ -41,7 +41,7 @@ class _Step(NamedTuple):
 
 
 class Segmentation:
-    """`mask` [X, Y, Z] bool. Used by one thread at a time."""
+    """`mask` [X, Y, Z] bool."""
 
     def __init__(self, stack: Stack):
         self.stack = stack
@@ -61,7 +61,7 @@ class Segmentation:
 
     @property
     def unfinished(self) -> bool:
-        """Whether `predict` has something to do: marks that it was not called for, or slices that it had no time for."""
+        """Whether `predict` has something to do: new marks, or slices that it had no time for."""
         return bool(self._turns)
 
     def add(self, mark: Mark) -> None:

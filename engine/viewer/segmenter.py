@@ -1,4 +1,4 @@
-"""What the server asks of a model: masks of a slice, for prompts in it."""
+"""What the server asks of a model: masks of a slice, for prompts in it. One thread at a time uses it."""
 
 from typing import Any, Protocol
 
@@ -8,33 +8,25 @@ from engine.data.volumes.propagate import Box, Prompt
 
 
 class Segmenter(Protocol):
-    """A promptable model of slices, used by one thread at a time. `name`; `license`: of its weights."""
+    """A promptable model of slices; `license`: of its weights."""
 
-    name: str
     license: str
 
     def look(self, pixels: np.ndarray) -> Any:
         """What prompts on one slice share, e.g. its embedding. `pixels` [H, W] or [H, W, 3] uint8."""
-        ...
 
     def segment(self, seen: Any, prompt: Prompt) -> tuple[np.ndarray, float]:
         """The object's mask [H, W] bool in a slice that was looked at, and how good the model believes it to be (0 to 1).
 
         The prompt has a box, or a point inside, and no mask.
         """
-        ...
 
 
 class BoxSegmenter(Protocol):
-    """A promptable model of slices that was trained with boxes alone; `name`, `license` and `look` as `Segmenter`'s."""
-
-    name: str
-    license: str
+    """One that reads boxes alone."""
 
     def look(self, pixels: np.ndarray) -> Any:
         """As `Segmenter.look`."""
-        ...
 
     def segment_boxes(self, seen: Any, boxes: list[Box]) -> tuple[np.ndarray, np.ndarray]:
         """Masks [P, H, W] bool of P boxes, and how good the model believes each to be [P]."""
-        ...

@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+from importlib.util import find_spec
 from typing import Any
 
 from engine.errors import InputError
@@ -17,13 +17,10 @@ from engine.viewer.routes import Viewer
 
 SWEEP_SECONDS = 15.0
 KEY_VARIABLE = "NN_INTERACTIVE_API_KEY"  # the clients' own
-logger = logging.getLogger(__name__)
 
 
 def require_packages() -> None:
     """InputError where the server's packages are not installed."""
-    from importlib.util import find_spec
-
     for package in ("starlette", "uvicorn", "blosc2"):
         if find_spec(package) is None:
             raise InputError(f"{package} is not installed (pip install 'vesalius[serve]')")
@@ -31,7 +28,7 @@ def require_packages() -> None:
 
 def checked_key(host: str, api_key: str | None) -> str | None:
     """The key that clients must show. InputError where others than this machine could reach `host` without one."""
-    key = api_key if api_key is not None else os.environ.get(KEY_VARIABLE) or None
+    key = os.environ.get(KEY_VARIABLE) or None if api_key is None else api_key
     if key is None and not is_loopback(host):
         raise InputError(f"--host {host}: others can reach it, so --api_key (or {KEY_VARIABLE}) is needed; 127.0.0.1 needs none")
     if key is not None and (len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key):
@@ -58,14 +55,14 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address_of(listener: socket.socket) -> str:
-    """As a client is told it."""
+    """What a client is told."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def serve(viewer: Viewer, listener: socket.socket, api_key: str | None) -> None:
     """Answers until SIGTERM; KeyboardInterrupt at SIGINT. What is being answered is finished first."""
-    server = _server(viewer, listener, api_key)
+    server = _server(viewer, api_key)
     server.run([listener])
     viewer.stop()
     if server.signal == signal.SIGINT:
@@ -75,7 +72,7 @@ def serve(viewer: Viewer, listener: socket.socket, api_key: str | None) -> None:
 @contextmanager
 def served(viewer: Viewer, listener: socket.socket, api_key: str | None) -> Iterator[str]:
     """Inside, a thread answers; the address."""
-    server = _server(viewer, listener, api_key)
+    server = _server(viewer, api_key)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
@@ -86,7 +83,7 @@ def served(viewer: Viewer, listener: socket.socket, api_key: str | None) -> Iter
         viewer.stop()
 
 
-def _server(viewer: Viewer, listener: socket.socket, api_key: str | None) -> Any:
+def _server(viewer: Viewer, api_key: str | None) -> Any:
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -94,17 +91,15 @@ def _server(viewer: Viewer, listener: socket.socket, api_key: str | None) -> Any
 
         signal: int | None = None
 
-        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        def handle_exit(self, sig: int, frame: Any) -> None:
             self.force_exit = self.should_exit and sig == signal.SIGINT  # twice
             self.should_exit, self.signal = True, self.signal or sig
             viewer.stopping = True  # a prediction ends at its next slice
 
         async def main_loop(self) -> None:
             sweeping = asyncio.create_task(self._sweep())
-            try:
-                await super().main_loop()
-            finally:
-                sweeping.cancel()
+            await super().main_loop()
+            sweeping.cancel()
 
         async def _sweep(self) -> None:
             while True:
@@ -112,17 +107,8 @@ def _server(viewer: Viewer, listener: socket.socket, api_key: str | None) -> Any
                 viewer.leases.sweep()
 
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    return Server(
-        uvicorn.Config(
-            viewer.app(api_key),
-            http="h11",
-            ws="none",
-            loop="asyncio",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            limit_concurrency=8 * viewer.leases.most + 32,
-            timeout_graceful_shutdown=60,
-        )
-    )
+    most = 8 * viewer.leases.most + 32  # requests at a time; more are answered 503
+    how: dict[str, Any] = {"http": "h11", "ws": "none", "loop": "asyncio", "lifespan": "off", "log_config": None}
+    how |= {"access_log": False, "server_header": False, "limit_concurrency": most, "timeout_graceful_shutdown": 60}
+    how["timeout_keep_alive"] = 75  # seconds between a user's strokes
+    return Server(uvicorn.Config(viewer.app(api_key), **how))

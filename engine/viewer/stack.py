@@ -22,7 +22,9 @@ class Stack:
 
         Other numbers than uint8 are shown as `auto_window` has it; those that are not finite are as dark as the darkest.
         """
-        self.levels = _as_levels(image)
+        if image.dtype != np.uint8:
+            image = _shown(image)
+        self.levels = image[0] if len(image) == 1 else np.ascontiguousarray(np.moveaxis(image, 0, -1))
         self.shape: tuple[int, int, int] = image.shape[1:]
         self.axis = max(range(3), key=lambda axis: (spacing[axis], -self.shape[axis], -axis))
         self._seen: OrderedDict[tuple[int, int], Any] = OrderedDict()
@@ -39,21 +41,16 @@ class Stack:
     def look(self, segmenter: Segmenter, axis: int, index: int) -> Any:
         """What the segmenter sees in a slice; of those that were asked for last it is kept."""
         seen = self._seen.pop((axis, index), None)
-        if seen is None:
-            seen = segmenter.look(self.pixels(axis, index))
-        self._seen[axis, index] = seen
+        self._seen[axis, index] = segmenter.look(self.pixels(axis, index)) if seen is None else seen
         while len(self._seen) > KEPT:
             self._seen.popitem(last=False)
-        return seen
+        return self._seen[axis, index]
 
 
-def _as_levels(image: np.ndarray) -> np.ndarray:
-    """[1 or 3, X, Y, Z] -> uint8 [X, Y, Z] or [X, Y, Z, 3]."""
-    if image.dtype != np.uint8:
-        low, high = (float(np.clip(edge, -FARTHEST, FARTHEST)) for edge in auto_window(image))
-        shown = np.empty(image.shape, np.uint8)
-        for place in np.ndindex(image.shape[:2]):  # a part at a time: in between it is float64
-            values = image[place].astype(np.float64).clip(-FARTHEST, FARTHEST)
-            shown[place] = to_uint8(np.where(np.isfinite(image[place]), values, low), low, high)
-        image = shown
-    return image[0] if len(image) == 1 else np.ascontiguousarray(np.moveaxis(image, 0, -1))
+def _shown(image: np.ndarray) -> np.ndarray:
+    low, high = (float(np.clip(edge, -FARTHEST, FARTHEST)) for edge in auto_window(image))
+    shown = np.empty(image.shape, np.uint8)
+    for place in np.ndindex(image.shape[:2]):  # a part at a time: in between it is float64
+        values = np.where(np.isfinite(image[place]), image[place].astype(np.float64).clip(-FARTHEST, FARTHEST), low)
+        shown[place] = to_uint8(values, low, high)
+    return shown

@@ -21,6 +21,7 @@ from transformers import LlavaConfig, PreTrainedTokenizerBase
 
 from models.sam.frame import Frame
 from models.sam.sam import PIXEL_MEAN, PIXEL_STD
+from models.views import View
 
 PROMPT = "\n### User: {question} \n### Assistant: \n"
 REFERENCE_LENGTH = 512  # tokens, <s> and the image (one, before it becomes its tokens) included
@@ -48,6 +49,20 @@ class PRSMedProcessor:
     def collate(self, rows: list[dict]) -> dict[str, Tensor]:
         """Rows of a masked question set -> keyword arguments of `PRSMed.forward`, masks [B, 1, S, S] in 0-1 and class_labels [B]
         (-100 where a row has none)."""
+        return self.collate_without_images(rows) | self._images([row["image"] for row in rows])
+
+    @property
+    def views(self) -> dict[str, View]:
+        """What `collate` makes of an image, by the keyword."""
+        fill = tuple(int(255 * mean) for mean in CLIP_MEAN)
+        mean, std = ([value / 255 for value in values] for values in (PIXEL_MEAN, PIXEL_STD))
+        return {
+            "pixel_values": View(lambda height, width: (self.clip_size,) * 2, CLIP_MEAN, CLIP_STD, fill=fill),
+            "images": View(lambda height, width: (self.image_size,) * 2, tuple(mean), tuple(std), bicubic=False),
+        }
+
+    def collate_without_images(self, rows: list[dict]) -> dict[str, Tensor]:
+        """`collate` without what `views` says how to make."""
         sequences, prompt_lengths, labels = [], [], []
         for row in rows:
             prompt, answer = self._texts(row["question"], row["answer"])
@@ -56,7 +71,7 @@ class PRSMedProcessor:
             prompt_lengths.append(start + len(prompt))
             counted = prompt if self.compat == "reference" else [IGNORED] * len(prompt)
             labels.append([IGNORED] * start + counted + answer)
-        batch = self._batch(sequences, prompt_lengths) | self._images([row["image"] for row in rows])
+        batch = self._batch(sequences, prompt_lengths)
         if self.compat == "reference":
             batch["prompt_mask"] = torch.ones_like(batch["prompt_mask"])
         return batch | {

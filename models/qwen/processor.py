@@ -15,10 +15,12 @@ from typing import Any, Self
 import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from models.checkpoint import CheckpointError, read_json, reading
 from models.qwen.prompts import EncodedPrompt
 from models.tokenizer import load_tokenizer
+from models.views import View
 
 IMAGE_TOKEN = "<|image_pad|>"
 MAX_ASPECT = 200  # Qwen's: the longer side is at most so many shorter ones
@@ -70,14 +72,39 @@ class QwenProcessor:
         pieces = self._text(prompt).split(IMAGE_TOKEN)
         if len(pieces) - 1 != len(images):
             raise ValueError(f"a prompt has {len(pieces) - 1} image places and {len(images)} images")
-        pixel_values, grids = self._patches(images)
+        return self._encoded(pieces, *self._patches(images), image_key)
+
+    def encode_sizes(self, prompt: list[Message], sizes: Sequence[tuple[int, int]], image_key: str | None = None) -> EncodedPrompt:
+        """The same of images (height, width), without `pixel_values`: `EncodedPrompt.with_pixels` brings them, made by `view`."""
+        pieces = self._text(prompt).split(IMAGE_TOKEN)
+        if len(pieces) - 1 != len(sizes):
+            raise ValueError(f"a prompt has {len(pieces) - 1} image places and {len(sizes)} images")
+        patch = self.image_processor.patch_size
+        grids = [torch.tensor([1, *(side // patch for side in self.view.resized(*size))]) for size in sizes]
+        return self._encoded(pieces, [], grids, image_key)
+
+    @property
+    def view(self) -> View:
+        """What `encode` makes of an image."""
+        own = self.image_processor
+
+        def resized(height: int, width: int) -> tuple[int, int]:
+            least, most = own.size["shortest_edge"], own.size["longest_edge"]
+            return smart_resize(height, width, own.patch_size * own.merge_size, min_pixels=least, max_pixels=most)
+
+        patch = (own.patch_size, own.merge_size, own.temporal_patch_size)
+        return View(resized, tuple(own.image_mean), tuple(own.image_std), patch=patch)
+
+    def _encoded(
+        self, pieces: list[str], pixel_values: list[torch.Tensor], grids: list[torch.Tensor], image_key: str | None
+    ) -> EncodedPrompt:
         tokens = [int(grid.prod()) // self.image_processor.merge_size**2 for grid in grids]
         text = "".join(piece + IMAGE_TOKEN * count for piece, count in zip(pieces, [*tokens, 0], strict=True))
         return EncodedPrompt(
             input_ids=torch.tensor(self.text_ids(text), dtype=torch.long),
             pixel_values=pixel_values,
             image_grid_thw=grids,
-            image_keys=[f"{image_key}#{i}" if image_key else None for i in range(len(images))],
+            image_keys=[f"{image_key}#{i}" if image_key else None for i in range(len(grids))],
         )
 
     def prompt_length(self, prompt: list[Message], image_sizes: Sequence[tuple[int, int] | None]) -> int:

@@ -23,6 +23,15 @@ class EncodedPrompt:
     image_grid_thw: list[Tensor]
     image_keys: list[str | None]
 
+    def with_pixels(self, pixel_values: list[Tensor]) -> "EncodedPrompt":
+        """The same with the pixels of its images, on any device."""
+        return replace(self, pixel_values=pixel_values)
+
+    def pin_memory(self) -> "EncodedPrompt":
+        """The same in memory from which a GPU copies by itself; a data loader asks for it (`--dataloader_pin_memory`)."""
+        pinned = [values.pin_memory() for values in self.pixel_values]
+        return replace(self, input_ids=self.input_ids.pin_memory(), pixel_values=pinned)
+
 
 @dataclass(frozen=True)
 class PromptBatch:
@@ -52,7 +61,7 @@ class PromptBatch:
             attention_mask=self.attention_mask.to(device),
             position_ids=self.position_ids.to(device),
             next_position=self.next_position.to(device),
-            pixel_values=[x.to(device) for x in self.pixel_values],
+            pixel_values=[x.to(device, non_blocking=True) for x in self.pixel_values],
         )
 
     def select(self, rows: list[int]) -> "PromptBatch":

@@ -3,6 +3,7 @@
 Letters: B prompts, P padded prompt tokens, V views of an image, N patches of a view, S side of the mask decoder's image.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,10 +29,15 @@ class ImageInputs:
 
     def to(self, device: torch.device | str) -> "ImageInputs":
         """The same on a device."""
-        views = HybridPixels(*(pixels.to(device) for pixels in self.views))
-        return replace(
-            self, views=views, sam_pixels=self.sam_pixels.to(device), regions=[region.to(device) for region in self.regions]
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "ImageInputs":
+        """The same in memory from which a GPU copies by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "ImageInputs":
+        views, regions = HybridPixels(*map(change, self.views)), [change(region) for region in self.regions]
+        return replace(self, views=views, sam_pixels=change(self.sam_pixels), regions=regions)
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,10 @@ class EncodedPrompt:
 
     input_ids: Tensor
     image: ImageInputs | None
+
+    def pin_memory(self) -> "EncodedPrompt":
+        """The same in memory from which a GPU copies by itself; a data loader asks for it (`--dataloader_pin_memory`)."""
+        return EncodedPrompt(self.input_ids.pin_memory(), self.image and self.image.pin_memory())
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """`recipes.serve_viewer` as a user runs it: the trial, LiteMedSAM behind the published client, and each mistake in one line."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
@@ -56,7 +54,7 @@ def test_lite_medsam_segments_a_volume_for_the_published_client(real_weights):
 def test_a_slice_that_was_looked_at_is_asked_about_though_another_came_between():
     torch.manual_seed(0)
     predictor = Predictor(Sam(ImageEncoder(32, 1, 2, global_blocks=(0,), image_size=64), 64, 4, "min_max", "corner"))
-    model = SamSlices(predictor, "small", "none")
+    model = SamSlices(predictor, "none")
     first, second = np.random.default_rng(0).integers(0, 255, (2, 30, 40), np.uint8)
     prompt = Prompt((5, 6, 30, 25), ((10.0, 12.0, 1), (30.0, 4.0, 0)))
     seen = model.look(first)
@@ -99,6 +97,6 @@ def test_a_port_that_is_taken_is_said_before_the_model_is_loaded():
 
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("engine.viewer.server.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"^starlette is not installed \(pip install 'vesalius\[serve\]'\)$"):
-        main(["--port", "0"])
+        main(["--checkpoint", "absent.pth"])

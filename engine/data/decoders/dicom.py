@@ -28,7 +28,7 @@ DISPLAY = (
     "PhotometricInterpretation BitsAllocated BitsStored PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit Modality "
     "RescaleSlope RescaleIntercept ModalityLUTSequence WindowCenter WindowWidth VOILUTFunction VOILUTSequence"
 ).split()
-DEFLATED, MAX_INFLATED = b"1.2.840.10008.1.2.1.99", 2**30  # the transfer syntax; bytes, as of any other file
+DEFLATED, MAX_INFLATED = b"1.2.840.10008.1.2.1.99", 2**28  # the transfer syntax; bytes, which pydicom inflates all at once
 ALLOW_BURNED_IN = "VESALIUS_ALLOW_BURNED_IN"
 
 
@@ -80,7 +80,9 @@ def open_dataset(data: bytes) -> "Dataset":
     if dataset.Rows * dataset.Columns > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):  # as PIL has it
         raise InputError(f"{dataset.Rows} x {dataset.Columns} pixels are more than an image may have")
     if dataset.get("BurnedInAnnotation") == "YES" and not burned_in_allowed():
-        raise InputError("its pixels show who the patient is (BurnedInAnnotation is YES); --allow_burned_in takes it nevertheless")
+        raise InputError(
+            f"its pixels show the patient's name: BurnedInAnnotation is YES (--allow_burned_in, or {ALLOW_BURNED_IN}=1)"
+        )
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit = dataset.original_encoding[0]
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian

@@ -33,7 +33,22 @@ def read_plain(data: bytes) -> np.ndarray | None:
         return None
 
 
+def plain_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of what `read_plain` would try to read, by its header: its pixels may be damaged. Else None."""
+    try:
+        if data.startswith(JPEG):
+            return _jpeg_size(data)
+        found = _png_parts(data) if data.startswith(PNG) else None
+        return found[:2] if found else None
+    except (ValueError, struct.error):
+        return None
+
+
 def _read_jpeg(data: bytes) -> np.ndarray | None:
+    return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, strict=True) if _jpeg_size(data) else None
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     place, marker = 2, 0
     while marker != SCAN:
         start, marker, length = SEGMENT.unpack_from(data, place)
@@ -41,12 +56,27 @@ def _read_jpeg(data: bytes) -> np.ndarray | None:
             return None
         place += 2 + length
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    if colours not in ("Gray", "YCbCr") or _too_large(height, width):
-        return None
-    return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, strict=True)
+    return (height, width) if colours in ("Gray", "YCbCr") and not _too_large(height, width) else None
 
 
 def _read_png(data: bytes) -> np.ndarray | None:
+    found = _png_parts(data)
+    if found is None:
+        return None
+    height, width, channels, deflated = found
+    stored = _stored(b"".join(deflated), height * (1 + width * channels))
+    if stored is None:
+        return None
+    checksum = CHECKSUM.pack(zlib.crc32(stored, zlib.crc32(b"IDAT")))
+    pixels = pyspng.load(b"".join([data[: len(PNG) + 25], CHUNK.pack(len(stored), b"IDAT"), stored, checksum, IEND]))
+    if pixels.shape == (height, width, 3):
+        return pixels
+    grey = pixels.reshape(height, width, 1)
+    return np.repeat(grey, 3, axis=2)
+
+
+def _png_parts(data: bytes) -> tuple[int, int, int, list[memoryview]] | None:
+    """Height, width, channels, and what is compressed."""
     width, height, bits, colours, _, _, interlaced = IHDR.unpack_from(data, len(PNG) + CHUNK.size)
     if bits != 8 or colours not in (0, 2) or interlaced or _too_large(height, width):  # 0: grey, 2: RGB
         return None
@@ -61,15 +91,7 @@ def _read_png(data: bytes) -> np.ndarray | None:
         if kind == b"IDAT":
             deflated.append(content[end - length : end])
         place = end + CHECKSUM.size
-    stored = _stored(b"".join(deflated), height * (1 + width * (3 if colours else 1)))
-    if stored is None:
-        return None
-    checksum = CHECKSUM.pack(zlib.crc32(stored, zlib.crc32(b"IDAT")))
-    pixels = pyspng.load(b"".join([data[: len(PNG) + 25], CHUNK.pack(len(stored), b"IDAT"), stored, checksum, IEND]))
-    if pixels.shape == (height, width, 3):
-        return pixels
-    grey = pixels.reshape(height, width, 1)
-    return np.repeat(grey, 3, axis=2)
+    return height, width, 3 if colours else 1, deflated
 
 
 def _stored(deflated: bytes, size: int) -> bytes | None:

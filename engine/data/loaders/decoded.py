@@ -8,6 +8,7 @@ as it lies, or `lz4`, about half of the room.
 import functools
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from engine.data.decoders.dicom import burned_in_allowed
 from engine.data.images import decode_image, decode_pixels, open_image, open_view, read_image_file
 from engine.data.loaders.pixel_store import PixelStore
+from engine.data.volumes.nifti import is_nifti
 from engine.data.volumes.view import View
 from engine.errors import InputError
 from engine.files import cache_folder
@@ -34,13 +36,13 @@ class DecodedImages:
 
     def pixels_of(self, path: Path) -> np.ndarray:
         """uint8 [H, W, 3], read-only. ImageError as of `engine.data.images.open_image`."""
-        view = View.of(path)
-        if view.is_of_volume:
-            return self._slice(view)
         try:
             status = path.stat()
         except (OSError, ValueError):
-            return np.asarray(open_image(path))  # which says what is wrong
+            view = View.of(path)
+            return self._slice(view) if view.is_of_volume else np.asarray(open_image(path))  # which says what is wrong
+        if stat.S_ISDIR(status.st_mode) or is_nifti(path):
+            return self._slice(View(path))
         identity = (str(path), status.st_size, status.st_mtime_ns, status.st_ino)
         key = self._keys.get(identity)
         pixels = self.store.find(key) if key else None

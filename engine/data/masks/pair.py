@@ -1,7 +1,9 @@
 """An image and the mask that belongs to it, in files."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -41,8 +43,12 @@ class ImageAndMask:
 
     def open(self) -> tuple[Image.Image, Image.Image]:
         """(RGB image, mask of its size: L, 0 and 255). ImageError, whose reason says which file, if they cannot be used."""
+        return self.open_as(open_decoded)
+
+    def open_as(self, open_image: Callable[[Path], Any]) -> tuple[Any, Image.Image]:
+        """The same with an image of another kind, which has a PIL image's `size`, `width` and `height`."""
         try:
-            image = open_decoded(self.image)
+            image = open_image(self.image)
         except ImageError as error:
             raise image_error(str(self.image), f"image {self.image.name!r}: {error.reason}") from None
         lesions = np.zeros((image.height, image.width), bool)

@@ -7,6 +7,7 @@ the back, on the right; the feet, or on axial slices the back, below. `Turn` rem
 
 import gzip
 import io
+import logging
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,4 +210,5 @@ def _nibabel() -> Any:
         import nibabel
     except ImportError:
         raise InputError("NIfTI files need the package nibabel: pip install 'vesalius[volumes]'") from None
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it would print what it thinks of a header
     return nibabel

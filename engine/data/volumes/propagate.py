@@ -46,7 +46,7 @@ class Carrying:
     most_growth: float = 1.8  # times the neighbour's pixels
     least_overlap: float = 0.4  # of the smaller of the two masks
     least_score: float = 0.3
-    most_change: float = 1.5  # of the mean grey inside, in standard deviations inside the prompted mask
+    most_change: float = 1.5  # of the mean grey inside, in standard deviations inside the prompted mask, or half the contrast
 
 
 def propagate(
@@ -68,7 +68,7 @@ def propagate(
             raise ValueError(f"slice {start}: expected 0 to {num_slices - 1}")
         first = _first(segment, start, prompts[start])
         yield first
-        looks = None if grey is None else _Looks.of(grey(start), first.mask)
+        looks = None if grey is None else _Looks.of(grey(start), first.mask, carrying)
         above = next((other for other in given if other > start), None)
         below = next((other for other in reversed(given) if other < start), None)
         highest = num_slices - 1 if above is None else (start + above) // 2  # of two equally near prompts the lower one's
@@ -80,7 +80,7 @@ def propagate(
                 if box is None:
                     break
                 mask, score = segment(place, Prompt(box=box))
-                alike = looks is None or grey is None or looks.holds(grey(place), mask, carrying.most_change)
+                alike = looks is None or grey is None or looks.holds(grey(place), mask)
                 if not (continues(mask, before, carrying) and score >= carrying.least_score and alike):
                     break
                 yield Drawn(place, mask, score)
@@ -118,17 +118,22 @@ def _first(segment: Segment, start: int, prompt: Prompt) -> Drawn:
 
 
 class _Looks(NamedTuple):
-    """Mean and standard deviation of the grey values inside a mask."""
+    """The brightness inside a mask, and how far from it a neighbour's may be: not nearer to what lies around the mask."""
 
     mean: float
-    deviation: float
+    tolerance: float
 
     @classmethod
-    def of(cls, values: np.ndarray, mask: np.ndarray) -> "_Looks | None":
-        inside = values[mask].astype(np.float64)
-        return cls(float(inside.mean()), float(inside.std())) if inside.size else None
+    def of(cls, values: np.ndarray, mask: np.ndarray, carrying: Carrying) -> "_Looks | None":
+        box = carried_box(mask, carrying)
+        if box is None:
+            return None
+        x1, y1, x2, y2 = (round(side) for side in box)
+        values, mask = values[y1:y2, x1:x2].astype(np.float64), mask[y1:y2, x1:x2]
+        inside, around = values[mask], values[~mask]
+        contrast = abs(float(inside.mean() - around.mean())) if around.size else 0.0
+        return cls(float(inside.mean()), max(carrying.most_change * float(inside.std()), contrast / 2, 1e-6))
 
-    def holds(self, values: np.ndarray, mask: np.ndarray, most: float) -> bool:
+    def holds(self, values: np.ndarray, mask: np.ndarray) -> bool:
         inside = values[mask].astype(np.float64)
-        tolerance = most * max(self.deviation, 1e-3 * abs(self.mean), 1e-6)
-        return bool(inside.size and abs(inside.mean() - self.mean) <= tolerance)
+        return bool(inside.size and abs(inside.mean() - self.mean) <= self.tolerance)

@@ -55,13 +55,13 @@ class View:
 
     def open_all(self) -> list[Image.Image]:
         """Every slice as RGB."""
-        volume = read_volume(self.file)
-        return list(map(Pictures(volume, read_window(self.window)), range(volume.shape[0])))
+        window, volume = read_window(self.window), read_volume(self.file)
+        return list(map(Pictures(volume, window), range(volume.shape[0])))
 
     def open(self, series: str | None = None) -> Image.Image:
         """The slice as RGB. InputError where there is no volume or no such slice in it."""
-        volume = read_volume(self.file, series=series)
-        return Pictures(volume, read_window(self.window))(slice_of(self.slice, volume.shape[0]))
+        window, volume = read_window(self.window), read_volume(self.file, series=series)
+        return Pictures(volume, window)(slice_of(self.slice, volume.shape[0]))
 
 
 def _exists(path: Path) -> bool:

@@ -8,6 +8,8 @@ import torch
 
 from engine.command.settings import ALLOW_BURNED_IN, IMAGE_CACHE, check_ranges, refuse, setting
 from engine.command.training_arguments import TrainingArguments
+from engine.data.loaders.dali import require_dali
+from engine.data.loaders.workers import check_worker_settings
 from engine.errors import InputError
 from engine.training.config.compilation import take_compile_settings
 from engine.training.config.optimization import check_learning
@@ -60,11 +62,20 @@ class TrainingConfig(TrainingArguments):
     logging_nan_inf_filter: bool = setting(False, "Replace a NaN loss in the log by the running average.")
     image_cache: str | None = setting(None, IMAGE_CACHE, metavar="DIR|off")
     allow_burned_in: bool = setting(False, ALLOW_BURNED_IN)
+    loader: str = setting(
+        "torch",
+        "Who decodes images in training: torch is the data loader's workers, dali NVIDIA's DALI, JPEG on the GPU where there is "
+        "one (whose decoder may round otherwise; on a CPU the pixels are the same).",
+        choices=("torch", "dali"),
+    )
     remove_unused_columns: bool = setting(False, "Must stay false: every column is read.")
 
     def __post_init__(self):
         check_ranges(type(self), vars(self))
         check_values(self)
+        check_worker_settings(self)
+        if self.loader == "dali":
+            require_dali()
         self.use_cpu = self.use_cpu or not torch.cuda.is_available()
         self.bf16 = not self.use_cpu if self.bf16 is None else self.bf16
         if self.use_liger_kernel:  # its fused cross entropy replaces the model's forward, which is where the engine's head comes in

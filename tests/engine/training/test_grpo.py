@@ -197,7 +197,7 @@ def test_order_follows_from_seed_and_epoch():
 
     assert order(0) == order(0) != order(1)
     assert sorted(order(0)) != list(range(10)) and len(order(0)) == 8
-    assert order(0, repeats=2)[:8] == order(0)[:4] * 2
+    assert order(0, repeats=2) == [*order(0)[:4], *[None] * 4, *order(0)[4:], *[None] * 4]
     with pytest.raises(InputError, match="the training set has 3 rows; one optimizer step needs 4 prompts"):
         StepSampler(3, 4, 1, 0, lambda: 0)
 

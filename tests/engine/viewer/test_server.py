@@ -13,9 +13,9 @@ from engine.errors import InputError
 from engine.viewer.client import segment_box
 from engine.viewer.server import address_of, checked_key, listen
 
-ROOT = Path(__file__).resolve().parents[3]
+BOX = [[4, 5], [8, 33], [10, 35]]
 COMMAND = """
-import sys, time
+import time
 from engine.command.main import run_command
 from engine.viewer.leases import Leases
 from engine.viewer.routes import Viewer
@@ -33,14 +33,14 @@ run_command(main)
 """
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no process can be sent these signals there")
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_ends_it_in_good_order(number, code, volume, ball):
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", COMMAND], cwd=ROOT, **pipes) as process:
+    command, root = [sys.executable, "-c", COMMAND], Path(__file__).resolve().parents[3]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             address = process.stderr.readline().strip()
-            mask = segment_box(address, None, volume[0], (5, 1, 1), [[4, 5], [8, 33], [10, 35]])
-            assert (mask == ball).all()
+            assert (segment_box(address, None, volume[0], (5, 1, 1), BOX) == ball).all()
             with httpx2.Client(base_url=address) as idle:  # whose connection is open
                 idle.get("/healthz")
                 process.send_signal(number)
@@ -48,8 +48,7 @@ def test_a_signal_ends_it_in_good_order(number, code, volume, ball):
         finally:
             process.kill()
     assert process.returncode == code and "Traceback" not in err, err
-    assert (err.splitlines()[-1] == "interrupted") == (code == 130)
-    assert (json.loads(out) == {"predictions": 1}) if code == 0 else not out
+    assert json.loads(out) == {"predictions": 1} if code == 0 else not out and err.endswith("interrupted\n")
 
 
 def test_a_port_that_is_taken_is_one_line():
@@ -69,20 +68,12 @@ def test_who_may_ask_without_a_key(monkeypatch):
             checked_key(host, None)
         assert checked_key(host, "long-enough") == "long-enough"
     for key in ("", "short", "with a space", "schlüssel-schlüssel", "line\nbreaks"):
-        with pytest.raises(InputError, match="--api_key: expected 8 or more printable ASCII") as error:
+        with pytest.raises(InputError, match="^--api_key: expected 8 or more printable ASCII characters without a space$"):
             checked_key("127.0.0.1", key)
-        assert not key or key not in str(error.value)
     monkeypatch.setenv("NN_INTERACTIVE_API_KEY", "from-the-environment")
     assert checked_key("0.0.0.0", None) == "from-the-environment"
 
 
-def test_the_client_of_the_trial_goes_on_until_all_is_done(server, volume, ball, monkeypatch):
-    look = server.viewer.segmenter.look
-
-    def slow(pixels):
-        server.clock.now += 25
-        return look(pixels)
-
-    monkeypatch.setattr(server.viewer.segmenter, "look", slow)
-    assert (segment_box(server.url, None, volume[0], (5, 1, 1), [[4, 5], [8, 33], [10, 35]]) == ball).all()
-    assert server.viewer.predictions > 1 and len(server.leases) == 0
+def test_the_client_of_the_trial_goes_on_until_all_is_done(slow, server, volume, ball):
+    assert (segment_box(server.url, None, volume[0], (5, 1, 1), BOX) == ball).all()
+    assert not server.leases.held

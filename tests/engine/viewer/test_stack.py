@@ -26,24 +26,15 @@ def test_what_is_not_finite_is_dark_and_what_is_enormous_breaks_nothing():
     values = np.linspace(-1000, 1000, 1000).reshape(1, 10, 10, 10)
     values[0, 0, 0, :5] = [np.nan, np.inf, -np.inf, 1e308, -1e308]
     levels = Stack(values).levels
-    assert (levels[0, 0, :3] == 0).all() and levels[0, 0, 3] == 255 and levels[0, 0, 4] == 0
-    assert 120 < levels[5, 0, 0] < 135
+    assert levels[0, 0, :5].tolist() == [0, 0, 0, 255, 0] and 120 < levels[5, 0, 0] < 135
     for constant in (np.full((1, 2, 3, 4), np.nan), np.zeros((1, 2, 3, 4)), np.full((1, 2, 3, 4), 7, np.int16)):
         assert len(np.unique(Stack(constant).levels)) == 1
 
 
-def test_colours_stay_colours():
-    image = np.random.default_rng(0).integers(0, 255, (3, 4, 5, 6), np.uint8)
-    stack = Stack(image)
-    assert (stack.pixels(1, 2) == image[:, :, 2].transpose(1, 2, 0)).all() and stack.grey(1, 2).shape == (4, 6)
-
-
-def test_a_slice_is_looked_at_once_while_it_is_kept():
-    stack, model = Stack(np.zeros((1, 40, 8, 9), np.uint8)), Bright()
-    for index in [*range(KEPT), *range(KEPT)]:
+def test_colours_stay_and_a_slice_is_looked_at_once_while_it_is_kept():
+    image = np.random.default_rng(0).integers(0, 255, (3, 40, 5, 6), np.uint8)
+    stack, model = Stack(image), Bright()
+    assert (stack.pixels(1, 2) == image[:, :, 2].transpose(1, 2, 0)).all() and stack.grey(1, 2).shape == (40, 6)
+    for index in [*range(KEPT), *range(KEPT), 39, 1, 0]:
         stack.look(model, 0, index)
-    assert model.looked == [(8, 9)] * KEPT
-    stack.look(model, 0, 39)
-    stack.look(model, 0, 1)
-    stack.look(model, 0, 0)
-    assert len(model.looked) == KEPT + 2, "the one that was asked for longest ago has gone"
+    assert model.looked == [(5, 6, 3)] * (KEPT + 2), "the one that was asked for longest ago has gone"

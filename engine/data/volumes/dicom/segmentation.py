@@ -5,6 +5,7 @@ to. It is the one thing written here that does.
 """
 
 import io
+import logging
 import re
 import warnings
 from collections.abc import Sequence
@@ -124,4 +125,5 @@ def _highdicom() -> Any:
         raise InputError("DICOM segmentations need the package highdicom: pip install 'vesalius[volumes]'") from None
     say_no_values()
     warnings.filterwarnings("ignore", module="highdicom")  # these hold the patient's name
+    logging.getLogger("highdicom").setLevel(logging.ERROR)
     return highdicom

@@ -62,7 +62,10 @@ class DicomSource:
         windowed = "VOILUTSequence" in display or "WindowCenter" in display and "WindowWidth" in display
         if not windowed and values.dtype != np.uint8:
             return None
-        return show_values(values, display, values, as_stored=True)
+        try:
+            return show_values(values, display, values, as_stored=True)
+        except Exception:  # pydicom has many kinds for damaged ones
+            raise InputError(f"slice {index}: its window or table is damaged (expected --window C,W or auto)") from None
 
 
 def read_dicom_file(path: Path) -> Volume:
@@ -106,36 +109,42 @@ class Series:
 
 def find_series(folder: Path) -> dict[str, Series]:
     """{SeriesInstanceUID: its files} of the images under a folder; files of other kinds are passed over."""
-    from pydicom import dcmread
-
-    say_no_values()
     found: dict[str, Series] = {}
     files = visible_files(folder, "**/*")
     if len(files) > MAX_FILES:
         raise InputError(f"{folder}: {len(files):,} files (expected a series of at most {MAX_FILES:,})")
     for path in progress(files, desc="looking for series", unit="file", delay=2):
         try:
-            with open_regular(path) as file:
-                head = file.read(2048)
-                if not is_dicom(head, path.suffix):
-                    continue
-                if DEFLATED in head:
-                    check_inflated(read_bounded(path, MAX_BYTES))
-                file.seek(0)
-                tags = ["SeriesInstanceUID", "SeriesNumber", "Modality", "Rows", "Columns", "SOPClassUID"]
-                header = dcmread(file, stop_before_pixels=True, force=True, specific_tags=tags)
+            named = _series_of(path)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         except Exception as error:  # damaged in any way: one of the series may be missing
             raise InputError(f"{path}: damaged DICOM: {' '.join(str(error).split())[:160]}") from None
-        if "Rows" not in header or "Columns" not in header or header.get("SOPClassUID") in OTHER_CLASSES:
-            continue
-        uid = str(header.get("SeriesInstanceUID", ""))
-        number = int(header.get("SeriesNumber") or 0)
-        modality = str(header.get("Modality") or "")
-        made = Series(number, modality if modality.isalnum() else "image", (header.Rows, header.Columns), [])
-        found.setdefault(uid, made).files.append(path)
+        if named is not None:
+            found.setdefault(named[0], named[1]).files.append(path)
     return found
+
+
+def _series_of(path: Path) -> tuple[str, Series] | None:
+    """(SeriesInstanceUID, the series without a file) of an image; None of any other file."""
+    from pydicom import dcmread
+
+    say_no_values()
+    with open_regular(path) as file:
+        head = file.read(2048)
+        if not is_dicom(head, path.suffix):
+            return None
+        if DEFLATED in head:
+            check_inflated(read_bounded(path, MAX_BYTES))
+        file.seek(0)
+        tags = ["SeriesInstanceUID", "SeriesNumber", "Modality", "Rows", "Columns", "SOPClassUID"]
+        header = dcmread(file, stop_before_pixels=True, force=True, specific_tags=tags)
+    if "Rows" not in header or "Columns" not in header or header.get("SOPClassUID") in OTHER_CLASSES:
+        return None
+    modality = str(header.get("Modality") or "")
+    size = (int(header.Rows), int(header.Columns))
+    series = Series(int(header.get("SeriesNumber") or 0), modality if modality.isalnum() else "image", size, [])
+    return str(header.get("SeriesInstanceUID", "")), series
 
 
 def _read(files: list[Path], name: str) -> Volume:
@@ -146,13 +155,13 @@ def _read(files: list[Path], name: str) -> Volume:
     parts: dict[tuple[int, int], np.ndarray] = {}
     voxels = 0
     for path in progress(files, desc="reading slices", unit="file", delay=2, disable=len(files) == 1):
-        dataset, pixels = _read_instance(path, voxels)
+        dataset, pixels, its_places = _read_instance(path, voxels)
         if len(files) > 1 and len(pixels) > 1:
             raise InputError(f"{name}: a series of several multi-frame files (expected one file, or one image in each)")
         voxels += pixels.size
+        places += its_places
         for frame in range(len(pixels)):
             owners.append((len(instances), frame))
-            places.append(place_of(dataset, frame))
             parts[owners[-1]] = pixels[frame]
         instances.append(dataset)
     try:
@@ -170,8 +179,8 @@ def _read(files: list[Path], name: str) -> Volume:
     return Volume(joined, affine, DicomSource(ordered, [frame for _, frame in chosen], displays), placed)
 
 
-def _read_instance(path: Path, voxels: int) -> "tuple[Dataset, np.ndarray]":
-    """(the data set without pixels, [frames, H, W] after the rescale or [frames, H, W, 3] uint8); `voxels` were there before."""
+def _read_instance(path: Path, voxels: int) -> "tuple[Dataset, np.ndarray, list[Place]]":
+    """(data set without pixels, [frames, H, W] after the rescale or [frames, H, W, 3] uint8, their places); `voxels` were there."""
     from pydicom.pixels import pixel_array
 
     try:
@@ -185,6 +194,7 @@ def _read_instance(path: Path, voxels: int) -> "tuple[Dataset, np.ndarray]":
         pixels = pixels.reshape(frames, dataset.Rows, dataset.Columns, *pixels.shape[-1:] * (colours is not None))
         if colours is None:
             pixels = np.stack([_rescaled(values, display_of(dataset, frame)) for frame, values in enumerate(pixels)])
+        places = [place_of(dataset, frame) for frame in range(frames)]
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except InputError as error:
@@ -194,7 +204,7 @@ def _read_instance(path: Path, voxels: int) -> "tuple[Dataset, np.ndarray]":
     for tag in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
         if tag in dataset:
             del dataset[tag]
-    return dataset, pixels
+    return dataset, pixels, places
 
 
 def _rescaled(stored: np.ndarray, display: "Dataset") -> np.ndarray:

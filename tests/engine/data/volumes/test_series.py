@@ -121,6 +121,33 @@ def test_each_slice_is_shown_by_its_own_window(folder):
         assert np.abs(np.asarray(Pictures(volume)(index))[..., 0] - expected).max() <= 1
 
 
+def test_a_damaged_window_is_one_line(folder):
+    path = one(folder, lambda _, dataset: dataset.add_new("WindowCenter", "LO", "x"), WindowWidth=101)
+    with pytest.raises(InputError, match="slice 0: its window or table is damaged"):
+        Pictures(read_volume(path))(0)
+    assert np.ptp(np.asarray(Pictures(read_volume(path), "auto")(0))) > 200
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_damaged_files_are_one_line_each(tmp_path, seed):
+    """Bytes flipped and ends cut off; nothing but an InputError of one line comes of it."""
+    numbers, refused = np.random.default_rng(seed), 0
+    for name in ("CT_small.dcm", "eCT_Supplemental.dcm", "rtdose.dcm", "emri_small_RLE.dcm"):
+        with open(get_testdata_file(name), "rb") as file:
+            whole = np.frombuffer(file.read(200_000), np.uint8)
+        for _ in range(12):
+            data = whole.copy()
+            data[numbers.integers(0, min(6000, len(data)), 6)] = numbers.integers(0, 256, 6)
+            (tmp_path / "x.dcm").write_bytes(data[: numbers.integers(len(data) // 2, 2 * len(data))].tobytes())
+            for path in (tmp_path / "x.dcm", tmp_path):
+                try:
+                    Pictures(read_volume(path))(0)
+                except InputError as error:
+                    assert "\n" not in str(error)
+                    refused += 1
+    assert refused > 10
+
+
 def other_series(folder):
     write_series(folder / "more", voxels_of((2, 12, 9)), AXIAL, SeriesInstanceUID="2.25.9", SeriesNumber=7, Modality="MR")
 
@@ -165,12 +192,12 @@ def only(index, **values):
         (only(2, PixelData=bytes(10)), "damaged DICOM"),
         (only(2, Rows=60000, Columns=60000), "pixels are more than an image may have"),
         (only(2, NumberOfFrames="900000000"), "promises more voxels"),
-        (only(2, BurnedInAnnotation="YES"), "shows who the patient is|BurnedInAnnotation is YES"),
+        (only(2, BurnedInAnnotation="YES"), "BurnedInAnnotation is YES"),
     ],
 )
 def test_what_is_no_stack_is_one_line(folder, change, message):
     write_series(folder, voxels_of(), AXIAL, change)
-    with pytest.raises(InputError, match=message if "|" in message else re.escape(message)) as error:
+    with pytest.raises(InputError, match=re.escape(message)) as error:
         read_volume(folder)
     assert str(error.value).startswith(str(folder)) and "\n" not in str(error.value)
 
