@@ -38,7 +38,8 @@ def mistralrs_answer(checkpoint: Path, folder: Path) -> Answer:
     size = read(checkpoint / "preprocessor_config.json")
     pixels = {"min_pixels": size["size"]["shortest_edge"], "max_pixels": size["size"]["longest_edge"]}
     (folder / "preprocessor_config.json").write_text(json.dumps(size | pixels), encoding="utf-8")
-    runner = rs.Runner(which=rs.Which.MultimodalPlain(model_id=str(folder), arch=rs.MultimodalArchitecture.Qwen2_5VL))
+    which = rs.Which.MultimodalPlain(model_id=str(folder), arch=rs.MultimodalArchitecture.Qwen2_5VL)
+    runner = rs.Runner(which=which, prefix_cache_n=0)  # each question is read anew, as by all others
 
     def answer(work: dict[str, Any]) -> tuple[str, int]:
         image = {"type": "image_url", "image_url": {"url": work["image"]}}
