@@ -58,11 +58,19 @@ EXTRAS = {
         "onnx>=1.23",  # as in the extra `export`
         "onnxscript>=0.7.2",
         "onnxruntime>=1.31",
+        "starlette>=1.10",  # as in the extra `serve`
+        "uvicorn>=0.54",
+        "blosc2>=4.14",
+        "nninteractive-client>=2.6",  # drives the server that viewers of volumes ask
         "nbformat>=5.11",
         "nbclient>=0.11",  # runs notebooks/, in a kernel of ipykernel
         "ipykernel>=7.4",
+        "nibabel>=5.4",  # as in the extra `volumes`
+        "highdicom>=0.28.2",
         "triton>=3.7.1,<3.8; sys_platform == 'linux'",  # its interpreter runs the kernels' bodies where there is no GPU
     ],
+    "volumes": ["nibabel>=5.4", "highdicom>=0.28.2"],  # NIfTI; recipes.segment_volume --out seg.dcm
+    "serve": ["starlette>=1.10", "uvicorn>=0.54", "blosc2>=4.14"],  # recipes.serve_viewer
     "export": ["onnx>=1.23", "onnxscript>=0.7.2", "onnxruntime>=1.31"],  # recipes.export --target onnx, triton and tensorrt
     "tensorrt": ["tensorrt-rtx>=1.7.1"],  # --target tensorrt, beside `export`, where torch-tensorrt is not
     "gpu": [

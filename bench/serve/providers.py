@@ -104,8 +104,8 @@ def data_uri(image: Path) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(image.read_bytes()).decode()}"
 
 
-def peer_python(package: str, folder: Path) -> Path:
-    """The Python of an environment of the peer's own, in which it is installed with NumPy; made on the first call.
+def peer_python(package: str, folder: Path, *others: str) -> Path:
+    """The Python of an environment of the peer's own, in which it is installed with NumPy and `others`; made on the first call.
 
     RuntimeError, one line, where it cannot be installed.
     """
@@ -113,7 +113,7 @@ def peer_python(package: str, folder: Path) -> Path:
     python = place / "bin" / "python"
     if not (place / "whole").exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(place)], check=True)
-        install = [str(python), "-m", "pip", "install", "-q", package, "numpy"]
+        install = [str(python), "-m", "pip", "install", "-q", package, "numpy", *others]
         done = subprocess.run(install, capture_output=True, text=True, encoding="utf-8", errors="replace")
         if done.returncode:
             said = done.stderr.strip().splitlines()

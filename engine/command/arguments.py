@@ -136,6 +136,8 @@ def parse_arguments(
     for args in parsed:
         if place := getattr(args, "image_cache", None):
             os.environ["VESALIUS_IMAGE_CACHE"] = place  # for the processes that this one starts too
+        if getattr(args, "allow_burned_in", False):
+            os.environ["VESALIUS_ALLOW_BURNED_IN"] = "1"
     return tuple(parsed)
 
 

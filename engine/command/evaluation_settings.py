@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.command.settings import IMAGE_CACHE, check_ranges, refuse, setting, usable_attention
+from engine.command.settings import ALLOW_BURNED_IN, IMAGE_CACHE, check_ranges, refuse, setting, usable_attention
 from engine.errors import input_errors
 
 ATTACKS = ("fgsm", "pgd")
@@ -21,6 +21,7 @@ class EvaluationSettings:
     on_bad_row: str = setting("error", "A bad row ends the run, or is skipped, counted and listed.", choices=["error", "skip"])
     output_dir: str | None = setting(None, "Run folder. None: runs/<recipe>/<time>.")
     image_cache: str | None = setting(None, IMAGE_CACHE, metavar="DIR|off")
+    allow_burned_in: bool = setting(False, ALLOW_BURNED_IN)
 
     def __post_init__(self):
         check_ranges(type(self), vars(self))

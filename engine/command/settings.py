@@ -24,6 +24,7 @@ LIMITS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
 # The keys of models.sam.sam.BUILDERS, which flags are checked against before torch is imported.
 SAM_MODELS = ("tiny_sam", "lite_medsam", "sam_med2d", "sam_vit_b", "sam_vit_l", "sam_vit_h")
 IMAGE_CACHE = "Folder of decoded images, which are decoded once; off: at every use. None: in the cache folder (VESALIUS_CACHE)."
+ALLOW_BURNED_IN = "Take DICOM whose pixels show who the patient is (BurnedInAnnotation is YES)."
 LARGEST_INTEGER = 2**31 - 1  # of a setting that names no limit above: what PyTorch and NumPy count with everywhere
 
 

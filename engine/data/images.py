@@ -1,4 +1,5 @@
-"""Medical image files as 8-bit RGB: PNG, JPEG, TIFF, BMP, WebP, GIF and DICOM, recognised by their content rather than their name.
+"""Medical image files as 8-bit RGB: PNG, JPEG, TIFF, BMP, WebP, GIF and DICOM, recognised by their content rather than their name;
+and slices of volumes, NIfTI or a folder with a DICOM series (`engine.data.volumes.view`).
 
 Images are upright, as every viewer shows them: the orientation in EXIF, XMP or TIFF's tag is applied here and nowhere else. Values
 of more than 8 bits are scaled to 0-255 by `engine.data.decoders.scaling`, DICOM is shown by `engine.data.decoders.dicom`. Alpha is
@@ -6,7 +7,10 @@ dropped. A multi-frame DICOM gives its middle frame, a multi-page TIFF or GIF it
 """
 
 import io
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -16,9 +20,11 @@ from engine.data.decoders.deep_png import is_deep_png, read_deep_png
 from engine.data.decoders.dicom import is_dicom, read_dicom, read_stored
 from engine.data.decoders.plain import read_plain
 from engine.data.decoders.scaling import scale_deep
+from engine.data.volumes.view import View
 from engine.errors import InputError
 from engine.files import read_bounded
 
+Result = TypeVar("Result")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")  # what PIL may try: never the formats that start other programs
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", *tiff.SIGNATURES, b"BM", b"RIFF", b"GIF8")
 EXPECTED = "a whole PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM file"
@@ -51,8 +57,31 @@ def image_error(name: str, reason: str, expected: str = EXPECTED) -> ImageError:
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """The image file as PIL RGB. ImageError, naming the file and the reason, if it is missing, truncated or of another kind."""
-    return decode_image(read_image_file(path), str(path))
+    """The image file, or the slice of a volume, as PIL RGB. ImageError, naming file and reason, where it cannot be used."""
+    view = View.of(path)
+    return open_view(view) if view.is_of_volume else decode_image(read_image_file(path), str(path))
+
+
+def open_slices(path: str | Path, index: str | None, window: str | None) -> list[Image.Image]:
+    """`open_image`, with what --slice (a number from 0, or all) and --window say: one image, or all slices."""
+    view = View.of(path)
+    view = replace(view, slice=index or view.slice, window=window or view.window)
+    if index != "all":
+        return [open_view(view) if view.is_of_volume else open_image(path)]
+    return _volume_errors(view, view.open_all)
+
+
+def open_view(view: View) -> Image.Image:
+    """A slice of a volume as PIL RGB; errors as `open_image`."""
+    return _volume_errors(view, view.open)
+
+
+def _volume_errors(view: View, read: Callable[[], Result]) -> Result:
+    try:
+        return read()
+    except InputError as error:
+        reason = str(error).removeprefix(f"{view.file}: ")
+        raise image_error(str(view.file), reason, "a slice of a DICOM or NIfTI volume") from None
 
 
 def read_image_file(path: str | Path) -> bytes:

@@ -3,6 +3,7 @@
 `read_source` gives raw rows, unchecked, and a handle per image that opens it later.
 """
 
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from engine.data.images import image_error, read_image_file
 from engine.data.loaders.decoded import decode_once, open_decoded
 from engine.data.split_names import name_of_split
 from engine.data.tables import open_table
+from engine.data.volumes.view import View
 from engine.errors import InputError
 from engine.files import cache_folder, open_regular, visible_files
 
@@ -45,15 +47,19 @@ class ImageFile:
 
     def stamp(self) -> list[int]:
         """Size and time of the file: what tells that it changed. OSError or ValueError if it cannot be there."""
-        status = self.path.stat()
-        return [status.st_size, status.st_mtime_ns]
+        return View.of(self.path).stamp()
 
     def open(self) -> Image.Image:
         return open_decoded(self.path)
 
     def read(self) -> tuple[str, bytes]:
-        """The file's name and its content as it is."""
-        return self.path.name, read_image_file(self.path)
+        """The file's name and its content as it is; a slice of a volume as a PNG."""
+        view = View.of(self.path)
+        if not view.is_of_volume:
+            return self.path.name, read_image_file(self.path)
+        buffer = io.BytesIO()
+        self.open().save(buffer, "PNG")
+        return f"{self.path.name}.png", buffer.getvalue()
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,16 @@ TARGETS = ("aoti", "onnx", "triton", "tensorrt")  # a module each, with the func
 
 
 def export_bundle(
-    model: Exportable, target: str, device: torch.device, dtype: torch.dtype, out: Path, **options: Any
+    model: Exportable,
+    target: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    out: Path,
+    accuracy: Sequence[Mapping[str, Any]] = (),
+    **options: Any,
 ) -> dict[str, Any]:
-    """Write the bundle `out`, whole or not at all; returns its manifest. `options` are the target's own.
+    """Write the bundle `out`, whole or not at all; returns its manifest. `options` are the target's own, and
+    `accuracy` is what was measured of the model (`engine.export.provenance.measured`).
 
     `device` is where the bundle will run. The parts' modules are in `dtype` already; they are on the CPU but for "aoti", whose
     packages are compiled where they run. InputError, one line, where a part is not what eager is.
@@ -46,7 +53,7 @@ def export_bundle(
             **packages.facts,
             "packages": packages.entries,
             "dimensions": {name: list(limits) for name, limits in model.dimensions.items()},
-            "accuracy": [],
+            "accuracy": list(accuracy),
             **model.facts,
             "parity": {**parity.as_entry(dtype), **whole},
         }

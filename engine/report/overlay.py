@@ -1,8 +1,9 @@
 """Masks and boxes drawn over their image, and pictures written whole."""
 
 import io
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from engine.errors import InputError
 from engine.files import refuse_overwriting, write_whole
 
 PREDICTED, TRUTH, PROMPT = (255, 64, 64), (64, 224, 96), (255, 255, 0)
+SLICES, SLICE_SIDE = 12, 320  # most of a volume that are drawn with a mask in them, and pixels of their longer side, about
 TINT = 0.35  # share of the mask's colour inside it
 
 
@@ -44,6 +46,30 @@ def draw_overlay(
             sides = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
             ImageDraw.Draw(drawn).rectangle(sides, outline=colour, width=width)
     return drawn
+
+
+def draw_slices(
+    pictures: Callable[[int], Image.Image], mask: np.ndarray, truth: np.ndarray | None, boxes: Mapping[int, Sequence[float] | None]
+) -> Image.Image:
+    """Slices of a volume as one sheet: those of the boxes and up to SLICES of those where the mask [S, H, W] is, evenly spread.
+
+    `pictures(s)` is slice s, all of one size. Small ones are enlarged, so that the edges drawn over them are thin.
+    """
+    some = np.flatnonzero(mask.any((1, 2)))
+    spread = some[np.linspace(0, len(some) - 1, min(SLICES, len(some))).round().astype(int)] if len(some) else some
+    tiles = []
+    for index in sorted({*map(int, spread), *boxes} or {len(mask) // 2}):
+        picture, box = pictures(index), boxes.get(index)
+        scale = max(1, round(SLICE_SIDE / max(picture.size)))
+        large = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+        masks = (None if part is None else part[index].repeat(scale, 0).repeat(scale, 1) for part in (mask, truth))
+        drawn, true = masks
+        tiles.append(draw_overlay(large, drawn, truth=true, box=None if box is None else [side * scale for side in box]))
+    columns, (width, height) = math.ceil(math.sqrt(len(tiles))), tiles[0].size
+    sheet = Image.new("RGB", (columns * width, math.ceil(len(tiles) / columns) * height))
+    for place, tile in enumerate(tiles):
+        sheet.paste(tile, (place % columns * width, place // columns * height))
+    return sheet
 
 
 def _as_image(mask: np.ndarray) -> Image.Image:

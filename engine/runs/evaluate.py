@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from engine.tasks.evaluation import Evaluation, comparisons, tables
 from engine.tasks.multiple_choice import MultipleChoice
 from engine.tasks.published import scoring
 from engine.tasks.task import Task
+from engine.training.manifest import row_identity
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +159,8 @@ def run_evaluation(
     kept = KeptResults(run.path, asked, rows, of)
     if kept.results:
         logger.info("%s: %d rows were answered before, and are not asked about again", run.path, len(kept.results))
-    evaluation, failure = evaluate(answers, task, rows, batch_size=args.batch_size, progress=run.writes, kept=kept), None
+    evaluation = evaluate(answers, task, rows, batch_size=args.batch_size, progress=run.writes, kept=kept)
+    evaluation, failure = replace(evaluation, summary=evaluation.summary | {"rows": row_identity(rows)}), None
     if run.writes:
         write_evaluation(run.path, task, evaluation)
         if revise is not None:

@@ -29,7 +29,7 @@ DECIDING = frozenset(
     "bf16 seed data_seed full_determinism train_sampling_strategy".split()
 )
 FREE = frozenset(
-    "rollout_batch_size log_completions attention attn_implementation image_cache on_bad_row warm_up_steps "
+    "rollout_batch_size log_completions attention attn_implementation image_cache allow_burned_in on_bad_row warm_up_steps "
     "eval_dataset_name eval_limit eval_split dataset_test_split".split()
 )
 

@@ -228,7 +228,8 @@ class Trainer(transformers.Trainer):
                 Manifest(self.state.global_step, only_model, files, self.deciding, self.rows).write(staging / name)
         except Exception as error:
             fault = _fault_of_disk(error, staging / name)
-            shutil.rmtree(staging, ignore_errors=True)
+            if self.args.should_save:  # and no other: this one may still be writing there, and would say that its folder is missing
+                shutil.rmtree(staging, ignore_errors=True)
             if fault is None:
                 raise
             raise InputError(f"{output / name}: cannot be saved ({fault}); {self._last_good()}") from error

@@ -29,6 +29,13 @@ class Prediction(NamedTuple):
         return self.logits > 0
 
 
+class Encoded(NamedTuple):
+    """An image that was read: where it lies in the model's input, and its embedding [1, C, h, w]."""
+
+    frame: Frame
+    embedding: Tensor
+
+
 class Predictor:
     """Several calls of `predict` after one of `set_image`. On CUDA few prompts, of a kind that came before, replay a graph."""
 
@@ -55,6 +62,16 @@ class Predictor:
         self._frame = Frame.fit((height, width), self.model.image_size, self.model.fit)
         resized = self.model.normalise(self.frame.resize(pixels).to(self.device))
         self._embedding = self.model.image_encoder(self.frame.pad(resized)[None].to(self.dtype))
+        self._image_pe = self.model.prompt_encoder.dense_pe()
+
+    @property
+    def encoded(self) -> Encoded:
+        """What `set_image` has made of the image; set again, `predict` is about it without its being read anew."""
+        return Encoded(self.frame, self._embedding)
+
+    @encoded.setter
+    def encoded(self, encoded: Encoded) -> None:
+        self._frame, self._embedding = encoded
         self._image_pe = self.model.prompt_encoder.dense_pe()
 
     def masks_of(self, image: Image.Image | np.ndarray, boxes: Sequence[Sequence[float]]) -> np.ndarray:

@@ -108,8 +108,12 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int = 1024) -> Qwen2Token
 def save_tiny_qwen_vl(policy: QwenVLPolicy, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
     """Write model (weights in `dtype`), generation config, tokenizer and image processor as Qwen's repositories have them.
 
-    config.json keeps float32, which is what the small model is computed in.
+    config.json keeps float32, which is what the small model is computed in. The head is the embedding, and is written once.
     """
-    weights = {name: value.to(dtype) for name, value in policy.base.state_dict().items()}
+    tied = policy.base.all_tied_weights_keys
+    weights = {name: value.to(dtype) for name, value in policy.base.state_dict().items() if name not in tied}
     policy.base.save_pretrained(folder, state_dict=weights)
     policy.processor.save_pretrained(folder)
+    tokenizer = Path(folder) / "tokenizer.json"
+    table = json.loads(tokenizer.read_text(encoding="utf-8"))
+    tokenizer.write_text(json.dumps(table, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")  # not a token a line

@@ -22,6 +22,7 @@ def assert_promised(summary, cases):
     for row in summary["cases"]:
         assert row["max_abs_error"] < 1e-5 and row["max_relative_error"] < 1e-5
         assert row["speedup"] > 0 and row["speedup_bound"] > 0 and row["memory_ratio"] >= 0 and row["first_memory_ratio"] >= 0
+        assert summary["speedup"] <= row["speedup"] and summary["memory_ratio"] >= row["memory_ratio"]
         assert row["cpu_seconds"].keys() == row["products_seconds"].keys() == row["rss_mb"].keys() > {"ours"}
 
 

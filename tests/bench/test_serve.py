@@ -1,10 +1,12 @@
 """The bench of served bundles: providers are processes that agree before they are timed; one that cannot run is named."""
 
+import json
 import sys
 
 import pytest
 
 from bench.medsam_dice import MINI
+from bench.serve import vlm
 from bench.serve.providers import Worker, cpu_seconds
 from bench.serve.segmenter import compare, headline, prepare, python_worker
 from engine.errors import InputError
@@ -46,6 +48,22 @@ def test_providers_are_compared_and_timed(checkpoint, tmp_path, capsys):
     assert "openvino     left out: this runtime is for another machine" in capsys.readouterr().out
     with pytest.raises(InputError, match="cpp: this runtime is for another machine"):
         compare({"cpp": broken, "eager": eager}, cases, 1, tmp_path)
+
+
+def says(answer):
+    """A process that gives every question this answer."""
+    script = f"import sys\nprint('{{}}', flush=True)\nfor line in sys.stdin:\n    print({json.dumps(answer)!r}, flush=True)\n"
+    return lambda log: Worker([sys.executable, "-c", script], log)
+
+
+def test_vlms_are_compared_and_who_says_something_else_is_named(tmp_path):
+    cases = [vlm.Case(tmp_path / "a.png", "?")] * 2
+    eager, other = says({"text": "CT", "tokens": 2}), says({"text": "CT.", "tokens": 3})
+    result = vlm.compare({"cpp": eager, "eager": eager, "mistralrs": other, "xllamacpp": broken}, cases, 1, tmp_path)
+    assert result["vlm_same_answers"] == {"cpp": "2 of 2", "mistralrs": "0 of 2"} and result["vlm_best_peer"] == "mistralrs"
+    assert result["vlm_left_out"] == {"xllamacpp": "this runtime is for another machine"} and result["vlm_tokens_per_s_cpp"] > 0
+    with pytest.raises(InputError, match="the greedy answers differ: .*'CT.'.* by the binary"):
+        vlm.compare({"cpp": other, "eager": eager}, cases, 1, tmp_path)
 
 
 def test_the_best_peer_is_the_fastest():

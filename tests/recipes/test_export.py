@@ -3,6 +3,9 @@
 Compiling LiteMedSAM takes minutes, so one bundle serves all tests.
 """
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -33,13 +36,14 @@ def test_the_flag_offers_every_target():
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """(bundle, the command's last line) of LiteMedSAM."""
+    """(bundle, the command's last line) of LiteMedSAM; it stays as VESALIUS_SEG_BUNDLE where nothing is there yet."""
     try:
         lite_medsam_checkpoint()
     except CheckpointError as error:
         pytest.skip(str(error))
     one_thread_if_small(True, CPU)
-    bundle = tmp_path_factory.mktemp("export") / "bundle"
+    kept = Path(os.environ.get("VESALIUS_SEG_BUNDLE") or os.devnull)
+    bundle = tmp_path_factory.mktemp("export") / "bundle" if kept.exists() else kept
     return bundle, main(["--out", str(bundle), "--intended_use", "a test"])
 
 
@@ -118,6 +122,7 @@ def test_prs_meds_mask_decoder_becomes_a_graph_that_reads_states(tmp_path):
         (["--model", "folder"], "--model: folder: no checkpoint there"),
         (["--out", "full"], "--out full: exists already (expected a folder that does not, or an empty one)"),
         (["--target", "openvino"], "argument --target: invalid choice: 'openvino'"),
+        (["--evaluation", "folder"], "--evaluation folder: no evaluation.json there"),
         (["--gpu", "sm_86"], "--gpu is of --target tensorrt alone"),
         (["--model", str(STARTER_POLICY), "--target", "onnx"], "a VLM's caches are written in place, as only packages can"),
         *([] if torch.cuda.is_available() else [(["--device", "cuda"], "--device cuda: no GPU is here, and aoti compiles")]),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-WITHOUT_TRAINER = ["download", "prs_med_infer", "sam_predict", "unimed_grounding_subset"]
+WITHOUT_TRAINER = ["download", "prs_med_infer", "sam_predict", "serve_viewer", "unimed_grounding_subset"]
 WITHOUT_TRAINER += [f"{system}_prepare" for system in ("medr1", "medvlm_r1", "skin", "prs_med")]
 
 

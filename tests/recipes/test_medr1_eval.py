@@ -9,6 +9,7 @@ from transformers import LlamaConfig
 
 from engine.command.main import run_command
 from engine.errors import InputError
+from engine.export.provenance import measured
 from models.loading import load_policy
 from recipes.medr1_eval import EvaluationArguments, main
 from tests.tiny_qwen import save_tiny
@@ -48,6 +49,8 @@ def test_the_run_folder_holds_scores_chart_and_report(checkpoint, data, tmp_path
         and headline["low"] <= headline["accuracy"] <= headline["high"]
     )
     assert [result["row"] for result in written["results"]] == [0, 1, 2, 3, 4]
+    (told,) = measured(tmp_path / "run")  # as a bundle's manifest has it
+    assert {end: told[end] for end in ("low", "high")} == {end: headline[end] for end in ("low", "high")} and told["data_sha256"]
     assert {name: score["num_samples"] for name, score in written["scores"]["modality"].items()} == {"CT": 2, "MRI": 3}
 
 

@@ -74,6 +74,9 @@ def test_without_flags_the_starter_image_is_segmented(real_weights, tmp_path, mo
         (["--box", "0,0,9,9", "--model", "tiny_sam"], "--checkpoint is missing: the published weights of tiny_sam"),
         (["--box", "0,0,9,9", "--checkpoint", "absent.pth"], "absent.pth: no such file"),
         (["--box", "0,0,9,9", "--mask", "absent.png"], "absent.png"),
+        (["--box", "0,0,9,9", "--slice", "all", "--mask", "x.png"], "--mask: with --slice all there is no one image"),
+        (["--box", "0,0,9,9", "--slice", "1"], "a DICOM file without an image, or not a DICOM file"),
+        (["--box", "0,0,9,9", "--window", "9"], "--window 9: expected a centre and a width"),
         (["--box", "0,0,9,9", "--mask_values", "red"], "--mask_values red: expected values (1 or 1,2)"),
     ],
 )

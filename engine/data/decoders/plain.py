@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 import pyspng
 import simplejpeg
-from isal import igzip_lib, isal_zlib
+from isal import isal_zlib
 from PIL import Image
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
@@ -29,7 +29,7 @@ def read_plain(data: bytes) -> np.ndarray | None:
         if data.startswith(JPEG):
             return _read_jpeg(data)
         return _read_png(data) if data.startswith(PNG) else None
-    except (ValueError, RuntimeError, struct.error, igzip_lib.IsalError):  # type: ignore[misc]  # its stub has it as a value
+    except (ValueError, RuntimeError, struct.error, isal_zlib.error):  # type: ignore[misc]  # which its stub calls an object
         return None
 
 

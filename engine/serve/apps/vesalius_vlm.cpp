@@ -18,8 +18,8 @@ struct Arguments {
     std::string bundle, prompt;
     std::vector<std::string> images;
     std::int64_t max_new_tokens = 256;
-    double temperature = 0;
-    std::uint64_t seed = 0;
+    vesalius::Sampling sampling;
+    std::vector<std::string> stops;
     int threads = 0;
     vesalius::ServingFlags serving;
 };
@@ -40,7 +40,7 @@ void answer(const Arguments& args) {
     const auto start = std::chrono::steady_clock::now();
     const auto print = [](const std::string& piece) { return static_cast<bool>(std::cout << piece << std::flush); };
     const Answer answer =
-        vlm.answer(vlm.prepare({message}, images, args.max_new_tokens), args.max_new_tokens, {args.temperature, args.seed}, print);
+        vlm.answer(vlm.prepare({message}, images, args.max_new_tokens), args.max_new_tokens, args.sampling, args.stops, print);
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
 
     const nlohmann::ordered_json headline{{"text", answer.text},
@@ -72,9 +72,15 @@ int main(int argc, char** argv) {
     app.add_option("--image", args.images, "A PNG or JPEG file; again for another. Without one, the question is about none.");
     app.add_option("--prompt", args.prompt, "The question.");
     app.add_option("--max-new-tokens", args.max_new_tokens, "Tokens that the answer may have.")->check(CLI::Range(1, 1 << 20));
-    app.add_option("--temperature", args.temperature, "0: the likeliest token each time. Above: drawn.")
+    app.add_option("--temperature", args.sampling.temperature, "0: the likeliest token each time. Above: drawn.")
         ->check(CLI::Range(0.0, 100.0));
-    app.add_option("--seed", args.seed, "Of what is drawn.");
+    app.add_option("--top-p", args.sampling.top_p, "Drawn from the fewest likely tokens with this share of the probability.")
+        ->check(CLI::Range(0.0, 1.0));
+    app.add_option("--stop", args.stops, "A text that ends the answer before it; again for another.")
+        ->check([](const std::string& stop) {
+            return stop.empty() || !vesalius::is_utf8(stop) ? "expected a text in UTF-8" : "";
+        });
+    app.add_option("--seed", args.sampling.seed, "Of what is drawn.");
     app.add_option("--threads", args.threads, "Threads of the model. 0: as torch chooses (OMP_NUM_THREADS).")
         ->check(CLI::Range(0, 1024));
     args.serving.add_to(app);

@@ -1,5 +1,7 @@
 #include "bundle/bundle.hpp"
 
+#include <algorithm>
+
 #include "bundle/errors.hpp"
 #include "bundle/instruction_set.hpp"
 #include "bundle/sha256.hpp"
@@ -59,7 +61,11 @@ std::shared_ptr<MappedFile> check_files(const Manifest& manifest, const std::fil
 Module::Module(PackageSpec spec, std::map<std::string, Range> dimensions, Package package)
     : spec_(std::move(spec)), dimensions_(std::move(dimensions)), package_(std::move(package)) {}
 
-std::vector<Tensor> Module::run(const std::vector<Tensor>& inputs) {
+std::vector<Tensor> Module::run(std::vector<Tensor> inputs) {
+    for (std::size_t i = 0; i < std::min(inputs.size(), spec_.inputs.size()); ++i) {
+        const DType wanted = spec_.inputs[i].dtype;
+        if (inputs[i].dtype == DType::float32 && is_floating(wanted)) inputs[i] = from_float(inputs[i], wanted);
+    }
     check_inputs(spec_, dimensions_, inputs);
     auto outputs = package_.run(inputs);
     if (outputs.size() != spec_.outputs.size()) {

@@ -17,8 +17,9 @@ class Module {
     Module(PackageSpec spec, std::map<std::string, Range> dimensions, Package package);
 
     const PackageSpec& spec() const { return spec_; }
-    // By the manifest's order of inputs and outputs; InputError where an input is not as the manifest has it.
-    std::vector<Tensor> run(const std::vector<Tensor>& inputs);
+    // By the manifest's order of inputs and outputs; float32 is rounded to the package's own type. InputError where an input is not
+    // as the manifest has it.
+    std::vector<Tensor> run(std::vector<Tensor> inputs);
 
  private:
     PackageSpec spec_;

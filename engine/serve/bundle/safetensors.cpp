@@ -23,7 +23,13 @@ Tensor view(const std::shared_ptr<MappedFile>& file, std::size_t start, const nl
         }
     }
     if (bytes != offsets[1] - offsets[0]) throw InputError("a tensor's bytes are not those of its shape");
-    return {dtype, shape, std::shared_ptr<void>(file, file->data() + start + offsets[0])};
+    auto* const first = file->data() + start + offsets[0];
+    if (reinterpret_cast<std::uintptr_t>(first) % item_size(dtype) != 0) {  // the format promises no alignment
+        Tensor copy = make_tensor(dtype, shape);
+        if (bytes > 0) std::memcpy(copy.data<void>(), first, bytes);
+        return copy;
+    }
+    return {dtype, shape, std::shared_ptr<void>(file, first)};
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The weights of a bundle: a mapped safetensors file, whose tensors are views of the mapping.
+// The weights of a bundle: a mapped safetensors file, whose tensors are views of the mapping (copies where they lie askew).
 #pragma once
 
 #include <filesystem>

@@ -47,6 +47,26 @@ float from_half(std::uint16_t bits) {
     return sign * std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
 }
 
+// Rounds away the lowest `bits`, which carries into the exponent as it should.
+std::uint32_t round_off(std::uint32_t value, int bits) {
+    const std::uint32_t half = (1U << (bits - 1)) - 1;
+    return (value + half + (value >> bits & 1)) >> bits;
+}
+
+std::uint16_t to_brain(float value) {
+    const auto bits = std::bit_cast<std::uint32_t>(value);
+    return static_cast<std::uint16_t>(std::isnan(value) ? bits >> 16 | 0x40 : round_off(bits, 16));
+}
+
+std::uint16_t to_half(float value) {
+    const std::uint32_t bits = std::bit_cast<std::uint32_t>(value), sign = bits >> 16 & 0x8000, size = bits & 0x7FFFFFFF;
+    if (size > 0x7F800000) return static_cast<std::uint16_t>(sign | 0x7E00);             // not a number
+    if (size >= 0x477FF000) return static_cast<std::uint16_t>(sign | 0x7C00);            // 65520 and more: infinite
+    if (size >= 0x38800000) return static_cast<std::uint16_t>(sign | round_off(size - 0x38000000, 13));
+    const auto steps = static_cast<std::uint32_t>(std::nearbyint(std::ldexp(std::abs(value), 24)));  // subnormal
+    return static_cast<std::uint16_t>(sign | steps);
+}
+
 }  // namespace
 
 std::size_t item_size(DType dtype) { return kind(dtype).size; }
@@ -102,5 +122,17 @@ Tensor to_float(const Tensor& tensor) {
     }
     return make_tensor(std::move(values), tensor.shape);
 }
+
+Tensor from_float(const Tensor& tensor, DType dtype) {
+    if (dtype == DType::float32) return tensor;
+    if (tensor.dtype != DType::float32 || !is_floating(dtype)) throw std::logic_error("only float32 is rounded, to a half type");
+    const auto* const values = tensor.data<float>();
+    Tensor rounded = make_tensor(dtype, tensor.shape);
+    auto* const bits = rounded.data<std::uint16_t>();
+    for (std::int64_t i = 0; i < tensor.numel(); ++i) bits[i] = dtype == DType::float16 ? to_half(values[i]) : to_brain(values[i]);
+    return rounded;
+}
+
+bool is_floating(DType dtype) { return dtype == DType::float32 || dtype == DType::float16 || dtype == DType::bfloat16; }
 
 }  // namespace vesalius

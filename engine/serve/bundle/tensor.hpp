@@ -40,5 +40,8 @@ Tensor make_tensor(std::vector<float> values, Shape shape);
 Tensor make_tensor(std::vector<std::int64_t> values, Shape shape);
 // As float32; the tensor itself where it is.
 Tensor to_float(const Tensor& tensor);
+// float32 rounded to a half type, to the nearest (of two the even one); the tensor itself for float32. std::logic_error for others.
+Tensor from_float(const Tensor& tensor, DType dtype);
+bool is_floating(DType dtype);
 
 }  // namespace vesalius

@@ -56,11 +56,12 @@ struct Reading {
     std::vector<png_bytep> rows;
 };
 
-bool read_header(Reading& reading) {
+bool read_header(Reading& reading, std::size_t most_pixels) {
     if (setjmp(png_jmpbuf(reading.png))) return false;
     png_read_info(reading.png, reading.info);
     reading.width = png_get_image_width(reading.png, reading.info);
     reading.height = png_get_image_height(reading.png, reading.info);
+    if (std::size_t{reading.width} * reading.height > most_pixels) return true;  // before libpng makes room for a row
     reading.depth = png_get_bit_depth(reading.png, reading.info);
     png_set_expand(reading.png);  // palettes to RGB, fewer bits to eight
     png_set_strip_alpha(reading.png);
@@ -126,7 +127,7 @@ Image as_rgb(const Reading& reading) {
 Image decode_png(Bytes file, std::size_t most_pixels) {
     Reading reading(file);
     const auto damaged = [&] { return InputError("truncated or damaged PNG: " + one_line(reading.reason)); };
-    if (!read_header(reading)) throw damaged();
+    if (!read_header(reading, most_pixels)) throw damaged();
     if (const std::size_t pixels = static_cast<std::size_t>(reading.width) * reading.height; pixels > most_pixels) {
         throw InputError(std::to_string(reading.width) + " x " + std::to_string(reading.height) + " pixels are more than " +
                          std::to_string(most_pixels));

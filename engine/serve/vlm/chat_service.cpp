@@ -55,7 +55,7 @@ Response ChatService::answer(const Request& request) {
     };
     Response response;
     if (!asked->stream) {
-        const Answer answer = vlm_.answer(*prompt, asked->max_tokens, asked->sampling);
+        const Answer answer = vlm_.answer(*prompt, asked->max_tokens, asked->sampling, asked->stops);
         ordered_json body = with("message", {{"role", "assistant"}, {"content", answer.text}}, reason(answer));
         body["usage"] = usage(answer);
         response.body = dump(body) + '\n';
@@ -66,7 +66,7 @@ Response ChatService::answer(const Request& request) {
         const auto send = [&](const ordered_json& chunk) { return write("data: " + dump(chunk) + "\n\n"); };
         if (!send(with("delta", {{"role", "assistant"}, {"content", ""}}, nullptr))) return;
         const auto on_piece = [&](const std::string& piece) { return send(with("delta", {{"content", piece}}, nullptr)); };
-        const Answer answer = vlm_.answer(*prompt, asked->max_tokens, asked->sampling, on_piece);
+        const Answer answer = vlm_.answer(*prompt, asked->max_tokens, asked->sampling, asked->stops, on_piece);
         send(with("delta", ordered_json::object(), reason(answer)));
         if (asked->usage_in_stream) {
             ordered_json last = head;

@@ -14,8 +14,10 @@ using nlohmann::json;
 
 constexpr std::size_t MOST_MESSAGES = 256, MOST_IMAGES = 16;
 constexpr std::int64_t MOST_TOKENS = 1 << 20;
+constexpr std::size_t MOST_STOPS = 4, LONGEST_STOP = 1 << 10;  // of bytes
 constexpr double HIGHEST_TEMPERATURE = 100;
-constexpr std::array READ{"messages", "max_tokens", "max_completion_tokens", "temperature", "seed", "stream", "stream_options"};
+constexpr std::array READ{"messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "stop", "seed", "stream",
+                          "stream_options"};
 constexpr std::array WITHOUT_EFFECT{"model", "user", "metadata", "store"};
 
 template <std::size_t N>
@@ -25,7 +27,7 @@ bool has(const std::array<const char*, N>& names, const std::string& name) {
 
 void check_names(const json& body) {
     for (const auto& [name, value] : body.items()) {
-        const bool one_of_one = (name == "n" || name == "top_p") && value == 1;
+        const bool one_of_one = name == "n" && value == 1;
         if (!has(READ, name) && !has(WITHOUT_EFFECT, name) && !one_of_one && !value.is_null()) {
             throw InputError("'" + one_line(name, 40) + "' is not supported here");
         }
@@ -91,6 +93,20 @@ void read_messages(const json& body, CompletionRequest& request) {
     }
 }
 
+void read_stops(const json& body, CompletionRequest& request) {
+    const auto found = body.find("stop");
+    if (found == body.end() || found->is_null()) return;
+    const json all = found->is_array() ? *found : json::array({*found});
+    for (const json& stop : all) {
+        const std::size_t length = stop.is_string() ? stop.get_ref<const std::string&>().size() : 0;
+        if (all.size() > MOST_STOPS || length == 0 || length > LONGEST_STOP) {
+            throw InputError("stop: expected a text, or a list of up to " + std::to_string(MOST_STOPS) + ", each of 1 to " +
+                             std::to_string(LONGEST_STOP) + " bytes");
+        }
+        request.stops.push_back(stop.get<std::string>());
+    }
+}
+
 }  // namespace
 
 CompletionRequest CompletionRequest::parse(std::string_view text) {
@@ -102,6 +118,8 @@ CompletionRequest CompletionRequest::parse(std::string_view text) {
     const char* const most = body.contains("max_completion_tokens") ? "max_completion_tokens" : "max_tokens";
     request.max_tokens = number<std::int64_t>(body, most, 1, MOST_TOKENS, request.max_tokens);
     request.sampling.temperature = number<double>(body, "temperature", 0, HIGHEST_TEMPERATURE, 0);
+    request.sampling.top_p = number<double>(body, "top_p", 0, 1, 1);
+    read_stops(body, request);
     request.sampling.seed = static_cast<std::uint64_t>(number<std::int64_t>(body, "seed", 0, INT64_MAX, 0));
     request.stream = flag(body, "stream");
     if (const auto options = body.find("stream_options"); options != body.end() && options->is_object()) {

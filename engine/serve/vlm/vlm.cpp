@@ -4,7 +4,6 @@
 #include <numeric>
 
 #include "bundle/errors.hpp"
-#include "tokenizer/unicode.hpp"
 
 namespace vesalius {
 namespace {
@@ -37,7 +36,7 @@ std::vector<Tensor> make_caches(const Bundle& bundle, const Module& package) {
                 throw InputError(bundle.folder().string() + ": a cache without a fixed size");
             shape.push_back(std::get<std::int64_t>(side));
         }
-        caches.push_back(make_tensor(DType::float32, shape));
+        caches.push_back(make_tensor(package.spec().inputs[input].dtype, shape));
     }
     if (caches.empty()) throw InputError(bundle.folder().string() + ": " + package.spec().file + " takes no caches");
     return caches;
@@ -57,45 +56,12 @@ std::int64_t fixed_side(const Bundle& bundle, const TensorSpec& tensor, std::siz
     return std::get<std::int64_t>(tensor.shape[place]);
 }
 
-const Bundle& in_float(const Bundle& bundle) {
-    if (bundle.manifest().dtype == "float32") return bundle;
-    throw InputError(bundle.folder().string() + ": its numbers are " + one_line(bundle.manifest().dtype, 20) +
-                     " (expected float32)");
-}
-
 std::span<const float> row(const Tensor& logits) { return {logits.data<float>(), static_cast<std::size_t>(logits.numel())}; }
-
-// An answer's bytes as whole characters, one piece a token.
-class Pieces {
- public:
-    Pieces(std::string& text, const OnPiece& on_piece) : text_(text), on_piece_(on_piece) {}
-
-    bool add(std::string_view bytes) {
-        rest_.append(bytes);
-        const std::size_t whole = rest_.size() - unfinished(rest_);
-        const bool goes_on = give(rest_.substr(0, whole));
-        rest_.erase(0, whole);
-        return goes_on;
-    }
-    void finish() { give(rest_); }
-
- private:
-    bool give(const std::string& bytes) {
-        if (bytes.empty()) return true;
-        const std::string piece = mend(bytes);
-        text_ += piece;
-        return !on_piece_ || on_piece_(piece);
-    }
-
-    std::string& text_;
-    const OnPiece& on_piece_;
-    std::string rest_;
-};
 
 }  // namespace
 
 Vlm::Vlm(const Bundle& bundle)
-    : patches_(entry(in_float(bundle), "preprocessing", PatchSettings::parse)),
+    : patches_(entry(bundle, "preprocessing", PatchSettings::parse)),
       chat_(entry(bundle, "chat", Chat::parse)),
       tokenizer_(Tokenizer::read(bundle.folder() / "tokenizer.json")),
       vision_(bundle.load("vision")),
@@ -119,7 +85,7 @@ Tensor Vlm::features(const std::vector<Patches>& images) {
     for (const Patches& image : images) {
         std::vector<Tensor> inputs{image.values, image.positions};
         if (patches_.window > 0) inputs.insert(inputs.end(), {image.windows, image.slots});
-        const Tensor found = vision_.run(inputs).at(0);
+        const Tensor found = to_float(vision_.run(inputs).at(0));
         values.insert(values.end(), found.data<float>(), found.data<float>() + found.numel());
     }
     const auto count = static_cast<std::int64_t>(values.size()) / hidden_;
@@ -150,15 +116,17 @@ PreparedPrompt Vlm::prepare(const std::vector<ChatMessage>& messages, const std:
     return prompt;
 }
 
-Answer Vlm::answer(const PreparedPrompt& prompt, std::int64_t max_new_tokens, const Sampling& sampling, const OnPiece& on_piece) {
+Answer Vlm::answer(const PreparedPrompt& prompt, std::int64_t max_new_tokens, const Sampling& sampling,
+                   const std::vector<std::string>& stops, const OnPiece& on_piece) {
     const auto& [ids, positions, next] = prompt.tokens;
     const auto length = static_cast<std::int64_t>(ids.size());
-    Tensor logits = prefill_.run(with_caches({make_tensor(ids, {1, length}), positions, features(prompt.images)})).at(0);
+    Tensor logits =
+        to_float(prefill_.run(with_caches({make_tensor(ids, {1, length}), positions, features(prompt.images)})).at(0));
     Sampler sampler(sampling, penalty_, logits.numel());
     for (const std::int64_t id : ids) sampler.see(id);
     Answer answer;
     answer.prompt_tokens = ids.size();
-    Pieces pieces(answer.text, on_piece);
+    Pieces pieces(answer.text, on_piece, stops);
     std::vector<std::int64_t> slots(ids.size());
     std::iota(slots.begin(), slots.end(), 0);
     for (std::int64_t step = 0; step < max_new_tokens; ++step) {
@@ -173,12 +141,12 @@ Answer Vlm::answer(const PreparedPrompt& prompt, std::int64_t max_new_tokens, co
         slots.push_back(length + step);
         const std::vector<std::int64_t> position(3, next + step);
         const auto so_far = static_cast<std::int64_t>(slots.size());
-        logits = decode_
-                     .run(with_caches(
-                         {make_tensor(std::vector{token}, {1, 1}), make_tensor(position, {3, 1, 1}), make_tensor(slots, {so_far})}))
-                     .at(0);
+        const std::vector<Tensor> one{make_tensor(std::vector{token}, {1, 1}), make_tensor(position, {3, 1, 1}),
+                                      make_tensor(slots, {so_far})};
+        logits = to_float(decode_.run(with_caches(one)).at(0));
     }
     pieces.finish();
+    answer.ended = answer.ended || pieces.stopped();
     return answer;
 }
 

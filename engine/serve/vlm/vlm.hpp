@@ -1,7 +1,6 @@
 // Answers about images, by a bundle of kind vlm: one vision pass an image, one prefill, then a token a step on caches that stay.
 #pragma once
 
-#include <functional>
 #include <string>
 #include <vector>
 
@@ -10,6 +9,7 @@
 #include "tokenizer/tokenizer.hpp"
 #include "vlm/chat.hpp"
 #include "vlm/patches.hpp"
+#include "vlm/pieces.hpp"
 #include "vlm/prompt_tokens.hpp"
 #include "vlm/sampler.hpp"
 
@@ -24,15 +24,12 @@ struct Answer {
     std::vector<std::int64_t> tokens;  // without the one that ended it
     std::string text;
     std::size_t prompt_tokens = 0;
-    bool ended = false;  // by the model; else it has as many tokens as were asked for
+    bool ended = false;  // by the model, or by one of the texts that were to end it; else it has as many tokens as were asked for
 };
-
-// Takes the next piece of an answer, whole characters; false ends the answer.
-using OnPiece = std::function<bool(const std::string& piece)>;
 
 class Vlm {
  public:
-    // InputError where the bundle lacks what a VLM needs, or is not in float32.
+    // InputError where the bundle lacks what a VLM needs.
     explicit Vlm(const Bundle& bundle);
 
     // Everything that can be wrong with a question, before the model is run. The images are those of the messages' parts, in order.
@@ -41,8 +38,9 @@ class Vlm {
     PreparedPrompt prepare(const std::vector<ChatMessage>& messages, const std::vector<Image>& images,
                            std::int64_t max_new_tokens) const;
 
+    // The text ends before the first of `stops` (see Pieces).
     Answer answer(const PreparedPrompt& prompt, std::int64_t max_new_tokens, const Sampling& sampling,
-                  const OnPiece& on_piece = nullptr);
+                  const std::vector<std::string>& stops = {}, const OnPiece& on_piece = nullptr);
 
  private:
     Tensor features(const std::vector<Patches>& images);

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from engine.command.settings import IMAGE_CACHE, check_ranges, refuse, setting
+from engine.command.settings import ALLOW_BURNED_IN, IMAGE_CACHE, check_ranges, refuse, setting
 from engine.command.training_arguments import TrainingArguments
 from engine.data.loaders.dali import require_dali
 from engine.data.loaders.workers import check_worker_settings
@@ -61,6 +61,7 @@ class TrainingConfig(TrainingArguments):
     logging_steps: float = setting(1, "Log every so many optimizer steps.")
     logging_nan_inf_filter: bool = setting(False, "Replace a NaN loss in the log by the running average.")
     image_cache: str | None = setting(None, IMAGE_CACHE, metavar="DIR|off")
+    allow_burned_in: bool = setting(False, ALLOW_BURNED_IN)
     loader: str = setting(
         "torch",
         "Who decodes images in training: torch is the data loader's workers, dali NVIDIA's DALI, JPEG on the GPU where there is "

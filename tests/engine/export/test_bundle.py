@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "bundle"
-    export_bundle(small_model(), "aoti", CPU, torch.float32, folder)
+    export_bundle(small_model(), "aoti", CPU, torch.float32, folder, accuracy=[{"measure": "accuracy", "value": 0.9}])
     return folder
 
 
@@ -74,6 +74,7 @@ def test_the_manifest_says_what_is_taken_and_what_was_measured(exported):
     assert manifest["parity"]["max_abs_error"] < 1e-5 and manifest["parity"]["inputs"] == 3 + 5
     assert set(manifest["files"]) == {"weights.safetensors", "packages/rows.pt2", "packages/columns.pt2"}
     assert manifest["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert manifest["accuracy"] == [{"measure": "accuracy", "value": 0.9}]
 
 
 class Wrong(nn.Module):

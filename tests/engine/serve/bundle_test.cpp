@@ -2,10 +2,12 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <functional>
+#include <limits>
 
 #include "bundle/errors.hpp"
 #include "bundle/instruction_set.hpp"
@@ -53,6 +55,35 @@ TEST(Tensor, HalfTypesBecomeFloats) {
     EXPECT_EQ(to_float(brain).data<float>()[1], -2.5F);
 }
 
+TEST(Tensor, FloatsBecomeTheNearestHalfNumbers) {
+    const float inf = std::numeric_limits<float>::infinity();
+    const std::vector<std::array<float, 3>> cases = {
+        // a float, in float16, in bfloat16
+        {1.0F, 1.0F, 1.0F},           {-0.1F, -0x1.998p-4F, -0x1.9ap-4F},  {0x1.002p0F, 1.0F, 1.0F},
+        {0x1.006p0F, 0x1.008p0F, 1.0F}, {0x1.01p0F, 0x1.01p0F, 1.0F},        {0x1.03p0F, 0x1.03p0F, 0x1.04p0F},
+        {65519.0F, 65504.0F, 65536.0F}, {65520.0F, inf, 65536.0F},          {0x1.8p-24F, 0x1p-23F, 0x1.8p-24F},
+        {0x1p-25F, 0.0F, 0x1p-25F},     {0x1.ffep-15F, 0x1p-14F, 0x1p-14F}, {-3e38F, -inf, -0x1.c4p127F},
+        {3.4e38F, inf, inf},
+    };
+    for (const auto& [value, half, brain] : cases) {
+        const Tensor given = make_tensor(std::vector{value}, {1});
+        EXPECT_EQ(to_float(from_float(given, DType::float16)).data<float>()[0], half) << value;
+        EXPECT_EQ(to_float(from_float(given, DType::bfloat16)).data<float>()[0], brain) << value;
+    }
+    for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {  // each of them comes back
+        for (const DType dtype : {DType::float16, DType::bfloat16}) {
+            Tensor one = make_tensor(dtype, {1});
+            *one.data<std::uint16_t>() = static_cast<std::uint16_t>(bits);
+            const Tensor wide = to_float(one);
+            if (std::isnan(*wide.data<float>())) {
+                EXPECT_TRUE(std::isnan(*to_float(from_float(wide, dtype)).data<float>()));
+            } else {
+                ASSERT_EQ(*from_float(wide, dtype).data<std::uint16_t>(), bits);
+            }
+        }
+    }
+}
+
 Tensor read_safetensors(const std::string& header, const std::string& data, const std::string& name) {
     const std::uint64_t length = header.size();
     write_file(scratch(), as_bytes(std::string(reinterpret_cast<const char*>(&length), 8) + header + data));
@@ -61,12 +92,14 @@ Tensor read_safetensors(const std::string& header, const std::string& data, cons
     return Safetensors(file, "weights").at(name);
 }
 
-TEST(Safetensors, AreViewsOfTheFile) {
-    const Tensor a =
-        read_safetensors(R"({"__metadata__": {"a": "b"}, "a": {"dtype": "I32", "shape": [2], "data_offsets": [4, 12]}})",
-                         std::string("\1\0\0\0\2\0\0\0\3\0\0\0", 12), "a");
-    EXPECT_EQ(a.shape, Shape{2});
-    EXPECT_EQ(a.data<std::int32_t>()[1], 3);
+TEST(Safetensors, AreViewsOfTheFileOrCopiesWhereTheyLieAskew) {
+    for (std::size_t spaces = 0; spaces < 4; ++spaces) {
+        const Tensor a = read_safetensors(R"({"__metadata__": {"a": "b"}, "a": {"dtype": "I32", "shape": [2], "data_offsets": [4, 12]}})" +
+                                              std::string(spaces, ' '),
+                                          std::string("\1\0\0\0\2\0\0\0\3\0\0\0", 12), "a");
+        EXPECT_EQ(a.shape, Shape{2});
+        EXPECT_EQ(a.data<std::int32_t>()[1], 3);
+    }
 }
 
 TEST(Safetensors, AreRefusedWhereTheyPointElsewhere) {

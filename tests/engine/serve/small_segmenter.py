@@ -35,7 +35,7 @@ class Decoder(nn.Module):
         self.sharpness = nn.Parameter(torch.tensor([6.0, 2.0]))
 
     def forward(self, image_embeddings, point_coords, point_labels):
-        places = point_coords / SIZE * 2 - 1  # [P, T, 2]
+        image_embeddings, places = image_embeddings.float(), point_coords / SIZE * 2 - 1  # [P, T, 2]
         under = F.grid_sample(image_embeddings.expand(places.shape[0], -1, -1, -1), places[:, :, None], align_corners=False)
         query = (under[..., 0].transpose(1, 2) + self.kind(point_labels.long() + 1)).mean(1)  # [P, 4]
         line = (torch.arange(SIDE) + 0.5) / SIDE * 2 - 1
@@ -48,21 +48,22 @@ class Decoder(nn.Module):
 
 @dataclass
 class SmallSegmenter:
-    """`normalisation` and `fit` are those of `models.sam.sam.Sam`."""
+    """`normalisation` and `fit` are those of `models.sam.sam.Sam`; `dtype` is the encoder's."""
 
     normalisation: str = "min_max"
     fit: str = "corner"
+    dtype: torch.dtype = torch.float32
 
     def __post_init__(self):
         torch.manual_seed(7)
-        self.encoder, self.decoder = Encoder().eval(), Decoder().eval()
+        self.encoder, self.decoder = Encoder().eval().to(self.dtype), Decoder().eval()
 
     @torch.no_grad()
     def segment(self, image, prompts):
         """Of each prompt, a pair of a box and points as (x, y, label): the mask [H, W] and its IoU, as `models.sam` would."""
         pixels = as_pixels(image)
         frame = Frame.fit(pixels.shape[:2], SIZE, self.fit)
-        embedding = self.encoder(frame.pad(normalised(frame.resize(pixels), self.normalisation))[None])
+        embedding = self.encoder(frame.pad(normalised(frame.resize(pixels), self.normalisation))[None].to(self.dtype))
         answers = []
         for box, points in prompts:
             rows = [(x, y, LABELS["inside"] if label else LABELS["outside"]) for x, y, label in points]
@@ -78,12 +79,12 @@ class SmallSegmenter:
 
     def exported(self):
         def image(sizes, generator):
-            return {"image": torch.rand(1, 3, SIZE, SIZE, generator=generator)}
+            return {"image": torch.rand(1, 3, SIZE, SIZE, generator=generator).to(self.dtype)}
 
         def prompts(sizes, generator):
             P, T = sizes["prompts"], sizes["points"]
             return {
-                "image_embeddings": torch.randn(1, 4, CELLS, CELLS, generator=generator),
+                "image_embeddings": torch.randn(1, 4, CELLS, CELLS, generator=generator).to(self.dtype),
                 "point_coords": torch.rand(P, T, 2, generator=generator) * SIZE,
                 "point_labels": torch.randint(-1, 4, (P, T), generator=generator).float(),
             }

@@ -81,6 +81,27 @@ def test_a_stream_brings_the_same_answer_in_pieces(server):
     assert chunks[-1]["usage"] == whole["usage"]
 
 
+def test_a_stop_ends_the_text_before_it_also_across_events(server):
+    asked = {"messages": pictured(), "max_tokens": 24}
+    whole = post(server, asked)[1]["choices"][0]["message"]["content"]
+    stop = whole[len(whole) // 2 :][:6]  # of several tokens
+    status, body = post(server, {**asked, "stop": [stop, "never said"]})
+    expected = whole[: whole.index(stop)]
+    assert status == 200 and body["choices"][0]["message"]["content"] == expected and body["choices"][0]["finish_reason"] == "stop"
+    _, text = post(server, {**asked, "stop": stop, "stream": True}, raw=True)
+    chunks = [json.loads(event.removeprefix("data: ")) for event in text.split("\n\n")[:-2]]
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == expected
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+def test_the_smallest_nucleus_is_the_likeliest_token_at_any_temperature(server):
+    greedy, drawn, other = (
+        post(server, {"messages": pictured(), "max_tokens": 8, "seed": 5, **how})[1]["choices"][0]["message"]["content"]
+        for how in ({}, {"temperature": 3, "top_p": 0}, {"temperature": 3})
+    )
+    assert drawn == greedy != other
+
+
 def test_a_conversation_goes_on_from_what_was_said(server):
     first = [{"role": "user", "content": "Hello?"}]
     further = [*first, {"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Hello?"}]
@@ -105,6 +126,8 @@ def test_a_conversation_goes_on_from_what_was_said(server):
         ({"messages": pictured(), "max_tokens": 1.5}, "max_tokens: expected a whole number from 1"),
         ({"messages": pictured(), "max_tokens": 100000}, "together"),
         ({"messages": pictured(), "temperature": -1}, "temperature: expected a number from 0"),
+        ({"messages": pictured(), "top_p": 1.5}, "top_p: expected a number from 0"),
+        ({"messages": pictured(), "stop": ""}, "stop: expected a text"),
         ({"messages": pictured(), "stream": "yes"}, "stream: expected true or false"),
         ({"messages": pictured(), "n": 2}, "'n' is not supported here"),
         ({"messages": pictured(), "tools": [{}]}, "'tools' is not supported here"),

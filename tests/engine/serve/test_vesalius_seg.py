@@ -6,10 +6,12 @@ import subprocess
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from engine.data.images import open_image
+from engine.export.export import export_bundle
 from tests.engine.serve.pictures import write_pictures
 from tests.engine.serve.small_segmenter import SmallSegmenter, overlap
 
@@ -70,6 +72,16 @@ def test_masks_are_those_of_python(seg, small_bundle, picture, tmp_path, kind):
     assert mask.shape == (90, 131) and set(np.unique(mask)) == {0, 255}
     assert overlap(mask > 0, expected) >= 0.995
     assert headline["area"] == (mask > 0).sum() and abs(headline["predicted_iou"] - iou) < 1e-4
+
+
+def test_what_a_half_type_package_is_given_is_rounded_to_its_type(seg, picture, tmp_path):
+    half, box = SmallSegmenter(dtype=torch.bfloat16), (20, 10, 90, 70)
+    export_bundle(half.exported(), "aoti", torch.device("cpu"), torch.bfloat16, tmp_path / "bundle")
+    ran = seg(tmp_path / "bundle", "--image", picture, *flags(box, []), "--out", tmp_path / "mask.png")
+    assert ran.returncode == 0, ran.stderr
+    ((expected, iou),) = half.segment(open_image(picture), [(box, [])])
+    assert overlap(np.asarray(Image.open(tmp_path / "mask.png")) > 0, expected) >= 0.995
+    assert abs(json.loads(ran.stdout)["predicted_iou"] - iou) < 1e-3
 
 
 @pytest.mark.parametrize("normalisation, fit", [("imagenet", "corner"), ("imagenet", "stretch_nearest"), ("min_max", "stretch")])

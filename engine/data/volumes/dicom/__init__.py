@@ -1,0 +1,1 @@
+"""DICOM series and multi-frame files as volumes, and segmentations of them."""
