@@ -13,7 +13,7 @@ def test_every_way_is_measured(tmp_path):
     (tmp_path / "images").mkdir()
     for i in range(2):
         Image.effect_noise((64, 48), 40 + i).convert("RGB").save(tmp_path / "images" / f"{i}.jpg")
-    result = bench.main(["--data", str(tmp_path), "--images", "2", "--repetitions", "1"])
+    result = bench.main(["--data", str(tmp_path), "--images", "2", "--repetitions", "2"])
     names = {"pillow", "first", "cached", "compressed", "off"} | ({"dali"} if importlib.util.find_spec("nvidia") else set())
     assert result["images"] == 2 and set(result["milliseconds"]["png"]) == set(result["milliseconds"]["jpeg"]) == names
     ratios = ["png_first_vs_pil", "png_cached_vs_pil", "jpeg_first_vs_pil", "cached_compressed_vs_pil"]
