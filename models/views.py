@@ -1,9 +1,9 @@
 """What a network reads of an image, as numbers: for whoever makes it elsewhere than the model's processor does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-Colour = tuple[float, float, float]
+Colour = Sequence[float]  # of three channels
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,6 @@ class View:
     mean: Colour
     std: Colour
     bicubic: bool = True
-    fill: tuple[int, int, int] | None = None
+    fill: Sequence[int] | None = None
     side: int | None = None
     patch: tuple[int, int, int] | None = None

@@ -7,7 +7,7 @@ among processes and resumes them.
 
 import importlib.util
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class Pictures:
         files = [i for i in range(len(images)) if i not in made]
         for start in range(0, len(files), MOST):
             places = files[start : start + MOST]
-            made |= dict(zip(places, map(self._view, self._decode([images[i] for i in places])), strict=True))
+            made |= dict(zip(places, map(self._view, self.decode([images[i] for i in places])), strict=True))
         return [made[i] for i in range(len(images))]
 
     def with_masks(self, images: Sequence[Picture], masks: Sequence[np.ndarray]) -> list[tuple[Tensor, Tensor]]:
@@ -56,8 +56,8 @@ class Pictures:
     def _view(self, pixels: Tensor) -> Tensor:
         return make_view(pixels.to(self.device), self.view)
 
-    def _decode(self, images: list[Any]) -> list[Tensor]:
-        """[H, W, 3] uint8 each."""
+    def decode(self, images: list[Any]) -> list[Tensor]:
+        """The pixels of at most MOST `Undecoded`, [H, W, 3] uint8 each, where the pipeline left them."""
         self._pipeline = self._pipeline or _build(self.device)
         self._pipeline.feed_input("files", [np.frombuffer(image.data, np.uint8) for image in images])
         try:
@@ -71,9 +71,10 @@ class Pictures:
 
 def _build(device: torch.device) -> Any:
     """The pipeline from `files`, each the bytes of one, to pixels on `device`."""
-    from nvidia.dali import fn, types
+    from nvidia import dali
     from nvidia.dali.pipeline import Pipeline
 
+    fn, types = dali.fn, cast(Any, dali.types)
     on_gpu = device.type == "cuda"
     pipeline = Pipeline(
         batch_size=MOST,

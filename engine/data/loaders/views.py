@@ -9,7 +9,7 @@ Letters: H, W rows and columns of an image, n patches, p side of a patch, m side
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 ONE = 1 << 22  # what a weight of 1 is in Pillow
-Colour = tuple[float, float, float]
+Colour = Sequence[float]  # of three channels
 
 
 class View(Protocol):
@@ -34,7 +34,7 @@ class View(Protocol):
     @property
     def bicubic(self) -> bool: ...
     @property
-    def fill(self) -> tuple[int, int, int] | None: ...
+    def fill(self) -> Sequence[int] | None: ...
     @property
     def side(self) -> int | None: ...
     @property
@@ -118,7 +118,7 @@ def _rounded(sums: Tensor) -> Tensor:
     return ((sums + ONE / 2) / ONE).floor().clamp(0, 255).to(torch.uint8)
 
 
-def _squared(image: Tensor, fill: tuple[int, ...]) -> Tensor:
+def _squared(image: Tensor, fill: Sequence[int]) -> Tensor:
     channels, height, width = image.shape
     side = max(height, width)
     square = torch.tensor(fill, dtype=torch.uint8, device=image.device)[:, None, None].repeat(1, side, side)

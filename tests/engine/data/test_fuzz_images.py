@@ -65,6 +65,8 @@ def damaged(number: int) -> tuple[str, bytes]:
     ending, whole = seeds()[number % len(seeds())]
     data, early = bytearray(whole), min(len(whole), 600)
     for _ in range(generator.integers(1, 4)):
+        if len(data) < 8:
+            break
         match generator.integers(0, 6):
             case 0:  # bytes changed anywhere
                 for place in generator.integers(0, len(data), generator.integers(1, 20)):
