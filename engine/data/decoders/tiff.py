@@ -70,8 +70,13 @@ def count_pages(data: bytes) -> int:
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     with TiffFile(io.BytesIO(data)) as file:
-        first = file.pages.first
-        return sum(page.shape == first.shape for page in file.pages)
+        first, seen, found = file.pages.first, set(), 0
+        for page in file.pages:
+            if page.offset in seen:  # damaged: its pages are a circle, round which tifffile would go for ever
+                break
+            seen.add(page.offset)
+            found += page.shape == first.shape
+        return found
 
 
 def turn_upright(values: np.ndarray, orientation: int) -> np.ndarray:
