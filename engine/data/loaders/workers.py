@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,11 +58,23 @@ def worker_errors() -> Iterator[None]:
     """Inside, the error that a worker has been killed is an InputError."""
     try:
         yield
-    except RuntimeError as error:
-        if not str(error).startswith(ENDED):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if not (str(error).startswith(ENDED) if isinstance(error, RuntimeError) else _one_has_ended()):
             raise
         advice = "was it killed for want of memory? Fewer --dataloader_num_workers need less"
         raise InputError(f"a worker of the data loader has ended: {advice}") from error
+
+
+def _one_has_ended() -> bool:
+    """Whether a worker is no more: what it was sending may break off a moment before PyTorch hears of its end."""
+    from torch._C import _error_if_any_worker_fails
+
+    try:
+        time.sleep(1)  # in which the signal of its end may raise this error, too
+        _error_if_any_worker_fails()
+    except RuntimeError as error:
+        return str(error).startswith(ENDED)
+    return False
 
 
 @contextlib.contextmanager

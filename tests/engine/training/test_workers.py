@@ -10,6 +10,7 @@ import torch
 
 from engine.command.main import _message
 from engine.data.images import image_error
+from engine.data.loaders.workers import worker_errors
 from engine.errors import InputError
 from tests.engine.training import grpo_run, sft_run, test_masks
 from tests.tiny_qwen import save_tiny
@@ -132,6 +133,15 @@ def test_a_worker_that_fails_is_one_line(model, tmp_path, meets_bad, line):
     finally:
         Rows.bad, Rows.meets_bad = None, None
     assert _message(error.value).startswith(line) and "\n" not in _message(error.value)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_what_breaks_off_since_its_worker_has_ended_is_told_from_other_losses(ends):
+    loader = iter(torch.utils.data.DataLoader([0], num_workers=1))
+    with pytest.raises(InputError if ends else ConnectionResetError), worker_errors():
+        if ends:
+            os.kill(loader._workers[0].pid, signal.SIGKILL)  # of which PyTorch may hear before the next line or after it
+        raise ConnectionResetError
 
 
 @pytest.mark.parametrize(
