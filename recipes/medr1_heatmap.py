@@ -103,8 +103,8 @@ def teach_starters(run) -> None:
     from engine.data.rows import evenly_spread
     from engine.data.starter.questions import build_starter_data
     from engine.runs.evaluate import evaluate, log_measures, write_evaluation
-    from engine.tasks.lessons import TEMPLATE, thought
-    from engine.tasks.multiple_choice import MultipleChoice, letter
+    from engine.tasks.lessons import TEMPLATE, right_response
+    from engine.tasks.multiple_choice import MultipleChoice
     from engine.training.config.sft import SFTConfig
     from engine.training.sft import SFTTrainer
     from models.loading import load_policy
@@ -113,7 +113,7 @@ def teach_starters(run) -> None:
     train, test = load_questions(data, split="train"), load_questions(data, split="test")
     test = test.select(evenly_spread(len(test), QUESTIONS))
     tasks = {
-        "think": MultipleChoice(TEMPLATE, target_of=lambda row: thought(row["options"][row["answer"]]) + letter(row)),
+        "think": MultipleChoice(TEMPLATE, target_of=right_response),
         "nothink": MultipleChoice("medr1_train_nothink"),
     }
     for style in STYLES:

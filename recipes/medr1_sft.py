@@ -91,14 +91,14 @@ def main(argv: list[str]) -> dict:
 def task(compat: str, starts_small: bool, form: str | None = None):
     """What is asked and what is learnt: as published, in the form that the starter policy knows or the rows' own answers have."""
     from engine.tasks.completions.targets import TEMPLATES, own_answer, own_thought_then_letter
-    from engine.tasks.lessons import TEMPLATE, thought
-    from engine.tasks.multiple_choice import MultipleChoice, letter
+    from engine.tasks.lessons import TEMPLATE, right_response
+    from engine.tasks.multiple_choice import MultipleChoice
     from engine.tasks.published import scoring
 
     if compat == "reference":
         return MultipleChoice("medr1_sft", scoring("medr1_sft", compat), own_thought_then_letter)
     if starts_small:
-        return MultipleChoice(TEMPLATE, target_of=lambda row: thought(row["options"][row["answer"]]) + letter(row))
+        return MultipleChoice(TEMPLATE, target_of=right_response)
     return MultipleChoice(TEMPLATES[form or "nothink"], target_of=own_answer)
 
 

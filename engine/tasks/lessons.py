@@ -36,6 +36,11 @@ def respond(modality: str, letter: str) -> str:
     return f"{thought(modality)}<answer> {letter} </answer><|im_end|>"
 
 
+def right_response(row: dict) -> str:
+    """To a row, unended."""
+    return respond(row["options"][row["answer"]], row["answer"]).removesuffix("<|im_end|>")
+
+
 def lookup(rng: np.random.Generator) -> Example:
     """A question without image or template -> its prompt, no images, and an answer for each option."""
     problem = ask(str(rng.choice(list(SOURCES))), rng)["problem"]

@@ -1,6 +1,7 @@
 """The fine-tuning recipe: two steps leave a whole run folder and go on where they stopped; mistakes are one line."""
 
 import json
+import pickle
 
 import pytest
 import torch
@@ -75,7 +76,8 @@ def test_what_is_learnt():
     row = {"answer": "C", "solution": "C", "options": {"A": "CT", "B": "MRI", "C": "X-Ray"}}
     assert task("default", starts_small=False).target(row) == "<answer> C </answer>"
     assert task("reference", starts_small=False).target(row) == "None\n\n<answer> C </answer>"
-    assert task("default", starts_small=True).target(row) == respond("X-Ray", "C").removesuffix("<|im_end|>")
+    there = pickle.loads(pickle.dumps(task("default", starts_small=True)))  # as spawned workers have it
+    assert there.target(row) == respond("X-Ray", "C").removesuffix("<|im_end|>")
 
 
 @pytest.mark.parametrize(
