@@ -1,5 +1,6 @@
 """Rows of a data set, opened and encoded: the part of a step that a data loader's workers do (`--dataloader_num_workers`)."""
 
+import copy
 from typing import Any, cast
 
 import torch
@@ -26,6 +27,13 @@ class EncodedRows(Dataset):
         self.rows, self.task, self.processor, self.targets, self.undecoded = rows, task, processor, targets, loader == "dali"
         if self.undecoded and not hasattr(processor, "encode_sizes"):
             raise InputError("--loader dali: it does not make this model's images (expected Qwen2-VL, Qwen2.5-VL or PRS-Med)")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker that is spawned: without what scores, which may hold a model, or be a function that cannot be sent."""
+        task = copy.copy(self.task)
+        for name in ("rewards", "overlap"):
+            vars(task).pop(name, None)
+        return vars(self) | {"task": task}
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -12,6 +12,8 @@ from engine.command.main import _message
 from engine.data.images import image_error
 from engine.data.loaders.workers import worker_errors
 from engine.errors import InputError
+from engine.tasks.mecovqa.task import MeCoVQATask
+from engine.training.encoded_rows import EncodedRows
 from tests.engine.training import grpo_run, sft_run, test_masks
 from tests.tiny_qwen import save_tiny
 
@@ -110,6 +112,12 @@ def test_what_a_spawned_worker_is_given_can_be_pickled(model, tmp_path, make_tra
     plain = [trainer.train_dataset.rows.copy() if hasattr(trainer.train_dataset, "rows") else list(trainer.train_dataset)]
     there = pickle.loads(pickle.dumps((plain, getattr(trainer.train_dataset, "processor", None), trainer.data_collator)))
     assert len(there[0][0]) == len(plain[0]) and callable(there[2])
+
+
+def test_what_scores_is_not_given_to_workers():
+    task = MeCoVQATask(rewards=[lambda prompts, completions: [1.0]])
+    rows = pickle.loads(pickle.dumps(EncodedRows([], task, None)))
+    assert rows.task.target({"answer": "CT"}) == "CT" and len(task.rewards) == 1
 
 
 def changed():
