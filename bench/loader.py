@@ -17,7 +17,6 @@ milliseconds an image of each. With a GPU there are also images a second, by the
 """
 
 import argparse
-import importlib.util
 import io
 import shutil
 import statistics
@@ -34,7 +33,7 @@ from bench.measure import environment
 from bench.medsam_dice import MINI
 from engine.command.main import run_command
 from engine.data.images import decode_image
-from engine.data.loaders.dali import MOST, Pictures
+from engine.data.loaders.dali import MOST, Pictures, has_dali
 from engine.data.loaders.decoded import DecodedImages
 from engine.data.loaders.pixel_store import PixelStore
 from engine.data.loaders.undecoded import read_undecoded
@@ -65,7 +64,7 @@ def main(argv: list[str]) -> dict:
             for source, file in zip(sources, files, strict=True):
                 Image.open(source).convert("RGB").save(file, kind.upper(), **options)
             rows[kind] = measure(files, Path(folder) / f"{kind}-cache", args.repetitions)
-            if torch.cuda.is_available() and importlib.util.find_spec("nvidia.dali"):
+            if torch.cuda.is_available() and has_dali():
                 speeds[kind] = measure_gpu(files, args.repetitions)
     for kind, times in rows.items():
         print(f"{kind:5}" + "   ".join(f"{name} {value:.3f} ms" for name, value in times.items()))
@@ -127,13 +126,14 @@ def measure(files: list[Path], cache: Path, repetitions: int) -> dict[str, float
         for name, way in ways.items():
             if not np.array_equal(way(file), expected):
                 raise InputError(f"{name} gives other pixels of {file.name} than Pillow")
-    by_dali = Pictures(AS_IT_IS).decode if importlib.util.find_spec("nvidia") else None
+    by_dali = Pictures(AS_IT_IS).decode if has_dali() else None
     if by_dali and not all(np.array_equal(*pair) for pair in zip(decoded(by_dali, files), map(by_pillow, files), strict=True)):
         raise InputError("dali gives other pixels than Pillow")
-    times: dict[str, list[float]] = {name: [] for name in ("pillow", "first", "cached", "compressed", "off")}
+    alone = ("pillow", "first", "cached", "compressed", "off")  # a file at a time
+    times: dict[str, list[float]] = {name: [] for name in (*alone, *(["dali"] if by_dali else []))}
     for _ in progress(range(repetitions), desc="time", unit="round"):
         fresh = DecodedImages(PixelStore(cache / "fresh", ROOM))
-        for name in [name for name in times if name != "dali"]:
+        for name in alone:
             way = fresh.pixels_of if name == "first" else ways[name]
             start = time.process_time()
             for file in files:
@@ -143,7 +143,7 @@ def measure(files: list[Path], cache: Path, repetitions: int) -> dict[str, float
         if by_dali:
             start = time.process_time()
             decoded(by_dali, files)
-            times.setdefault("dali", []).append(1e3 * (time.process_time() - start) / len(files))
+            times["dali"].append(1e3 * (time.process_time() - start) / len(files))
     return {name: statistics.median(values) for name, values in times.items()}
 
 

@@ -27,7 +27,6 @@ from engine.tasks.evaluation import Evaluation, comparisons, tables
 from engine.tasks.multiple_choice import MultipleChoice
 from engine.tasks.published import scoring
 from engine.tasks.task import Task
-from engine.training.manifest import row_identity
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +159,7 @@ def run_evaluation(
     if kept.results:
         logger.info("%s: %d rows were answered before, and are not asked about again", run.path, len(kept.results))
     evaluation = evaluate(answers, task, rows, batch_size=args.batch_size, progress=run.writes, kept=kept)
-    evaluation, failure = replace(evaluation, summary=evaluation.summary | {"rows": row_identity(rows)}), None
+    evaluation, failure = replace(evaluation, summary=evaluation.summary | {"rows": kept.identity}), None
     if run.writes:
         write_evaluation(run.path, task, evaluation)
         if revise is not None:

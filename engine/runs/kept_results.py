@@ -18,11 +18,12 @@ from engine.training.manifest import row_identity
 
 
 class KeptResults:
-    """What this process knows of the rows: `results` {place: result}; `add` keeps more; `forget` once all is written."""
+    """What this process knows of the rows: `identity`; `results` {place: result}; `add` keeps more; `forget` when all is there."""
 
     def __init__(self, folder: Path, asked: Mapping[str, Any], rows: Rows, model: str) -> None:
         """`asked`: whatever decides the answers; `model`: its name, or its folder, whose files are known by size and time."""
-        told = [asked, row_identity(rows), model, _files_of(model), os.environ.get("WORLD_SIZE", "1")]
+        self.identity = row_identity(rows)
+        told = [asked, self.identity, model, _files_of(model), os.environ.get("WORLD_SIZE", "1")]
         text = json.dumps(plain(told), sort_keys=True)
         self.head = json.dumps({"asked": hashlib.sha256(text.encode()).hexdigest()}) + "\n"
         self.path = folder / f".results_{processes.rank()}.jsonl"

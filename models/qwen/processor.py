@@ -69,19 +69,21 @@ class QwenProcessor:
 
         Raises ValueError where the messages' image places and the images differ in number.
         """
-        pieces = self._text(prompt).split(IMAGE_TOKEN)
-        if len(pieces) - 1 != len(images):
-            raise ValueError(f"a prompt has {len(pieces) - 1} image places and {len(images)} images")
+        pieces = self._pieces(prompt, len(images))
         return self._encoded(pieces, *self._patches(images), image_key)
 
     def encode_sizes(self, prompt: list[Message], sizes: Sequence[tuple[int, int]], image_key: str | None = None) -> EncodedPrompt:
         """The same of images (height, width), without `pixel_values`: `EncodedPrompt.with_pixels` brings them, made by `view`."""
-        pieces = self._text(prompt).split(IMAGE_TOKEN)
-        if len(pieces) - 1 != len(sizes):
-            raise ValueError(f"a prompt has {len(pieces) - 1} image places and {len(sizes)} images")
-        patch = self.image_processor.patch_size
-        grids = [torch.tensor([1, *(side // patch for side in self.view.resized(*size))]) for size in sizes]
+        pieces = self._pieces(prompt, len(sizes))
+        patch, resized = self.image_processor.patch_size, self.view.resized
+        grids = [torch.tensor([1, *(side // patch for side in resized(*size))]) for size in sizes]
         return self._encoded(pieces, [], grids, image_key)
+
+    def _pieces(self, prompt: list[Message], images: int) -> list[str]:
+        pieces = self._text(prompt).split(IMAGE_TOKEN)
+        if len(pieces) - 1 != images:
+            raise ValueError(f"a prompt has {len(pieces) - 1} image places and {images} images")
+        return pieces
 
     @property
     def view(self) -> View:

@@ -22,9 +22,13 @@ MOST = 32  # images that are decoded at once: what is held of them is bounded
 Picture = Undecoded | Image.Image
 
 
+def has_dali() -> bool:
+    return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
+
+
 def require_dali() -> None:
     """InputError where DALI is not installed."""
-    if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
+    if not has_dali():
         raise InputError("--loader dali: nvidia-dali is not installed (pip install 'vesalius[dali]')")
 
 

@@ -13,15 +13,19 @@ EXPECTED = "a DICOM file, a folder with a DICOM series, .nii or .nii.gz"
 def read_volume(path: str | Path, *, series: str | None = None) -> Volume:
     """The volume at `path`; `series` chooses where a folder holds several. InputError of one line where there is none."""
     place = Path(path)
-    try:
-        is_folder = place.is_dir()
-    except (OSError, ValueError):
-        is_folder = False
-    if series is not None and not is_folder:
-        raise InputError(f"--series {series}: {path} is no folder")
-    if is_folder:
+    if is_folder(place):
         return read_series(place, series)
+    if series is not None:
+        raise InputError(f"--series {series}: {path} is no folder")
     return read_nifti(place) if is_nifti(place) else read_dicom_file(place)
+
+
+def is_folder(path: Path) -> bool:
+    """No, too, where the path is none that can be."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def slice_of(text: str | int | None, num_slices: int, name: str = "--slice") -> int:

@@ -34,13 +34,8 @@ def read_window(text: str | None) -> str | Window:
     return Window(low, low + max(width - 1, 1e-6))
 
 
-def picture(volume: Volume, index: int, window: str | Window = "dicom") -> Image.Image:
-    """Slice `index` as RGB. `dicom` is as `auto` where the file says nothing of how it is to be shown."""
-    return Pictures(volume, window)(index)
-
-
 class Pictures:
-    """`picture` of many slices of one volume, whose range is looked for once."""
+    """Slices of a volume as RGB. `dicom` is as `auto` where the file says nothing of how it is to be shown."""
 
     def __init__(self, volume: Volume, window: str | Window = "dicom"):
         self.volume, self.window = volume, window

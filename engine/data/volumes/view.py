@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from engine.data.volumes.nifti import is_nifti
-from engine.data.volumes.read import read_volume, slice_of
+from engine.data.volumes.read import is_folder, read_volume, slice_of
 from engine.data.volumes.values import Pictures, read_window
 from engine.files import visible_files
 
@@ -42,10 +42,7 @@ class View:
 
     @property
     def is_folder(self) -> bool:
-        try:
-            return self.file.is_dir()
-        except (OSError, ValueError):
-            return False
+        return is_folder(self.file)
 
     def stamp(self) -> list[int]:
         """Sizes and times of the file or of those in the folder: what tells of a change. OSError or ValueError if none is there."""

@@ -49,10 +49,6 @@ class DicomSource:
     displays: "list[Dataset]"  # of each slice
 
     @property
-    def is_multi_frame(self) -> bool:
-        return len(self.instances) == 1 and len(self.frames) > 1
-
-    @property
     def inverted(self) -> bool:
         return bool(self.displays[0].PhotometricInterpretation == "MONOCHROME1")
 
