@@ -82,7 +82,7 @@ class HTTPSession:
             headers={"Accept-Encoding": "identity"} | (headers or {}),
             auth=(parts.username, parts.password) if parts.userinfo else None,
         )
-        weakref.finalize(self, self.client.close)  # not before the last thread has left it
+        weakref.finalize(self, self.client.close).atexit = False  # not before the last thread has left it, if it ever does
 
     def __enter__(self) -> Self:
         self.stopped.clear()
@@ -142,7 +142,7 @@ class HTTPSession:
             try:
                 return attempt()
             except ConnectionError as error:
-                if number == self.tries:
+                if number == self.tries or self.stopped.is_set():  # what is wrong was said, of another request
                     raise
                 seconds = error.seconds if isinstance(error, Busy) else None
                 if seconds is not None:
