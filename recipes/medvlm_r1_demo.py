@@ -48,7 +48,7 @@ class DemoArguments:
         "Ask as the published evaluation does, or as training does. None: complex, for starter questions train_complex.",
         choices=list(TEMPLATES),
     )
-    max_new_tokens: int = setting(512, "Longest answer in tokens.", at_least=1)
+    max_new_tokens: int = setting(512, "Longest answer in tokens.", at_least=1, at_most=2**17)
     output_dir: str | None = setting(None, "Run folder. None: runs/medvlm_r1_demo/<time>.")
 
 
@@ -87,6 +87,8 @@ def read_input(args: DemoArguments) -> dict:
         if args.row >= len(questions):
             raise InputError(f"--row {args.row}: expected at most {len(questions) - 1}")
         return questions[args.row]
+    if args.row:
+        raise InputError(f"--row {args.row}: of the starter data, not of --image (expected one of the two)")
     if not args.question or not args.question.strip():
         raise InputError('--question is missing, e.g. "Which modality is this? A) CT, B) MRI"')
     listed = list_options(args.options or [])

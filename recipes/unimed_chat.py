@@ -40,7 +40,7 @@ class ChatArguments:
     question: str | None = setting(None, "What is asked. None: read from the terminal, a line each.")
     box: str | None = setting(None, "The region that is asked about: x1,y1,x2,y2 in pixels.", metavar="BOX")
     region: str | None = setting(None, "The region as a mask file.", metavar="FILE")
-    max_new_tokens: int = setting(128, "Longest answer in tokens.", at_least=1)
+    max_new_tokens: int = setting(128, "Longest answer in tokens.", at_least=1, at_most=2**17)
     output_dir: str | None = setting(None, "Run folder. None: runs/unimed_chat/<time>.")
 
     def __post_init__(self):
@@ -96,7 +96,7 @@ def read_input(args: ChatArguments) -> dict[str, Any]:
         region = open_mask(Path(args.region), "nonzero") if args.region else None
     if args.box:
         corners = [part.strip() for part in args.box.split(",")]
-        if len(corners) != 4 or not all(part.isdigit() for part in corners):
+        if len(corners) != 4 or not all(part.isdecimal() and len(part) < 10 for part in corners):
             raise InputError(f"--box {args.box}: expected four whole numbers, x1,y1,x2,y2")
         x1, y1, x2, y2 = map(int, corners)
         if not (x1 < x2 <= image.width and y1 < y2 <= image.height):
