@@ -23,6 +23,7 @@ from engine.command.arguments import parse_arguments
 from engine.command.main import run_command
 from engine.command.run_folder import open_run
 from engine.command.settings import ALLOW_BURNED_IN, setting
+from engine.data.formats.text import is_unicode
 from engine.data.images import open_image
 from engine.data.options.answers import read_tagged
 from engine.data.options.shown import list_options, parse_options
@@ -89,6 +90,8 @@ def read_input(args: DemoArguments) -> dict:
         return questions[args.row]
     if args.row:
         raise InputError(f"--row {args.row}: of the starter data, not of --image (expected one of the two)")
+    if not all(map(is_unicode, [args.question or "", *(args.options or [])])):
+        raise InputError("--question, --options: expected UTF-8 text")
     if not args.question or not args.question.strip():
         raise InputError('--question is missing, e.g. "Which modality is this? A) CT, B) MRI"')
     listed = list_options(args.options or [])

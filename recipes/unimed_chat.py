@@ -25,6 +25,7 @@ from engine.command.main import run_command
 from engine.command.run_folder import RunFolder, open_run
 from engine.command.settings import refuse, setting
 from engine.command.unimed_settings import newest_whole
+from engine.data.formats.text import is_unicode
 from engine.data.images import open_image
 from engine.errors import InputError, input_errors
 
@@ -45,8 +46,7 @@ class ChatArguments:
 
     def __post_init__(self):
         refuse([(self.box is None or self.region is None, "--box and --region are two ways to name one region: give one of them")])
-        alone = self.image or not (self.box or self.region or self.question)
-        refuse([(bool(alone), "--image is missing: the file that is asked about")])
+        refuse([(bool(self.image) or not (self.box or self.region or self.question), "--image is missing: what is asked about")])
 
 
 def main(argv: list[str]) -> dict:
@@ -70,14 +70,14 @@ def main(argv: list[str]) -> dict:
     answers, last = GroundedAnswers(policy, task.prompt, args.max_new_tokens), {}
     for number, question in enumerate(questions(args, row)):
         start, asked = time.perf_counter(), row | asked_about(question, row["region"])
-        if token := policy.processor.own_token_in(task.prompt(asked)):
-            raise InputError(f"a question cannot have {token} in it, which is the model's own")
+        refuse([(is_unicode(question), f"question {question[:60]!r}: expected UTF-8 text")])
+        token = policy.processor.own_token_in(task.prompt(asked))
+        refuse([(token is None, f"a question cannot have {token} in it, which is the model's own")])
         (answer,) = answers([asked])
         logger.info("%s", answer.text)
         last = {"question": question, "answer": answer.text} | draw(run, number, asked, answer)
         last |= {"seconds": time.perf_counter() - start}
-    if not last:
-        raise InputError("nothing was asked (expected --question, or a line on standard input)")
+    refuse([(bool(last), "nothing was asked (expected --question, or a line on standard input)")])
     return last | {"output": str(run.path)}
 
 

@@ -121,11 +121,11 @@ def test_a_value_set_by_a_program_is_held_to_the_same_ranges(tmp_path):
 
 
 def test_a_yaml_value_out_of_range_names_file_and_flag(tmp_path, capsys):
-    (tmp_path / "c.yaml").write_text("lora_r: 0\n")
+    (tmp_path / "c.yaml").write_text("lora_alpha: 0\n")
     with pytest.raises(SystemExit) as end:
         run_command(prs_med_train.main, ["--config", str(tmp_path / "c.yaml")])
     assert end.value.code == 2
-    assert capsys.readouterr().err.endswith(f"error: {Path(tmp_path / 'c.yaml')}: --lora_r 0: expected a number, at least 1 and at most 4096\n")
+    assert capsys.readouterr().err.endswith(f"error: {Path(tmp_path / 'c.yaml')}: --lora_alpha 0: expected a number, at least 1\n")
 
 
 @pytest.mark.parametrize(
