@@ -26,6 +26,14 @@ def are_several() -> bool:
     return _number_from_environment("WORLD_SIZE", 1) > 1
 
 
+def check_environment() -> None:
+    """InputError where what `torchrun` sets is set by half or wrongly: processes would wait for one another, or nobody write."""
+    _number_from_environment("LOCAL_RANK", 0)
+    count = _number_from_environment("WORLD_SIZE", 1)
+    if rank() >= max(count, 1):
+        raise InputError(f"RANK {rank()} of the environment: expected less than WORLD_SIZE, {count} (torchrun sets both)")
+
+
 def join() -> None:
     """Start the process group where several processes were started and none is up yet."""
     if are_several():

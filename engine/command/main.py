@@ -71,6 +71,7 @@ def _run(main: Callable[[list[str]], dict | None], argv: list[str]) -> None:
     _set_up_logging()
     asks_for_help = {"-h", "--help", "--help_all"} & set(argv)
     if not asks_for_help:
+        processes.check_environment()
         peers.watch()  # from here on where `torchrun` holds the store: settings, too, wait for the others
     try:
         with contextlib.nullcontext() if asks_for_help else _stdout_to_stderr():

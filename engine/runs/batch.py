@@ -29,6 +29,7 @@ from engine.report.content import Table
 from engine.report.report import write_report
 from engine.shown_text import spreadsheet_cell
 
+COUNTED = {"accuracy", "low", "high", "num_correct", "num_samples"}
 DONE = "done.json"  # the last file that is written of a part: how it was asked, and its shares
 logger = logging.getLogger(__name__)
 
@@ -148,12 +149,16 @@ def _stamp(path: str) -> list[int]:
 
 
 def _kept(path: Path) -> dict[str, Any] | None:
-    """What a file of an earlier run holds; None where there is none."""
+    """What a file of an earlier run holds; None where there is none, or a damaged one."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return kept if isinstance(kept, dict) and isinstance(kept.get("shares"), dict) else None
+    shares = kept.get("shares") if isinstance(kept, dict) else None
+    parts = (
+        [share.get("overall") if isinstance(share, dict) else None for share in shares.values()] if isinstance(shares, dict) else []
+    )
+    return kept if parts and all(isinstance(part, dict) and COUNTED <= set(part) for part in parts) else None
 
 
 def _write_tables(

@@ -19,6 +19,7 @@ from typing import Any
 from engine.data.split_names import KINDS, part_of
 from engine.errors import InputError
 from engine.files import read_bounded, visible_files
+from engine.json_names import each_once
 
 STYLES = ("think", "nothink")
 OURS = ("evaluation.json", "evaluation_clean.json", "evaluation_after.json")
@@ -133,7 +134,7 @@ def _accuracies(folder: Path) -> Iterator[tuple[Path, str, tuple[str, str], Any]
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(read_bounded(path, LARGEST))
+        content = json.loads(read_bounded(path, LARGEST), object_pairs_hook=each_once)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(content, dict):

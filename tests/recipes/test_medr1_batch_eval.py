@@ -76,7 +76,8 @@ def test_the_tables_hold_all_parts(run):
 
 def test_a_part_that_is_done_is_kept_and_one_that_is_not_is_asked(run, monkeypatch):
     flags, folder, headline = run
-    (folder / "modality" / "MRI" / "done.json").unlink()  # as where the run was killed
+    done = folder / "modality" / "MRI" / "done.json"
+    done.write_text(json.dumps(json.loads(done.read_text()) | {"shares": {"clean": 1}}))  # damaged, or of a run that was killed
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/*/evaluation_clean.json")}
     assert main(flags) == headline
     asked = {path.parent.name for path, time in before.items() if path.stat().st_mtime_ns != time}

@@ -9,6 +9,7 @@ import torch
 
 from engine.command.run_folder import newest_output, open_run
 from engine.errors import InputError
+from engine.processes import check_environment
 
 
 def test_two_runs_in_one_second_get_two_folders(tmp_path, monkeypatch):
@@ -47,6 +48,14 @@ def test_logged_answers_are_cut_with_the_metrics_and_stay_a_line_each(tmp_path):
     assert not (tmp_path / "metrics.jsonl").exists()  # what was not there is not made
     run.truncate(1)
     assert (tmp_path / "completions.jsonl").read_bytes() == b""
+
+
+@pytest.mark.parametrize(("rank", "count"), [("1", ""), ("2", "2"), ("x", "2"), ("0", "two")])
+def test_what_torchrun_sets_is_set_by_half_or_wrongly(monkeypatch, rank, count):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", count)
+    with pytest.raises(InputError, match="expected"):
+        check_environment()
 
 
 def test_other_processes_do_not_write(tmp_path, monkeypatch):

@@ -86,6 +86,7 @@ def test_a_difference_has_the_cells_of_both(tmp_path):
         (published(101), "an accuracy of 101"),
         (published(True), "an accuracy of True"),
         ('{"accuracy": NaN, "results": []}', "an accuracy of nan"),
+        ('{"accuracy": 3, "accuracy": 4, "results": []}', "cannot be read as JSON ('accuracy' is given twice"),
         ("[" * 100_000, "cannot be read as JSON"),
     ],
 )
