@@ -214,13 +214,22 @@ def draw(root: Path, output: Path) -> None:
 
 
 def smaller(svg: str) -> str:
-    """The same picture in a third of the bytes: whole points, a style for all texts, no groups, hardly a space."""
+    """The same picture in a quarter of the bytes: whole points, classes for what is said often, no groups, hardly a space."""
     svg = re.sub(r" *\n *", "\n", svg)
     svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\d)\.\d+|(\d\.\d)\d+", r"\1\2", tag[0]), svg)  # and not in what the texts say
     svg = re.sub(r' font-family: [^;]*;|; stroke-linejoin: miter| transform="rotate\(-0 [^"]*"|</?g[^>]*>\n', "", svg)
     svg = re.sub(r' (d|style)="[^"]*"', lambda part: re.sub(r"(?<=[MLQC;:]) |(?<=z)\n", "", part[0]), svg)
-    words = f"text{{font-family: 'DejaVu Sans', sans-serif; paint-order: stroke; stroke: {PAPER}; stroke-width: 3px}}"  # a halo
-    return svg.replace("</style>", f"{words}</style>")
+    said = Counter(said for style in re.findall(r' style="([^"]*)"', svg) for said in style.split(";"))
+    classes = {said: f"c{i}" for i, (said, times) in enumerate(said.most_common()) if times > 2}
+
+    def classed(style: re.Match) -> str:
+        parts = style[1].split(";")
+        names, rest = [classes[part] for part in parts if part in classes], ";".join(p for p in parts if p not in classes)
+        return (f' class="{" ".join(names)}"' if names else "") + (f' style="{rest}"' if rest else "")
+
+    svg = re.sub(r' style="([^"]*)"', classed, svg)
+    rules = f"text{{font-family: 'DejaVu Sans', sans-serif; paint-order: stroke; stroke: {PAPER}; stroke-width: 3px}}"  # a halo
+    return svg.replace("</style>", rules + "".join(f".{name}{{{said}}}" for said, name in classes.items()) + "</style>")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ SYSTEMS = {
     "merge": "Adapters",
     "starter": "Starter data and policy",
     "download": "Published models and data sets",
+    "export": "Export",
 }
 
 
