@@ -65,9 +65,10 @@ def test_naming_one_of_them_opens_it(root, tmp_path, monkeypatch):
 
 def test_many_folders_are_not_all_shown(tmp_path):
     for number in range(30):
-        (tmp_path / f"checkpoint-{number:02}").mkdir()
-        (tmp_path / f"checkpoint-{number:02}" / "adapter_config.json").write_text("{}")
-    with pytest.raises(OSError, match=r"holds 30 \(.*checkpoint-00, .*checkpoint-19, \.\.\.\)$"):
+        (tmp_path / f"checkpoint-{number}").mkdir()
+        (tmp_path / f"checkpoint-{number}" / "adapter_config.json").write_text("{}")
+    (tmp_path / "config.json").write_text("{}")  # a run's settings
+    with pytest.raises(OSError, match=r"holds 30 \(.*checkpoint-0, checkpoint-1, .*checkpoint-19, \.\.\.\)$"):
         find_folder(tmp_path)
 
 
