@@ -32,6 +32,6 @@ def slice_of(text: str | int | None, num_slices: int, name: str = "--slice") -> 
     """The number of a slice, from 0; None is the middle one. InputError where there is none such."""
     if text is None:
         return num_slices // 2
-    if not str(text).isdigit() or int(text) >= num_slices:
+    if not str(text).isdecimal() or len(str(text)) > 9 or int(text) >= num_slices:
         raise InputError(f"{name} {text}: expected a slice from 0 to {num_slices - 1}")
     return int(text)
