@@ -85,7 +85,7 @@ def route_eager(
 
 def expert_capacity(num_tokens: int, num_experts: int, top_k: int, factor: float | None, least: int) -> int:
     """Rows an expert has room for: all tokens, or DeepSpeed's ceil(S / E factor K), padding included."""
-    return num_tokens if factor is None else max(math.ceil(num_tokens / num_experts * factor * top_k), least)
+    return num_tokens if factor is None else max(math.ceil(min(num_tokens / num_experts * factor * top_k, 2**31 - 1)), least)
 
 
 def choose(logits: Tensor, top_k: int) -> Tensor:

@@ -23,6 +23,7 @@ from engine.command.arguments import parse_arguments
 from engine.command.main import run_command
 from engine.command.run_folder import open_run
 from engine.command.settings import ALLOW_BURNED_IN, setting
+from engine.data.formats.text import is_unicode
 from engine.data.images import open_image
 from engine.data.options.answers import read_tagged
 from engine.data.options.shown import list_options, parse_options
@@ -48,7 +49,7 @@ class DemoArguments:
         "Ask as the published evaluation does, or as training does. None: complex, for starter questions train_complex.",
         choices=list(TEMPLATES),
     )
-    max_new_tokens: int = setting(512, "Longest answer in tokens.", at_least=1)
+    max_new_tokens: int = setting(512, "Longest answer in tokens.", at_least=1, at_most=2**17)
     output_dir: str | None = setting(None, "Run folder. None: runs/medvlm_r1_demo/<time>.")
 
 
@@ -87,6 +88,10 @@ def read_input(args: DemoArguments) -> dict:
         if args.row >= len(questions):
             raise InputError(f"--row {args.row}: expected at most {len(questions) - 1}")
         return questions[args.row]
+    if args.row:
+        raise InputError(f"--row {args.row}: of the starter data, not of --image (expected one of the two)")
+    if not all(map(is_unicode, [args.question or "", *(args.options or [])])):
+        raise InputError("--question, --options: expected UTF-8 text")
     if not args.question or not args.question.strip():
         raise InputError('--question is missing, e.g. "Which modality is this? A) CT, B) MRI"')
     listed = list_options(args.options or [])

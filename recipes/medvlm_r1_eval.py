@@ -52,7 +52,7 @@ class EvaluationArguments(QuestionArguments):
         "starter policy train_complex.",
         choices=list(TEMPLATES),
     )
-    max_new_tokens: int = setting(512, "Longest answer in tokens.", at_least=1)
+    max_new_tokens: int = setting(512, "Longest answer in tokens.", at_least=1, at_most=2**17)
     do_sample: bool = setting(False, "Draw answers instead of taking the likeliest.")
     temperature: float = setting(1.0, "Of drawn answers.", more_than=0)
     seed: int = setting(42, "Decides what is drawn.", at_least=0)

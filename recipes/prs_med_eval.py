@@ -51,7 +51,7 @@ class EvaluationArguments(EvaluationSettings):
         choices=["default", "reference"],
     )
     batch_size: int = setting(8, "Rows answered at once.", at_least=1)
-    max_new_tokens: int = setting(64, "Longest answer in tokens.", at_least=1)
+    max_new_tokens: int = setting(64, "Longest answer in tokens.", at_least=1, at_most=2**17)
     judge_url: str | None = setting(None, "OpenAI-compatible server of the judge, e.g. http://localhost:8000/v1. None: no judge.")
     judge_model: str | None = setting(None, "The judge's name there.")
     mask_values: str | None = setting(None, HELP, metavar="VALUES")

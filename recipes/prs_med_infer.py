@@ -52,7 +52,7 @@ class InferenceArguments:
     mask_values: str | None = setting(None, HELP, metavar="VALUES")
     allow_burned_in: bool = setting(False, ALLOW_BURNED_IN)
     compat: str = setting("default", "Infer well, or as the published code does.", choices=["default", "reference"])
-    max_new_tokens: int = setting(64, "Longest answer in tokens.", at_least=0)
+    max_new_tokens: int = setting(64, "Longest answer in tokens.", at_least=0, at_most=2**17)
 
     def __post_init__(self):
         check_mask_values(self.mask_values)

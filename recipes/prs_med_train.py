@@ -52,7 +52,7 @@ class PRSMedArguments:
     sam_ckpt: str | None = setting(None, "TinySAM's checkpoint (tinysam_42.3.pth), needed with --vlm_path.")
     vision_tower: str = setting("checkpoint", "The checkpoint's vision tower, or OpenAI's.", choices=["checkpoint", "openai"])
     decoder: str = setting("v5", "Published mask decoder 5 or 6, or that of the paper's text.", choices=["v5", "v6", "paper"])
-    lora_r: int = setting(16, "LoRA rank.", at_least=1, aliases=["--lora_rank"])
+    lora_r: int = setting(16, "LoRA rank.", at_least=1, at_most=4096, aliases=["--lora_rank"])
     lora_alpha: int = setting(16, "LoRA scale: updates are multiplied by lora_alpha / lora_r.", at_least=1)
     lora_dropout: float = setting(0.05, "Dropout on the input of the adapters.", at_least=0, less_than=1)
     eval_split: str = setting("test", "Rows to evaluate on before and after training.", choices=["test", "val"])

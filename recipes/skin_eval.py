@@ -36,7 +36,7 @@ class EvaluationArguments(OverlapArguments, PolicyArguments):
         "diagnosis; location: and the region; box: and the bounding box too; tagged: diagnosis, body part and box in tags.",
         choices=list(QUESTIONS),
     )
-    max_new_tokens: int = setting(128, "Longest answer in tokens.", at_least=1)
+    max_new_tokens: int = setting(128, "Longest answer in tokens.", at_least=1, at_most=2**17)
 
     def __post_init__(self):
         OverlapArguments.__post_init__(self)

@@ -25,6 +25,7 @@ from engine.command.main import run_command
 from engine.command.run_folder import RunFolder, open_run
 from engine.command.settings import ALLOW_BURNED_IN, refuse, setting
 from engine.command.unimed_settings import newest_whole
+from engine.data.formats.text import is_unicode
 from engine.data.images import open_image
 from engine.errors import InputError, input_errors
 
@@ -40,14 +41,13 @@ class ChatArguments:
     question: str | None = setting(None, "What is asked. None: read from the terminal, a line each.")
     box: str | None = setting(None, "The region that is asked about: x1,y1,x2,y2 in pixels.", metavar="BOX")
     region: str | None = setting(None, "The region as a mask file.", metavar="FILE")
-    max_new_tokens: int = setting(128, "Longest answer in tokens.", at_least=1)
+    max_new_tokens: int = setting(128, "Longest answer in tokens.", at_least=1, at_most=2**17)
     output_dir: str | None = setting(None, "Run folder. None: runs/unimed_chat/<time>.")
     allow_burned_in: bool = setting(False, ALLOW_BURNED_IN)
 
     def __post_init__(self):
         refuse([(self.box is None or self.region is None, "--box and --region are two ways to name one region: give one of them")])
-        alone = self.image or not (self.box or self.region or self.question)
-        refuse([(bool(alone), "--image is missing: the file that is asked about")])
+        refuse([(bool(self.image) or not (self.box or self.region or self.question), "--image is missing: what is asked about")])
 
 
 def main(argv: list[str]) -> dict:
@@ -71,14 +71,14 @@ def main(argv: list[str]) -> dict:
     answers, last = GroundedAnswers(policy, task.prompt, args.max_new_tokens), {}
     for number, question in enumerate(questions(args, row)):
         start, asked = time.perf_counter(), row | asked_about(question, row["region"])
-        if token := policy.processor.own_token_in(task.prompt(asked)):
-            raise InputError(f"a question cannot have {token} in it, which is the model's own")
+        refuse([(is_unicode(question), f"question {question[:60]!r}: expected UTF-8 text")])
+        token = policy.processor.own_token_in(task.prompt(asked))
+        refuse([(token is None, f"a question cannot have {token} in it, which is the model's own")])
         (answer,) = answers([asked])
         logger.info("%s", answer.text)
         last = {"question": question, "answer": answer.text} | draw(run, number, asked, answer)
         last |= {"seconds": time.perf_counter() - start}
-    if not last:
-        raise InputError("nothing was asked (expected --question, or a line on standard input)")
+    refuse([(bool(last), "nothing was asked (expected --question, or a line on standard input)")])
     return last | {"output": str(run.path)}
 
 
@@ -97,7 +97,7 @@ def read_input(args: ChatArguments) -> dict[str, Any]:
         region = open_mask(Path(args.region), "nonzero") if args.region else None
     if args.box:
         corners = [part.strip() for part in args.box.split(",")]
-        if len(corners) != 4 or not all(part.isdecimal() and len(part) < 7 for part in corners):
+        if len(corners) != 4 or not all(part.isdecimal() and len(part) < 10 for part in corners):
             raise InputError(f"--box {args.box}: expected four whole numbers, x1,y1,x2,y2")
         x1, y1, x2, y2 = map(int, corners)
         if not (x1 < x2 <= image.width and y1 < y2 <= image.height):

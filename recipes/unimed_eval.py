@@ -32,7 +32,7 @@ class EvaluationArguments(EvaluationSettings):
     split: str = setting("test", "Split of a folder that holds several.")
     reasoned: bool = setting(False, "Ask for a thought first, as stage 5 does.")
     compat: str = setting("default", "Score well, or as MedPLIB does.", choices=["default", "reference"])
-    max_new_tokens: int = setting(128, "Longest answer in tokens.", at_least=1)
+    max_new_tokens: int = setting(128, "Longest answer in tokens.", at_least=1, at_most=2**17)
 
 
 def main(argv: list[str]) -> dict:

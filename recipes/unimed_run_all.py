@@ -18,6 +18,7 @@ import logging
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,9 @@ class RunAllArguments:
 
     output_dir: str | None = setting(None, "Run folder. None: runs/unimed_run_all/<time>.")
     settings: str | None = setting(None, "Folder of stage1.yaml to stage5.yaml. None: the starter data.", metavar="DIR")
-    seed: int = setting(42, "Decides the order of rows, adapters and samples.", at_least=0)
+    seed: int | None = setting(
+        None, "Of rows, adapters and samples. None: 42, or what --settings say.", at_least=0, at_most=2**32 - 1
+    )
 
 
 def main(argv: list[str]) -> dict:
@@ -69,14 +72,20 @@ def main(argv: list[str]) -> dict:
     return headline | {"seconds": time.perf_counter() - started, "output": str(run.path)}
 
 
-def run_stage(stage: int, folder: Path, seed: int, settings: Path | None) -> dict:
-    """The last line of a stage's recipe, run in `folder`/stageN; what it was, where that is done. InputError where it fails."""
-    recipe, _ = STAGES[stage]
+def run_stage(stage: int, folder: Path, seed: int | None, settings: Path | None) -> dict:
+    """The last line of a stage's recipe, run in `folder`/stageN; what it was, where that is done. InputError where it fails, and
+    where it was done with another seed or other settings."""
+    recipe, left = STAGES[stage]
     own = folder / f"{stage}_{recipe.removeprefix('unimed_')}"
-    if (own / RESULT).exists():
-        logger.info("stage %d is done: %s", stage, own)
-        return json.loads((own / RESULT).read_text(encoding="utf-8"))
-    flags = ["--output_dir", str(own), "--seed", str(seed)]
+    asked = {"--seed": seed, "--settings": settings and settings.read_text(encoding="utf-8", errors="replace")}
+    with suppress(OSError, ValueError):  # not done, or damaged since
+        done = json.loads((own / RESULT).read_text(encoding="utf-8"))
+        if isinstance(done, dict) and (own / left).is_file():
+            if changed := [flag for flag, value in done.pop("asked", asked).items() if asked[flag] != value]:
+                raise InputError(f"{own}: was done with another {changed[0]}: expected the same, or another --output_dir")
+            logger.info("stage %d is done: %s", stage, own)
+            return done
+    flags = ["--output_dir", str(own), *([] if seed is None else ["--seed", str(seed)])]
     for source in SOURCES[stage]:
         of = folder / f"{source}_{STAGES[source][0].removeprefix('unimed_')}"
         flags += [f"--stage{source}", str(of / STAGES[source][1]) if source == 1 else str((of / STAGES[source][1]).parent)]
@@ -85,11 +94,18 @@ def run_stage(stage: int, folder: Path, seed: int, settings: Path | None) -> dic
     if any(own.glob("checkpoint-*")):
         flags += ["--resume_from_checkpoint", "true"]
     logger.info("stage %d: python -m recipes.%s %s", stage, recipe, " ".join(flags))
-    done = subprocess.run([sys.executable, "-m", f"recipes.{recipe}", *flags], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise InputError(f"stage {stage} ended with {done.returncode}; run this command again to go on: --output_dir {folder}")
-    result = json.loads(done.stdout.strip().splitlines()[-1])
-    write_json(own / RESULT, result)
+    command = [sys.executable, "-m", f"recipes.{recipe}", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            said, _ = process.communicate()
+        except KeyboardInterrupt:  # not the stage's, which is in a session of its own: told to stop, it saves first
+            process.terminate()
+            process.communicate()
+            raise
+    if process.returncode:
+        raise InputError(f"stage {stage} ended with {process.returncode}; run this command again to go on: --output_dir {folder}")
+    result = json.loads(said.strip().splitlines()[-1])
+    write_json(own / RESULT, result | {"asked": asked})
     return result
 
 

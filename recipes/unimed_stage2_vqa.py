@@ -57,7 +57,7 @@ class Stage2Arguments(NetworkArguments):
     """What is trained, and from where."""
 
     stage1: str | None = setting(None, "What stage 1 left. None: that of its newest run.", metavar="FILE")
-    lora_r: int = setting(128, "LoRA rank.", at_least=1)
+    lora_r: int = setting(128, "LoRA rank.", at_least=1, at_most=4096)
     lora_alpha: int = setting(256, "LoRA scale: updates are multiplied by lora_alpha / lora_r.", at_least=1)
     lora_dropout: float = setting(0.05, "Dropout on the input of the adapters.", at_least=0, less_than=1)
 

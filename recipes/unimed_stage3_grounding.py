@@ -61,7 +61,7 @@ class Stage3Arguments(NetworkArguments):
 
     stage1: str | None = setting(None, "What stage 1 left. None: that of its newest run.", metavar="FILE")
     stage2: str | None = setting(None, "What stage 2 left, to be merged first. None: start from stage 1 alone.", metavar="DIR")
-    lora_r: int = setting(8, "LoRA rank.", at_least=1)
+    lora_r: int = setting(8, "LoRA rank.", at_least=1, at_most=4096)
     lora_alpha: int = setting(16, "LoRA scale: updates are multiplied by lora_alpha / lora_r.", at_least=1)
     lora_dropout: float = setting(0.05, "Dropout on the input of the adapters.", at_least=0, less_than=1)
     simulate_one_step: bool = setting(False, "Take one step and check it; nothing is saved.")

@@ -64,7 +64,7 @@ class Stage4Arguments(NetworkArguments):
     renormalize: bool = setting(False, "Weights of a token's experts have the sum 1; of one expert alone no router learns then.")
     router_aux_loss_coef: float = setting(0.01, "Weight of the balance of experts.", at_least=0)
     router_z_loss_coef: float = setting(0.0, "Weight of the routers' z-loss.", at_least=0)
-    lora_r: int = setting(8, "LoRA rank of an expert.", at_least=1)
+    lora_r: int = setting(8, "LoRA rank of an expert.", at_least=1, at_most=4096)
     lora_alpha: int = setting(16, "LoRA scale: updates are multiplied by lora_alpha / lora_r.", at_least=1)
     lora_dropout: float = setting(0.05, "Dropout on the input of the adapters.", at_least=0, less_than=1)
 

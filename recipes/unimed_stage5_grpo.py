@@ -41,7 +41,7 @@ class Stage5Arguments:
     """What is trained, and from where."""
 
     stage4: str | None = setting(None, "What stage 4 left. None: that of its newest run.", metavar="DIR")
-    lora_r: int = setting(8, "LoRA rank on the attention.", at_least=1)
+    lora_r: int = setting(8, "LoRA rank on the attention.", at_least=1, at_most=4096)
     lora_alpha: int = setting(16, "LoRA scale: updates are multiplied by lora_alpha / lora_r.", at_least=1)
     cold_start_steps: int = setting(0, "Supervised steps of 16 on the form of answers, right or wrong, before GRPO.", at_least=0)
 

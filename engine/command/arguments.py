@@ -129,7 +129,8 @@ def parse_arguments(
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         raise InputError(str(error).strip().splitlines()[0]) from None
     for word in left_over[:1]:
-        raise InputError(f"unknown flag {word} (--help lists the flags)")
+        what = f"unknown flag {word}" if word.startswith("-") else f"{word}: expected a flag, not one more value"
+        raise InputError(f"{what} (--help lists the flags)")
     for tracker in {tracker for args in parsed for tracker in getattr(args, "report_to", [])} & set(TRACKERS):
         if importlib.util.find_spec(tracker) is None:
             raise InputError(f"--report_to {tracker}: {tracker} is not installed (pip install 'vesalius[tracking]')")

@@ -13,7 +13,7 @@ class Distillation(PolicyArguments):
 
     data: list[str] | None = setting(None, "Files or folders of questions. None: the starter training questions.")
     split: str = setting("train", "Split of a folder that holds several.")
-    max_new_tokens: int = setting(512, "Longest answer in tokens.", at_least=1)
+    max_new_tokens: int = setting(512, "Longest answer in tokens.", at_least=1, at_most=2**17)
     samples: int = setting(4, "Answers to each question.", at_least=1)
     temperature: float = setting(1.0, "Of drawn answers; 0: the likeliest.", at_least=0)
     seed: int = setting(42, "Decides what a model here draws.", at_least=0)

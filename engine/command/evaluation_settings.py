@@ -16,7 +16,7 @@ class EvaluationSettings:
     """How rows are asked about."""
 
     batch_size: int = setting(32, "Rows answered at once.", at_least=1, aliases=["--bsz"])
-    max_new_tokens: int = setting(256, "Longest answer in tokens.", at_least=1)
+    max_new_tokens: int = setting(256, "Longest answer in tokens.", at_least=1, at_most=2**17)
     limit: int | None = setting(None, "Ask about at most so many rows, evenly spread.", at_least=1)
     on_bad_row: str = setting("error", "A bad row ends the run, or is skipped, counted and listed.", choices=["error", "skip"])
     output_dir: str | None = setting(None, "Run folder. None: runs/<recipe>/<time>.")

@@ -43,7 +43,15 @@ class OverlapArguments:
 
 
 def _mixed_precision(value: Any) -> dict[str, Any]:
+    if value not in (False, True, None, "no", "fp16", "bf16"):
+        raise ValueError(f"{value!r} (expected true, false, no, fp16 or bf16)")
     return {"bf16": False if value in (False, None, "no") else None}
+
+
+def _image_size(side: Any) -> dict[str, Any]:
+    if type(side) is not int or side < 1:
+        raise ValueError(f"{side!r} (expected pixels of a side)")
+    return {"max_pixels": side * side}
 
 
 def _described(value: Any) -> dict[str, Any]:
@@ -77,7 +85,7 @@ PUBLISHED_KEYS: PublishedKeys = {
     "training.total_steps": "max_steps",
     "training.save_every": Unused("it counts epochs; save_steps counts optimizer steps"),
     "model.max_length": "max_prompt_length",
-    "model.image_size": lambda side: {"max_pixels": side * side},
+    "model.image_size": _image_size,
     "model.use_fp16": Unused("bfloat16 is used where there is a GPU, unless mixed_precision is false"),
     "model.use_device_map": Unused("each process has one device"),
     "model.mixed_precision": _mixed_precision,

@@ -25,6 +25,7 @@ LIMITS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
 SAM_MODELS = ("tiny_sam", "lite_medsam", "sam_med2d", "sam_vit_b", "sam_vit_l", "sam_vit_h")
 IMAGE_CACHE = "Folder of decoded images, which are decoded once; off: at every use. None: in the cache folder (VESALIUS_CACHE)."
 ALLOW_BURNED_IN = "Take DICOM whose pixels show who the patient is (BurnedInAnnotation is YES)."
+LARGEST_FLOAT = 3.4e38  # of float32, which every number of a setting becomes somewhere
 LARGEST_INTEGER = 2**31 - 1  # of a setting that names no limit above: what PyTorch and NumPy count with everywhere
 
 
@@ -49,7 +50,7 @@ def limits_of(kind: type, name: str) -> dict[str, float]:
 def check_ranges(kind: type, values: Mapping[str, Any], where: str = "") -> None:
     """Raises InputError, naming flag, value and range, for the first setting of `kind` with a number outside its limits.
 
-    Numbers that are not finite are always refused. What is no number, nor a list with numbers in it, is left alone.
+    Numbers beyond float32's, or not finite, are always refused. What is no number, nor a list with numbers in it, is left alone.
     """
     for name in [declared.name for declared in fields(kind) if declared.name in values]:
         numbers = values[name] if isinstance(values[name], list | tuple) else [values[name]]
@@ -63,11 +64,12 @@ def check_ranges(kind: type, values: Mapping[str, Any], where: str = "") -> None
 def out_of_range(number: float, limits: Mapping[str, float]) -> str | None:
     """What was expected of a number that is not finite or breaks a limit; None of one that is in order."""
     largest = isinstance(number, int) and not {"at_most", "less_than"} & set(limits)
-    if isinstance(number, int) or math.isfinite(number):
+    if isinstance(number, int) or abs(number) <= LARGEST_FLOAT:
         if all(LIMITS[key][1](number, limit) for key, limit in limits.items()) and not (largest and number > LARGEST_INTEGER):
             return None
     words = [f"{LIMITS[key][0]} {limit}" for key, limit in limits.items()]
     words += [f"at most {LARGEST_INTEGER}"] if largest and number > LARGEST_INTEGER else []
+    words += [f"at most {LARGEST_FLOAT}"] if isinstance(number, float) and LARGEST_FLOAT < abs(number) < math.inf else []
     return f"a number, {' and '.join(words)}" if words else "a finite number"
 
 
@@ -112,7 +114,7 @@ class ModelArguments:
         "Train LoRA adapters instead of all weights. An adapter is trained further, as it is; without the flag it is merged into "
         "its base and all weights are trained.",
     )
-    lora_r: int = setting(16, "LoRA rank.", at_least=1)
+    lora_r: int = setting(16, "LoRA rank.", at_least=1, at_most=4096)
     lora_alpha: int = setting(32, "LoRA scale: updates are multiplied by lora_alpha / lora_r.", at_least=1)
     lora_dropout: float = setting(0.0, "Dropout on the input of the adapters.", at_least=0, less_than=1)
     lora_target_modules: list[str] | None = setting(

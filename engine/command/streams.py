@@ -25,9 +25,8 @@ def occupy_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, mode)  # takes the lowest free one
-            if descriptor:
-                stream = os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
-                setattr(sys, ("stdout", "stderr")[descriptor - 1], stream)
+            stream = os.fdopen(descriptor, "w" if descriptor else "r", encoding="utf-8", errors="backslashreplace", closefd=False)
+            setattr(sys, ("stdin", "stdout", "stderr")[descriptor], stream)
 
 
 def start_process() -> None:

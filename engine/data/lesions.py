@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.data.formats.folders import TABLES, ending
+from engine.data.formats.text import is_unicode
 from engine.data.images import ImageError
 from engine.data.lesion_boxes import name_region
 from engine.data.masks.lesion_files import LesionFiles
@@ -42,6 +43,7 @@ DIAGNOSES = {
     "vasc": "vascular lesion",
 }
 CODES = {name: code for code, name in DIAGNOSES.items()} | {code: code for code in DIAGNOSES}
+LARGEST = 2**31  # pixels of a box: an integer of JSON may be larger than any float
 COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization")  # of HAM10000's metadata
 RECORD_KEYS = (*COLUMNS, "bbox", "area_coverage", "spatial_description", "mask_available")
 MASK_SUFFIX = "_segmentation"
@@ -190,12 +192,16 @@ def check_age(age: Any) -> float | None:
     """Years; None for an empty cell or NaN, as pandas writes it."""
     try:
         years = math.nan if age in (None, "") else float(age)
-    except (TypeError, ValueError):
+        if isinstance(age, bool) or not (math.isnan(years) or 0 <= years < math.inf):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
         raise BadRow(f"age {str(age)[:40]!r}", "years, or nothing") from None
     return None if math.isnan(years) else years
 
 
 def _word(cell: Any) -> str | None:
+    if isinstance(cell, str) and not is_unicode(cell):
+        raise BadRow(f"half a character in {ascii(cell)[:60]}", "Unicode text")
     return cell if isinstance(cell, str) and cell else None
 
 
@@ -203,7 +209,7 @@ def _check_box(bbox: Any) -> list[float] | None:
     if bbox is None or isinstance(bbox, float) and math.isnan(bbox):
         return None
     numbers = isinstance(bbox, list) and len(bbox) == 4 and all(type(side) in (int, float) for side in bbox)
-    if not numbers or not (0 <= bbox[0] < bbox[2] < math.inf and 0 <= bbox[1] < bbox[3] < math.inf):
+    if not numbers or not (0 <= bbox[0] < bbox[2] <= LARGEST and 0 <= bbox[1] < bbox[3] <= LARGEST):
         raise BadRow(f"bbox {str(bbox)[:60]}", "[x1, y1, x2, y2] in pixels with x1 < x2 and y1 < y2, or nothing")
     return [float(side) for side in bbox]
 

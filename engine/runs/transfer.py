@@ -155,7 +155,7 @@ def _at(content: Any, *keys: str) -> Any:
 
 
 def _percent(fraction: Any) -> Any:
-    return 100 * fraction if isinstance(fraction, int | float) else fraction
+    return 100 * fraction if type(fraction) in (int, float) else fraction
 
 
 def _fraction(path: Path, percent: Any) -> float:

@@ -95,8 +95,12 @@ def test_a_box_is_a_region_of_a_chat(stages, tmp_path):
     flags = ["--model", str(stages[5][1] / "stage5"), "--image", str(image), "--output_dir", str(tmp_path / "chat")]
     answer = unimed_chat.main([*flags, "--box", "10,10,60,50", "--question", "What is here?", "--max_new_tokens", "3"])
     assert answer["pictures"] and os.path.getsize(answer["pictures"][0]) > 0
-    with pytest.raises(InputError, match="x1 < x2 and y1 < y2 within 112 x 112 pixels"):
-        unimed_chat.main([*flags, "--box", "60,10,10,500", "--question", "What is here?"])
+    wrong = {"60,10,10,500": "x1 < x2 and y1 < y2 within 112 x 112 pixels", "\u00b2,1,2,3": "expected four whole numbers"}
+    for box, words in wrong.items():
+        with pytest.raises(InputError, match=words):
+            unimed_chat.main([*flags, "--box", box, "--question", "What is here?"])
+    with pytest.raises(InputError, match="expected UTF-8 text"):
+        unimed_chat.main([*flags, "--question", "What \udcff?"])
 
 
 def test_one_step_of_stage_3_is_simulated_and_leaves_nothing(stages, tmp_path, monkeypatch):
@@ -176,6 +180,8 @@ def test_all_stages_in_order_as_a_process_and_again_without_work(small, tmp_path
         done = subprocess.run([*command, str(tmp_path / "settings")], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr[-2000:]
     assert done.stderr.count("is done") == 5
+    other = subprocess.run([*command, str(tmp_path / "settings"), "--seed", "3"], capture_output=True, text=True, env=environment)
+    assert other.returncode == 2 and other.stderr.endswith("done with another --seed: expected the same, or another --output_dir\n")
     headline = json.loads(done.stdout.splitlines()[-1])
     names = "stage1_loss stage2_accuracy stage3_dice stage5_reward".split()
     assert {f"{name}_{when}" for name in names for when in ("before", "after")} <= set(headline)

@@ -63,8 +63,8 @@ def jpeg_markers(data: bytes) -> Iterator[int]:
     while marker != SCAN:
         start, marker, length = SEGMENT.unpack_from(data, place)
         said = data[place + 4 : place + 16]
-        unheard = marker in FRAMES and not 2 <= said[0] <= 16 or said[:5] == b"JFIF\0" and said[5] != 1
-        if start != 0xFF or unheard or said[:5] == b"Adobe" and said[11] > 2:  # bits, version, how colours are turned
+        unheard = marker in FRAMES and not b"\2" <= said[:1] <= b"\x10" or said[:5] == b"JFIF\0" and said[5:6] != b"\1"
+        if start != 0xFF or unheard or said[:5] == b"Adobe" and said[11:] > b"\2":  # bits, version, how colours are turned
             raise ValueError("damaged JPEG")
         place += 1 if marker == 0xFF else 2 + length  # bytes that fill up
         yield marker

@@ -22,6 +22,7 @@ from collections.abc import Hashable, Iterable
 from functools import lru_cache
 from typing import Any
 
+from engine.data.formats.text import is_unicode
 from engine.data.rows import BadRow
 from engine.json_names import named_twice
 
@@ -92,8 +93,13 @@ def as_question(row: Any) -> dict:
     named = rename(row)
     for key, value in named.items():
         for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and not _is_unicode(text):
+            if isinstance(text, str) and not is_unicode(text):
                 raise BadRow(f"{key} has half a character ({ascii(text)[:60]})", "Unicode text")
+    two = [
+        _letters_of(named[key]) for key in ("question", "problem") if isinstance(named.get(key), str) and not _is_blank(named[key])
+    ]
+    if len(two) > 1 and two[0] not in two[1]:
+        raise BadRow("question and problem ask two things", "the question in the problem, beside its options, or one of the two")
     letters = {name: named.pop(name) for name in list(named) if len(name) == 1}
     listed = _read_list(named.pop("options", None))
     _check_columns(row, listed, letters)
@@ -144,9 +150,8 @@ def _check_columns(row: dict, listed: Any, letters: dict) -> None:
             raise BadRow(f"the list of options and the column {differ[0]} have other texts", "the same in both")
 
 
-def _is_unicode(text: str) -> bool:
-    """False for a lone surrogate, as JSON can name one: no file and no tokenizer takes it."""
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+def _letters_of(text: str) -> str:
+    return "".join(filter(str.isalnum, text.casefold()))
 
 
 def _as_text(value: Any) -> Any:

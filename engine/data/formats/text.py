@@ -33,6 +33,11 @@ def read_text(path: str | Path, expected: str) -> str:
         raise InputError(f"{path}: not UTF-8 text in line {line} (expected {expected})") from None
 
 
+def is_unicode(text: str) -> bool:
+    """False for a lone surrogate, as JSON can name one: no file and no tokenizer takes it."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def refuse_lfs_pointer(path: str | Path, data: bytes) -> None:
     """InputError if the data are what Git LFS leaves in place of a file that was not fetched."""
     if data.startswith(LFS_POINTER):

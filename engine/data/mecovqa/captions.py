@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.data.formats.json_rows import read_json_rows
+from engine.data.formats.text import is_unicode
 from engine.data.mecovqa.files import RowFiles, find_file
 from engine.data.mecovqa.rows import MeCoVQA, about_files, collected, root_of
 from engine.data.mecovqa.tags import MAX_TEXT, without_image
@@ -58,6 +59,8 @@ def _check_caption(row: Any, index: int, path: Path, root: Path) -> tuple[dict, 
     caption = row.get("caption")
     if not isinstance(caption, str) or len(caption) > MAX_TEXT or not without_image(caption):
         raise BadRow("no caption", f"text of at most {MAX_TEXT:,} characters under 'caption'")
+    if not is_unicode(caption):
+        raise BadRow("caption has half a character", "Unicode text")
     files = RowFiles(find_file(root, row.get("image"), "image"))
     origin = row.get("source")
     return {

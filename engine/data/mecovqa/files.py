@@ -1,5 +1,6 @@
 """The files of a row of MeCoVQA: its image, the masks of its answer, the region of its question."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,11 @@ def find_file(root: Path, name: Any, what: str) -> Path:
     if not isinstance(name, str) or not name.strip():
         raise BadRow(f"unusable {what}", f"{what}s/NAME.png, from {root}")
     path = find_named(root, name)
-    if not path.is_file():
-        path = named if (named := find_named(root, name + SUFFIX)).is_file() else path
+    if not os.path.isfile(path):  # which a name longer than any file's is not, either
+        path = named if os.path.isfile(named := find_named(root, name + SUFFIX)) else path
     if not path.is_relative_to(root):  # by name: a link inside the root is its owner's choice
         raise BadRow(f"{what} path {name[:200]!r} leaves {str(root)!r}", "a path inside it")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise BadRow(f"{what} {name[:200]!r}: {MISSING}", f"a file of this name, or of this and {SUFFIX}, in {root}", str(path))
     return path
 

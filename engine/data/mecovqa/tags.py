@@ -7,6 +7,7 @@ Files are named and not opened here. Reading is linear in the length of the text
 import re
 from dataclasses import dataclass
 
+from engine.data.formats.text import is_unicode
 from engine.data.rows import BadRow
 
 SEG = "<SEG>"
@@ -85,6 +86,8 @@ def _pieces(text: object, what: str) -> list[str]:
         raise BadRow(f"{what} is not text", f"text in the turn's 'value', not a {type(text).__name__}")
     if len(text) > MAX_TEXT:
         raise BadRow(f"{what} of {len(text):,} characters", f"at most {MAX_TEXT:,}")
+    if not is_unicode(text):
+        raise BadRow(f"{what} has half a character", "Unicode text")
     return [piece for piece in _TAG.split(text) if piece]
 
 

@@ -19,5 +19,5 @@ class SFTConfig(PolicyConfig):
     gradient_checkpointing: bool = setting(True, "Compute activations again in the backward pass instead of keeping them.")
     save_steps: float = setting(100, "Save a checkpoint every so many optimizer steps.")
     max_completion_length: int = setting(
-        256, "Longest answer in tokens when the model is evaluated; what it learns may be longer.", at_least=1
+        256, "Longest answer in tokens when the model is evaluated; what it learns may be longer.", at_least=1, at_most=2**17
     )

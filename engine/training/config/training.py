@@ -141,7 +141,7 @@ class PolicyConfig(TrainingConfig):
     max_prompt_length: int | None = setting(
         None, "Longest prompt in tokens, image tokens included; a longer one is a bad row. None: no limit.", at_least=1
     )
-    max_completion_length: int = setting(256, "Longest answer in tokens.", at_least=1)
+    max_completion_length: int = setting(256, "Longest answer in tokens.", at_least=1, at_most=2**17)
     attention: str = setting(
         "prefix",
         "How the language model attends in training and prefill: prefix is the engine's own kernels, sdpa PyTorch's attention with "

@@ -116,7 +116,7 @@ def test_help_shows_what_a_value_is_and_hides_empty_defaults(capsys):
     [
         (["--learning_rat", "1"], "unknown flag --learning_rat, did you mean --learning_rate? (--help lists the flags)"),
         (["--step", "1"], "unknown flag --step, did you mean --steps? (--help lists the flags)"),
-        (["stray"], "unknown flag stray (--help lists the flags)"),
+        (["stray"], "stray: expected a flag, not one more value (--help lists the flags)"),
         (["--steps", "0"], "--steps must be at least 1"),
         (["--config"], "--config: expected the name of a YAML file after it"),
         (["--config", "gone.yaml"], "--config gone.yaml: No such file or directory"),

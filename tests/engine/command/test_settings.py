@@ -93,6 +93,7 @@ def test_a_number_out_of_range_is_one_line_and_one_in_range_is_taken(kind):
         (["--save_steps", "0"], "--save_steps 0.0: expected a number, more than 0"),
         (["--warmup_steps", "20", "--max_steps", "10"], "--warmup_steps 20: expected at most --max_steps, 10"),
         (["--epsilon_high", "-0.1"], "--epsilon_high -0.1: expected a number, at least 0"),
+        (["--epsilon_high", "1e300"], "--epsilon_high 1e+300: expected a number, at least 0 and at most 3.4e+38"),
         (["--delta", "1.1"], "--delta 1.1: expected more than 1 + --epsilon, 1.2"),
         (["--reward_weights", "1", "nan"], "--reward_weights 1.0 nan: expected a finite number"),
         (["--reward_weights", "0", "0"], "--reward_weights 0.0 0.0: expected one that is not 0"),
@@ -120,11 +121,11 @@ def test_a_value_set_by_a_program_is_held_to_the_same_ranges(tmp_path):
 
 
 def test_a_yaml_value_out_of_range_names_file_and_flag(tmp_path, capsys):
-    (tmp_path / "c.yaml").write_text("lora_r: 0\n")
+    (tmp_path / "c.yaml").write_text("lora_alpha: 0\n")
     with pytest.raises(SystemExit) as end:
         run_command(prs_med_train.main, ["--config", str(tmp_path / "c.yaml")])
     assert end.value.code == 2
-    assert capsys.readouterr().err.endswith(f"error: {Path(tmp_path / 'c.yaml')}: --lora_r 0: expected a number, at least 1\n")
+    assert capsys.readouterr().err.endswith(f"error: {Path(tmp_path / 'c.yaml')}: --lora_alpha 0: expected a number, at least 1\n")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ Values are those after the modality's rescale (CT: Hounsfield units); padding co
 slices of a file without places, such as an ultrasound clip, are its frames as they come.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,7 +83,7 @@ def read_series(folder: Path, series: str | None = None) -> Volume:
         words = "; ".join(f"{at}: {entry}" for at, (_, entry) in enumerate(listed[:8], 1)) + ("; ..." if len(listed) > 8 else "")
         raise InputError(f"{folder}: holds {len(listed)} series, expected one, or --series 1 to {len(listed)} ({words})")
     chosen = listed[0][1] if series is None else found.get(series)
-    if chosen is None and series is not None and re.fullmatch("[0-9]{1,9}", series) and 1 <= int(series) <= len(listed):
+    if chosen is None and series is not None and series.isdecimal() and len(series) < 10 and 1 <= int(series) <= len(listed):
         chosen = listed[int(series) - 1][1]
     if chosen is None:
         expected = f"expected a number from 1 to {len(listed)}, or a UID"

@@ -116,6 +116,7 @@ def test_numbers_are_options_too():
         ({"options": ["CT", "M\ud83dI"]}, "options has half a character ('M\\ud83dI') (expected Unicode text"),
         ({"question": "\udfff?"}, "question has half a character"),
         ({"image": "a\ud800.png"}, "image has half a character"),
+        ({"problem": "What? A) CT, B) MRI"}, "question and problem ask two things (expected"),
         ({"options": [None, "CT"]}, "unusable options"),
     ],
 )

@@ -28,6 +28,7 @@ def test_a_caption_is_the_answer_to_its_image(root):
         ("{", "not a JSON object"),
         (line(caption="<image>\n "), "no caption"),
         (line(caption=3), "no caption"),
+        (line(caption="\ud800"), "caption has half a character"),
         (line("images/gone"), "image 'images/gone': no such image file"),
         (line("../x.png"), "leaves"),
         (json.dumps({"caption": "a"}), "unusable image"),

@@ -181,6 +181,8 @@ def test_an_image_root_may_be_named(root, tmp_path):
         (item(GROUNDED[0], "<SEG> <mask>../secret.png</mask>"), "mask path '../secret.png' leaves"),
         (item(*COMPLEX, image=["images/photo.png"]), "unusable image"),
         (item(*COMPLEX, image=None), "missing key 'image'"),
+        (item(COMPLEX[0], f"<SEG> <mask>{'a' * 999}</mask>"), f"mask '{'a' * 200}': no such image file"),
+        (item("<image> \ud800", "CT"), "question has half a character"),
         (item("a" * 100_001, "CT"), "question of 100,001 characters"),
     ],
 )
