@@ -29,7 +29,7 @@ COLUMNS = 704
 ALL = slice(None)
 
 
-def _has_onednn(dtype: torch.dtype) -> bool:
+def has_onednn(dtype: torch.dtype) -> bool:
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return (
         wide and dtype == torch.float32 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -38,7 +38,7 @@ def _has_onednn(dtype: torch.dtype) -> bool:
 
 def product(x: Tensor, w: Tensor) -> Tensor:
     """x (n, in) w (out, in)^T of the CPU, (n, out), none of them empty. Both may be transposed views or blocks."""
-    if not _has_onednn(x.dtype):
+    if not has_onednn(x.dtype):
         return torch.mm(x, w.T)
     return torch.ops.mkldnn._linear_pointwise(x, _in_one_piece(w), None, "none", [], "")
 
@@ -53,7 +53,7 @@ def _in_one_piece(w: Tensor) -> Tensor:
 
 def put_product(y: Tensor, x: Tensor, w: Tensor, add: bool = False) -> Tensor:
     """y (n, out), which may be a block or in a wider type, becomes `product` of the two, or has it added."""
-    if x.dtype == y.dtype and not _has_onednn(x.dtype):
+    if x.dtype == y.dtype and not has_onednn(x.dtype):
         return y.addmm_(x, w.T, beta=int(add))
     return y.add_(product(x, w)) if add else y.copy_(product(x, w))
 
@@ -71,7 +71,7 @@ class _Expert(NamedTuple):
 def _experts(ends: Tensor, first: int, count: int, dtype: torch.dtype) -> Iterator[_Expert]:
     """Those of the `count` from `first` on that have rows."""
     bounds, place = [0, *ends.tolist()][first : first + count + 1], 0
-    step = STEP if _has_onednn(dtype) else 1
+    step = STEP if has_onednn(dtype) else 1
     for number, (begin, end) in enumerate(itertools.pairwise(bounds)):
         size = -(-(end - begin) // step) * step
         if size:

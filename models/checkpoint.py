@@ -57,15 +57,16 @@ def reading(what: str | Path) -> Iterator[None]:
 def local_folder(path: str | Path) -> Path | None:
     """The checkpoint folder that `path` names, or None where it is a hub name: relative, and no folder here.
 
-    Raises OSError where `path` is local and holds neither config.json nor adapter_config.json; it names the folders in it that do.
+    Raises OSError where `path` is local and holds neither config.json nor adapter_config.json, or a run's config.json and no
+    weights; it names the folders in it that do.
     """
     folder = Path(path)
     if not (folder.is_absolute() or str(path).startswith(".") or folder.is_dir()):
         return None
-    if not holds_checkpoint(folder):
-        within = sorted(inner.name for inner in folder.iterdir() if holds_checkpoint(inner)) if folder.is_dir() else []
-        if within:
-            raise OSError(f"{path}: {_one_of(within)}")
+    holds = holds_checkpoint(folder)
+    if not holds or not any((*folder.glob("*.safetensors*"), *folder.glob("*.bin*"))):
+        refuse_folder_of(folder, MODEL, ADAPTER)
+    if not holds:
         raise OSError(f"{path}: no checkpoint there (expected a folder with config.json, or adapter_config.json for an adapter)")
     return folder
 
@@ -73,6 +74,16 @@ def local_folder(path: str | Path) -> Path | None:
 def holds_checkpoint(folder: Path) -> bool:
     """Whether a folder holds the file that says what a model or an adapter is."""
     return any((folder / name).is_file() for name in (MODEL, ADAPTER))
+
+
+def refuse_folder_of(folder: Path, *names: str) -> None:
+    """OSError where folders in `folder`, such as a run's, hold a file of one of these names; it lists them."""
+
+    def by_number(name: str) -> list[str | int]:  # checkpoint-50 before checkpoint-100
+        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+    if within := sorted({file.parent.name for name in names for file in folder.glob(f"*/{name}")}, key=by_number):
+        raise OSError(f"{folder}: {_one_of(within)}")
 
 
 def _one_of(folders: list[str]) -> str:

@@ -19,6 +19,7 @@ SYSTEMS = {
     "merge": "Adapters",
     "starter": "Starter data and policy",
     "download": "Published models and data sets",
+    "export": "Export",
 }
 
 
@@ -33,9 +34,10 @@ def list_recipes() -> dict[str, dict[str, str]]:
 
 
 def main() -> None:
-    lines = []
-    for title, recipes in list_recipes().items():
-        lines += ["", title, *(f"  python -m {module:<26} {line}" for module, line in recipes.items())]
+    lines, systems = [], list_recipes()
+    width = max(len(module) for recipes in systems.values() for module in recipes)
+    for title, recipes in systems.items():
+        lines += ["", title, *(f"  python -m {module:<{width}} {line}" for module, line in recipes.items())]
     error = write_output("\n".join([*lines, "", "--help after a recipe's name lists its flags."]))
     if error is not None:
         print(f"error: standard output cannot be written ({error.strerror})", file=sys.stderr)

@@ -23,7 +23,7 @@ from typing import Any
 from engine.command.arguments import parse_arguments
 from engine.command.main import run_command
 from engine.command.run_folder import RunFolder, open_run
-from engine.command.settings import refuse, setting
+from engine.command.settings import ALLOW_BURNED_IN, refuse, setting
 from engine.command.unimed_settings import newest_whole
 from engine.data.formats.text import is_unicode
 from engine.data.images import open_image
@@ -43,6 +43,7 @@ class ChatArguments:
     region: str | None = setting(None, "The region as a mask file.", metavar="FILE")
     max_new_tokens: int = setting(128, "Longest answer in tokens.", at_least=1, at_most=2**17)
     output_dir: str | None = setting(None, "Run folder. None: runs/unimed_chat/<time>.")
+    allow_burned_in: bool = setting(False, ALLOW_BURNED_IN)
 
     def __post_init__(self):
         refuse([(self.box is None or self.region is None, "--box and --region are two ways to name one region: give one of them")])
@@ -116,8 +117,7 @@ def questions(args: ChatArguments, row: dict) -> Iterator[str]:
     while True:
         if sys.stdin.isatty():
             print("? ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline().strip()
-        if not line:
+        if not (line := sys.stdin.readline().strip()):
             return
         yield line
 

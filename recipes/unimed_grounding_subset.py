@@ -26,7 +26,7 @@ from typing import Any
 
 from engine.command.arguments import parse_arguments
 from engine.command.main import run_command
-from engine.command.settings import check_ranges, refuse, setting
+from engine.command.settings import ALLOW_BURNED_IN, check_ranges, refuse, setting
 from engine.command.unimed_settings import NetworkArguments
 from engine.data.prepare.grounding_subset import FIRST, find_subset, write_subset
 
@@ -47,6 +47,7 @@ class SubsetArguments(NetworkArguments):
     check_data: bool = setting(False, "Open the first row that can be used and show what it holds; write nothing.")
 
     check_model: bool = setting(False, "Build the networks and count what stage 3 trains; nothing is read or written.")
+    allow_burned_in: bool = setting(False, ALLOW_BURNED_IN)
 
     def __post_init__(self):
         super().__post_init__()

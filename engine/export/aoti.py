@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from engine.errors import InputError
 from engine.export.bundle import WEIGHTS
 from engine.export.manifest import Packages, described, type_name
+from engine.export.onednn import use_onednn
 from engine.export.part import Exportable, Part, Ranges, Run, as_tuple, example
 from engine.export.weights import WeightStore
 from engine.progress import progress
@@ -72,6 +73,8 @@ def export_parts(model: Exportable, device: torch.device, folder: Path) -> Packa
     for part in progress(model.parts, desc="compile", unit="part"):
         file = f"packages/{part.name}.pt2"
         program = trace(part, model.dimensions, device)
+        if device.type == "cpu":
+            use_onednn(program)
         compile_package(program, folder / file)
         loaded[part.name] = Package(folder / file, device)
         constants = constants_of(program)

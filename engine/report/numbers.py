@@ -8,13 +8,14 @@ from engine.report.content import Cell, value_of
 
 FRACTIONS = {"accuracy", "low", "high", "unanswered", "unread", "recall"}  # words in the names of what is written in percent
 SPELLINGS = {"seconds": "time", "num_samples": "samples", "dice": "Dice"}
+CAPITALS = {"iou": "IoU", "fgsm": "FGSM", "pgd": "PGD", "kl": "KL"}
 
 
 def words(name: str) -> str:
     """`place_accuracy` -> `place accuracy`, `rewards/format/mean` -> `rewards format mean`; a path within a sentence stays."""
     pieces = [name.replace("/", " ")] if " " not in name else name.split(" ")
     spelt = " ".join(SPELLINGS.get(piece, piece if "/" in piece else piece.replace("_", " ")) for piece in pieces)
-    return " ".join("IoU" if word == "iou" else word for word in spelt.split(" "))
+    return " ".join(CAPITALS.get(word, word) for word in spelt.split(" "))
 
 
 def heading(name: str) -> str:

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import DynamicCache, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
-from models.checkpoint import CheckpointError, check_keys, read_json, read_state_dict, reading
+from models.checkpoint import CheckpointError, check_keys, read_json, read_state_dict, reading, refuse_folder_of
 from models.llava.decoding import LlavaDecoding, greedy_ids
 from models.llava.llava_med import load_llava
 from models.lora import beneath_adapters
@@ -280,6 +280,7 @@ def load_prs_med(
         if vlm is None:
             raise CheckpointError(f"{path}: a published checkpoint; name the VLM it was trained on as well")
     else:
+        refuse_folder_of(folder, SETTINGS, "mask_decoder.pth")
         raise OSError(f"{path}: no PRS-Med checkpoint there (expected prs_med.json or mask_decoder.pth)")
     own = folder / OWN_VLM
     for part in [ADAPTERS, TOKENIZER, *(f"{name}.pth" for name in PARTS), *([OWN_VLM] if (vlm or config.vlm) is None else [])]:

@@ -11,6 +11,8 @@ import pytest
 
 from engine.errors import InputError
 from models.checkpoint import find_folder
+from models.prs_med.model import load_prs_med
+from models.uni_medvlm.checkpoints.loading import load_pretrained
 from tests.hub_server import serve
 from tests.tiny_qwen import save_tiny
 
@@ -65,10 +67,14 @@ def test_naming_one_of_them_opens_it(root, tmp_path, monkeypatch):
 
 def test_many_folders_are_not_all_shown(tmp_path):
     for number in range(30):
-        (tmp_path / f"checkpoint-{number:02}").mkdir()
-        (tmp_path / f"checkpoint-{number:02}" / "adapter_config.json").write_text("{}")
-    with pytest.raises(OSError, match=r"holds 30 \(.*checkpoint-00, .*checkpoint-19, \.\.\.\)$"):
-        find_folder(tmp_path)
+        (tmp_path / f"checkpoint-{number}").mkdir()
+        (tmp_path / f"checkpoint-{number}" / "adapter_config.json").write_text("{}")
+        for settings in ("prs_med.json", "unimed.json"):
+            (tmp_path / f"checkpoint-{number}" / settings).write_text("{}")
+    (tmp_path / "config.json").write_text("{}")  # a run's settings
+    for load in (find_folder, load_prs_med, load_pretrained):
+        with pytest.raises(OSError, match=r"holds 30 \(.*checkpoint-0, checkpoint-1, .*checkpoint-19, \.\.\.\)$"):
+            load(tmp_path)
 
 
 def test_a_root_on_the_hub_is_not_fetched_whole(root, tmp_path):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from engine.data.decoders.plain import jpeg_markers
 from engine.data.decoders.scaling import to_uint8
 from engine.errors import InputError
 
@@ -29,6 +30,9 @@ DISPLAY = (
     "RescaleSlope RescaleIntercept ModalityLUTSequence WindowCenter WindowWidth VOILUTFunction VOILUTSequence"
 ).split()
 DEFLATED, MAX_INFLATED = b"1.2.840.10008.1.2.1.99", 2**28  # the transfer syntax; bytes, which pydicom inflates all at once
+GDCMS = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")  # transfer syntaxes
+ELSEWHERE = ("JPEG2000", "JPEG2000Lossless", "JPEGBaseline8Bit", "JPEGLSLossless", "JPEGLSNearLossless")  # Pillow, CharLS: the same
+LINEAR = "LINEAR"
 ALLOW_BURNED_IN = "VESALIUS_ALLOW_BURNED_IN"
 
 
@@ -79,7 +83,7 @@ def open_dataset(data: bytes) -> "Dataset":
         raise InputError("a DICOM file without an image, or not a DICOM file")
     if dataset.Rows * dataset.Columns > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):  # as PIL has it
         raise InputError(f"{dataset.Rows} x {dataset.Columns} pixels are more than an image may have")
-    if dataset.get("BurnedInAnnotation") == "YES" and not burned_in_allowed():
+    if "YES" in str(dataset.get("BurnedInAnnotation")).upper() and not burned_in_allowed():
         raise InputError(
             f"its pixels show the patient's name: BurnedInAnnotation is YES (--allow_burned_in, or {ALLOW_BURNED_IN}=1)"
         )
@@ -87,6 +91,23 @@ def open_dataset(data: bytes) -> "Dataset":
         implicit = dataset.original_encoding[0]
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
     return dataset
+
+
+def decoded(dataset: "Dataset", frame: int | None = None) -> np.ndarray:
+    """What pydicom makes of a frame, or of all.
+
+    gdcm, in which damaged bytes can end the process, only decodes lossless JPEG, whose start is looked at first.
+    """
+    from pydicom.encaps import generate_frames
+    from pydicom.pixels import decoders, pixel_array
+
+    if dataset.file_meta.TransferSyntaxUID in GDCMS:
+        for part in generate_frames(dataset.PixelData, number_of_frames=int(dataset.get("NumberOfFrames") or 1)):
+            list(jpeg_markers(part))
+    for name in ELSEWHERE:
+        if {"gdcm"} < set((decoder := getattr(decoders, f"{name}Decoder")).available_plugins):
+            decoder.remove_plugin("gdcm")
+    return np.asarray(pixel_array(dataset, index=frame))
 
 
 def check_inflated(data: bytes) -> None:
@@ -140,6 +161,9 @@ def display_of(dataset: "Dataset", frame: int) -> "Dataset":
         for name in GROUPS:
             for item in list(group.get(name) or [])[:1]:
                 display.update({element.tag: element for element in item})
+    widths, least = np.ravel(display.get("WindowWidth", [])), 1 if display.get("VOILUTFunction", LINEAR) == LINEAR else 1e-9
+    if widths.size and widths.dtype.kind == "f" and not widths[0] >= least:
+        del display["WindowWidth"]  # of an empty slice: it says nothing
     return display
 
 
@@ -170,10 +194,8 @@ def show_values(values: np.ndarray, display: "Dataset", inside: np.ndarray, *, a
 
 def _read_frame(data: bytes) -> tuple["Dataset", np.ndarray]:
     """(the data set, its middle frame: [H, W] as stored or [H, W, 3] uint8)."""
-    from pydicom.pixels import pixel_array
-
     dataset = open_dataset(data)
-    pixels = pixel_array(dataset, index=middle_frame(dataset))
+    pixels = decoded(dataset, middle_frame(dataset))
     colours = as_colours(dataset, pixels)
     return dataset, pixels if colours is None else colours
 

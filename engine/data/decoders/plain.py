@@ -7,6 +7,7 @@ orientation, transparency, a palette, frames, CMYK, or that is damaged or huge, 
 
 import struct
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 import pyspng
@@ -15,6 +16,7 @@ from isal import isal_zlib
 from PIL import Image
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+FRAMES = {0xC0, 0xC1, 0xC2, 0xC3}  # markers of a JPEG: how it is coded
 SCAN, APP1 = 0xDA, 0xE1  # markers of a JPEG: its pixels begin; EXIF or XMP, which may say how it is to be turned
 # Chunks of a PNG without which it has nothing to say but its pixels and their colours.
 CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"pHYs", b"sBIT", b"bKGD", b"tIME", b"hIST"}
@@ -49,14 +51,23 @@ def _read_jpeg(data: bytes) -> np.ndarray | None:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    if APP1 in jpeg_markers(data):
+        return None
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    return (height, width) if colours in ("Gray", "YCbCr") and not _too_large(height, width) else None
+
+
+def jpeg_markers(data: bytes) -> Iterator[int]:
+    """Of the segments up to the scan; ValueError or struct.error where one does not follow the other or says what none says."""
     place, marker = 2, 0
     while marker != SCAN:
         start, marker, length = SEGMENT.unpack_from(data, place)
-        if start != 0xFF or marker == APP1:
-            return None
-        place += 2 + length
-    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    return (height, width) if colours in ("Gray", "YCbCr") and not _too_large(height, width) else None
+        said = data[place + 4 : place + 16]
+        unheard = marker in FRAMES and not b"\2" <= said[:1] <= b"\x10" or said[:5] == b"JFIF\0" and said[5:6] != b"\1"
+        if start != 0xFF or unheard or said[:5] == b"Adobe" and said[11:] > b"\2":  # bits, version, how colours are turned
+            raise ValueError("damaged JPEG")
+        place += 1 if marker == 0xFF else 2 + length  # bytes that fill up
+        yield marker
 
 
 def _read_png(data: bytes) -> np.ndarray | None:

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.command.settings import check_ranges, setting
+from engine.command.settings import ALLOW_BURNED_IN, check_ranges, setting
 from engine.data.images import ImageError, open_image, write_upright
 from engine.data.lesion_boxes import LesionBox, find_lesion, name_region
 from engine.data.lesions import COLUMNS, MASK_SUFFIX, RECORD_KEYS, check_age, check_diagnosis
@@ -65,6 +65,7 @@ class SkinPreparation:
     seed: int = setting(42, "Seed of the split.", at_least=0, at_most=2**32 - 1)
     on_bad_row: str = setting("error", "Stop at a bad row, or list and skip it.", choices=["error", "skip"])
     overwrite: bool = setting(False, "Replace a folder that this command made.")
+    allow_burned_in: bool = setting(False, ALLOW_BURNED_IN)
 
     def __post_init__(self) -> None:
         check_ranges(type(self), vars(self))

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engine.command.settings import REQUIRED, check_ranges, setting
+from engine.command.settings import ALLOW_BURNED_IN, REQUIRED, check_ranges, setting
 from engine.data.formats.folders import ENDINGS, bare_name, ending
 from engine.data.prepare.folder import finish, prepare_folder, relative_name, write_images
 from engine.data.questions import load_questions
@@ -38,6 +38,7 @@ class Preparation:
     drop_leaked: bool = setting(False, "Take images that also occur in test out of train.")
     on_bad_row: str = setting("error", "Stop at a bad row, or list and skip it.", choices=["error", "skip"])
     overwrite: bool = setting(False, "Replace a folder that this command made.")
+    allow_burned_in: bool = setting(False, ALLOW_BURNED_IN)
 
     def __post_init__(self) -> None:
         check_ranges(type(self), vars(self))

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from engine.command.settings import setting
+from engine.command.settings import ALLOW_BURNED_IN, setting
 from engine.data.images import ImageError
 from engine.data.masked_questions import COLUMNS, SPLITS
 from engine.data.masks.chosen import HELP, check_mask_values
@@ -53,6 +53,7 @@ class SetPreparation:
     group: str | None = setting(None, "Images whose names match it alike stay in one split, e.g. '^(\\d+)_'.", metavar="REGEX")
     seed: int = setting(42, "Seed of the splits and of the questions.", at_least=0)
     on_bad_row: str = setting("error", "Stop at an unusable image, or list and skip it.", choices=["error", "skip"])
+    allow_burned_in: bool = setting(False, ALLOW_BURNED_IN)
 
     def __post_init__(self) -> None:
         self.shares = read_fractions(self.fractions)

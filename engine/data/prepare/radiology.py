@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.command.settings import REQUIRED, check_ranges, setting
+from engine.command.settings import ALLOW_BURNED_IN, REQUIRED, check_ranges, setting
 from engine.data.prepare.folder import finish, prepare_folder, write_images
 from engine.data.questions import QuestionSet, load_questions
 from engine.data.sources import ImageFile, Source, StoredImage, dataset_source
@@ -40,6 +40,7 @@ class RadiologyPreparation:
     drop_leaked: bool = setting(False, "Take images that also occur in test out of train.")
     on_bad_row: str = setting("error", "Stop at a bad row, or list and skip it.", choices=["error", "skip"])
     overwrite: bool = setting(False, "Replace a folder that this command made.")
+    allow_burned_in: bool = setting(False, ALLOW_BURNED_IN)
 
     def __post_init__(self) -> None:
         check_ranges(type(self), vars(self))

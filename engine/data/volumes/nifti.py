@@ -94,16 +94,17 @@ def read_nifti(path: str | Path) -> Volume:
     try:
         header = getattr(nibabel, f"{SIZES[size]}Header").from_fileobj(io.BytesIO(start), check=True)
         shape, kind = _checked_shape(header, path)
-        length = int(header["vox_offset"]) + int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-        if not 0 <= int(header["vox_offset"]) < 2**24:
-            raise InputError(f"{path}: its header says that the voxels begin at byte {int(header['vox_offset'])}")
+        offset = int(header["vox_offset"]) or header.single_vox_offset
+        length = offset + int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+        if not 0 <= offset < 2**24:
+            raise InputError(f"{path}: its header says that the voxels begin at byte {offset}")
         if length > MAX_BYTES:
             raise InputError(f"{path}: its header promises {length:,} bytes (expected at most {MAX_BYTES:,})")
-        content = _unpack(data, length)
+        content = _unpack(data, length + 1)  # to the end, where the checksum is
         del data
         if len(content) < length:
             raise InputError(f"{path}: {len(content):,} bytes, where its header promises {length:,}")
-        stored = np.frombuffer(content, kind, offset=int(header["vox_offset"])).reshape(shape, order="F")
+        stored = np.frombuffer(memoryview(content)[offset:length], kind).reshape(shape, order="F")
         affine = LPS @ header.get_best_affine()
         values = _rescaled(stored, *header.get_slope_inter())
     except InputError:

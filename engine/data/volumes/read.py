@@ -1,5 +1,6 @@
 """A volume from whatever holds one, by what it is: NIfTI, a folder with a DICOM series, a DICOM file."""
 
+import re
 from pathlib import Path
 
 from engine.data.volumes.dicom.series import read_dicom_file, read_series
@@ -32,6 +33,6 @@ def slice_of(text: str | int | None, num_slices: int, name: str = "--slice") -> 
     """The number of a slice, from 0; None is the middle one. InputError where there is none such."""
     if text is None:
         return num_slices // 2
-    if not str(text).isdecimal() or len(str(text)) > 9 or int(text) >= num_slices:
+    if not re.fullmatch("[0-9]{1,9}", str(text)) or int(text) >= num_slices:
         raise InputError(f"{name} {text}: expected a slice from 0 to {num_slices - 1}")
     return int(text)

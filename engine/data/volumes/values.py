@@ -66,7 +66,7 @@ def auto_window(voxels: np.ndarray) -> Window:
     if not inside.size:
         return Window(0.0, 1.0)
     low, high = (float(edge) for edge in np.percentile(inside, TAILS))
-    return Window(low, high if high > low else low + 1)
+    return Window(low, high) if high > low else Window(float(sample.min()), low)  # two values, as a mask has them
 
 
 def kept(values: np.ndarray) -> np.ndarray:

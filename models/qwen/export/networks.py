@@ -39,7 +39,7 @@ class VisionTower(nn.Module):
 
     def forward(self, patches: Tensor, positions: Tensor, windows: Tensor | None = None, slots: Tensor | None = None) -> Tensor:
         """See the module's docstring."""
-        hidden = self.visual.patch_embed(patches.flatten(0, 1))
+        hidden = F.linear(patches.flatten(0, 1), self.visual.patch_embed.proj.weight.flatten(1))  # its convolution's one place
         rotations = self.visual.rotary_pos_emb(hidden, positions.flatten(0, 1))
         inside = None if windows is None or slots is None else (windows, slots.flatten())
         with attention(self.visual, TOWER_ATTENTION):

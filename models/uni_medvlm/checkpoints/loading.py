@@ -9,7 +9,7 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, ConvNextConfig, ConvNextModel, GenerationConfig
 
 from kernels.moe_router import MOST_EXPERTS
-from models.checkpoint import CheckpointError, read_json, reading
+from models.checkpoint import CheckpointError, read_json, reading, refuse_folder_of
 from models.lora import HIGHEST_RANK, read_adapters
 from models.pretrained import check_numbers, without_foreign
 from models.tokenizer import check_vocabulary, load_tokenizer
@@ -43,6 +43,7 @@ def load_pretrained(folder: str | Path, *, dtype: torch.dtype | None = None) -> 
     """
     folder = Path(folder)
     if not (folder / SETTINGS).is_file():
+        refuse_folder_of(folder, SETTINGS)
         raise FileNotFoundError(f"{folder}: no Uni-MedVLM checkpoint there (expected {SETTINGS}; make one with: {COMMAND})")
     settings = read_settings(folder / SETTINGS)
     origin = settings["origin"]

@@ -72,7 +72,7 @@ def stack(places: list[Place]) -> tuple[list[int], np.ndarray, bool]:
     placed = all(place.position is not None and place.directions is not None for place in places)
     if not placed:
         if len(places) > 1 and any(place.position is not None for place in places):
-            raise InputError("some of the slices have a place in the patient and others none")
+            raise InputError("not all slices have ImagePositionPatient and ImageOrientationPatient")
         return list(range(len(places))), np.diag([places[0].thickness or 1.0, rows, columns, 1.0]), False
     positions = np.array([place.position for place in places])
     along, down = _directions([place.directions for place in places if place.directions is not None])

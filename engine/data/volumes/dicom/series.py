@@ -14,6 +14,7 @@ from engine.data.decoders.dicom import (
     DEFLATED,
     as_colours,
     check_inflated,
+    decoded,
     display_of,
     is_dicom,
     open_dataset,
@@ -124,6 +125,7 @@ def find_series(folder: Path) -> dict[str, Series]:
 def _series_of(path: Path) -> tuple[str, Series] | None:
     """(SeriesInstanceUID, the series without a file) of an image; None of any other file."""
     from pydicom import dcmread
+    from pydicom.uid import UID
 
     say_no_values()
     with open_regular(path) as file:
@@ -135,6 +137,8 @@ def _series_of(path: Path) -> tuple[str, Series] | None:
         file.seek(0)
         tags = ["SeriesInstanceUID", "SeriesNumber", "Modality", "Rows", "Columns", "SOPClassUID"]
         header = dcmread(file, stop_before_pixels=True, force=True, specific_tags=tags)
+    if "Rows" not in header and "Image Storage" in UID(header.get("SOPClassUID", "")).name:
+        raise InputError("damaged DICOM: it ends before its image")
     if "Rows" not in header or "Columns" not in header or header.get("SOPClassUID") in OTHER_CLASSES:
         return None
     modality = str(header.get("Modality") or "")
@@ -177,14 +181,12 @@ def _read(files: list[Path], name: str) -> Volume:
 
 def _read_instance(path: Path, voxels: int) -> "tuple[Dataset, np.ndarray, list[Place]]":
     """(data set without pixels, [frames, H, W] after the rescale or [frames, H, W, 3] uint8, their places); `voxels` were there."""
-    from pydicom.pixels import pixel_array
-
     try:
         dataset = open_dataset(read_bounded(path, MAX_BYTES))
         frames = int(dataset.get("NumberOfFrames") or 1)
         if voxels + frames * dataset.Rows * dataset.Columns > MAX_VOXELS:
             raise InputError(f"its header promises more voxels than a volume may have ({MAX_VOXELS:,})")
-        pixels = np.asarray(pixel_array(dataset))
+        pixels = decoded(dataset)
         colours = as_colours(dataset, pixels)
         pixels = pixels if colours is None else colours
         pixels = pixels.reshape(frames, dataset.Rows, dataset.Columns, *pixels.shape[-1:] * (colours is not None))

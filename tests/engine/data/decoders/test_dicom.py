@@ -7,10 +7,12 @@ import pytest
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence
 
 from engine.data.decoders.dicom import read_stored
 from engine.data.images import decode_image
+from engine.errors import InputError
 
 SLOPE, INTERCEPT, CENTRE, WIDTH = 2.0, -1000.0, 40.0, 400.0
 
@@ -75,3 +77,14 @@ def test_a_masks_values_are_as_they_are_stored():
     for inverted in (False, True):
         content, stored = enhanced(True, False, inverted)
         assert np.array_equal(read_stored(content), stored.max() - stored if inverted else stored)
+
+
+@pytest.mark.parametrize("name", ["JPEG2000", "JPEG-LL", "SC_rgb_jpeg_gdcm", "SC_rgb_jpeg_dcmtk"])
+def test_damaged_pixels_are_one_line_and_do_not_end_the_process(name):
+    dataset = dcmread(get_testdata_file(f"{name}.dcm"))
+    (whole,) = generate_frames(dataset.PixelData, number_of_frames=1)
+    for at in range(2, 60, 3):
+        dataset.PixelData = encapsulate([whole[:at] + bytes(range(97, 150))])
+        dataset.save_as(content := io.BytesIO())
+        with pytest.raises(InputError, match="x.dcm"):
+            decode_image(content.getvalue(), "x.dcm")

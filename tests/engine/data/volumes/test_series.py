@@ -121,6 +121,12 @@ def test_each_slice_is_shown_by_its_own_window(folder):
         assert np.abs(np.asarray(Pictures(volume)(index))[..., 0] - expected).max() <= 1
 
 
+def test_a_window_without_width_says_nothing_and_a_mask_is_seen(folder):
+    mask = (voxels_of() > 0).astype(np.int16)
+    write_series(folder, mask, AXIAL, WindowCenter=40, WindowWidth=0)
+    assert np.array_equal(np.asarray(Pictures(read_volume(folder))(2))[..., 0], mask[2] * 255)
+
+
 def test_a_damaged_window_is_one_line(folder):
     path = one(folder, lambda _, dataset: dataset.add_new("WindowCenter", "LO", "x"), WindowWidth=101)
     with pytest.raises(InputError, match="slice 0: its window or table is damaged"):
@@ -186,13 +192,14 @@ def only(index, **values):
         (only(2, ImageOrientationPatient=[1, 0, 0, 0, 0, -1]), "slices of 2 orientations, expected one (a scout among them?)"),
         (only(2, ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "slices of 2 orientations"),
         (only(2, PixelSpacing=[2, 2]), "slices of 2 pixel spacings, expected one"),
-        (only(2, ImagePositionPatient=None), "some of the slices have a place in the patient and others none"),
+        (only(2, ImagePositionPatient=None), "not all slices have ImagePositionPatient and Im"),
         (lambda _, dataset: dataset.__delitem__("ImagePositionPatient"), "images without a place in the patient"),
         (only(2, Rows=6, PixelData=bytes(108)), "slices of 2 sizes (6 x 9, 12 x 9), expected one"),
         (only(2, PixelData=bytes(10)), "damaged DICOM"),
         (only(2, Rows=60000, Columns=60000), "pixels are more than an image may have"),
         (only(2, NumberOfFrames="900000000"), "promises more voxels"),
-        (only(2, BurnedInAnnotation="YES"), "BurnedInAnnotation is YES"),
+        (only(2, BurnedInAnnotation="yes"), "BurnedInAnnotation is YES"),
+        (lambda _, dataset: dataset.__delitem__("Rows"), "damaged DICOM: it ends before its image"),
     ],
 )
 def test_what_is_no_stack_is_one_line(folder, change, message):

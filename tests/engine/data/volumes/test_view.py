@@ -49,7 +49,7 @@ def test_a_file_that_is_really_called_so_is_taken_as_it_is(tmp_path):
     [
         ("#slice=5", "--slice 5: expected a slice from 0 to 4"),
         ("#slice=-1", "--slice -1: expected a slice from 0 to 4"),
-        ("#slice=", "--slice : expected"),
+        ("#slice=²", "--slice ²: expected"),
         ("#window=x", "--window x: expected a centre and a width"),
     ],
 )
