@@ -27,9 +27,10 @@ def use_onednn(program: ExportedProgram) -> None:
         make = {aten.linear.default: _linear, aten.conv2d.default: _convolution}.get(node.target)
         if make is None or not has_onednn(_value(node).dtype):
             continue
-        [user, *others] = node.users
-        gelu = not others and user.target is aten.gelu.default and not user.kwargs
-        last, after = (user, ("gelu", [], "none")) if gelu else (node, ("none", [], ""))
+        user = next(iter(node.users))
+        gelu = len(node.users) == 1 and user.target is aten.gelu.default and not user.kwargs
+        last = user if gelu else node
+        after: Any = ("gelu" if gelu else "none", [], "none" if gelu else "")
         with graph.inserting_before(last):
             made = make(graph, node, after)
         if made is not None:
@@ -43,7 +44,8 @@ def use_onednn(program: ExportedProgram) -> None:
 
 
 def _linear(graph: Graph, node: Node, after: tuple[Any, ...]) -> Node | None:
-    x, w, b = (*node.args, None)[:3]
+    given: list[Any] = [*node.args, None]
+    x, w, b = given[:3]
     *sizes, width = _value(x).shape
     if sizes == [1] * len(sizes) and width <= LONGEST_SUM and after[0] == "none":
         products = graph.call_function(aten.mul.Tensor, (graph.call_function(aten.unsqueeze.default, (x, -2)), w))
@@ -56,9 +58,9 @@ def _linear(graph: Graph, node: Node, after: tuple[Any, ...]) -> Node | None:
 
 
 def _convolution(graph: Graph, node: Node, after: tuple[Any, ...]) -> Node | None:
-    defaults = (None, [1, 1], [0, 0], [1, 1], 1)
-    x, w, *rest = node.args
-    b, stride, padding, dilation, groups = (*rest, *defaults[len(rest) :])
+    defaults: list[Any] = [None, [1, 1], [0, 0], [1, 1], 1]  # what torch.export leaves out at the end
+    given: list[Any] = list(node.args)
+    x, w, b, stride, padding, dilation, groups = given + defaults[len(given) - 2 :]
     shape, strides = list(_value(x).shape), list(_value(x).stride())
     if any(isinstance(size, SymInt) for size in shape) or not _value(node).is_contiguous(memory_format=torch.channels_last):
         return None
