@@ -24,6 +24,7 @@ class Model {
     virtual ~Model() = default;
     virtual std::vector<Route> routes() = 0;
     virtual std::string hash() const = 0;   // for the audit
+    virtual std::string listed() const { return ""; }  // JSON object that /v1/models gives, if any
     virtual std::string about() const = 0;  // JSON object that /healthz gives: status, kind, model, intended_use
 };
 

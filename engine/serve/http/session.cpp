@@ -127,9 +127,11 @@ void Session::answer() {
 std::optional<Response> Session::at_once() {
     const auto& request = parser_->get();
     const std::string_view path = path_of(request);
-    const bool get = request.method() == http::verb::get, post = request.method() == http::verb::post;
+    const bool get = request.method() == http::verb::get || request.method() == http::verb::head;
+    const bool post = request.method() == http::verb::post;
     const auto route = site_.routes.find(path);
-    const bool known = path == "/" || path == "/healthz" || path == "/metrics";
+    const std::string models = path == "/v1/models" ? site_.model.listed() : "";
+    const bool known = path == "/" || path == "/healthz" || path == "/metrics" || !models.empty();
     route_ = route != site_.routes.end() || known ? std::string(path) : "other";
 
     if (site_.options.token.empty() && site_.loopback && !names_loopback(header(request, http::field::host))) {
@@ -144,12 +146,13 @@ std::optional<Response> Session::at_once() {
         const auto text = site_.metrics.text(site_.queue->waiting(), site_.queue->most(), site_.sessions.size());
         return Response{200, "text/plain; version=0.0.4", text};
     }
+    if (!models.empty() && get) return Response{200, "application/json", models + '\n'};
     if (route == site_.routes.end()) {
         return known ? error_response(405, "expected GET") : error_response(404, "there is nothing here");
     }
     if (!post) return error_response(405, "expected POST");
     // A page of another site can send a form or text unasked, JSON only if this server consented, which it does not.
-    if (const auto type = header(request, http::field::content_type); !type.starts_with("application/json")) {
+    if (!beast::iequals(request[http::field::content_type].substr(0, 16), "application/json")) {
         return error_response(415, "expected Content-Type: application/json");
     }
     return std::nullopt;
@@ -183,6 +186,7 @@ void Session::send(Response response, bool keep_alive) {
     message->keep_alive(keep_alive);
     message->body() = std::move(response.body);
     message->prepare_payload();
+    if (parser_ && parser_->is_header_done() && parser_->get().method() == http::verb::head) message->body().clear();
     allow(site_.options.patience);
     http::async_write(stream_, *message, [self = shared_from_this(), message, keep_alive](Error error, std::size_t) {
         self->on_sent(error, keep_alive);

@@ -33,6 +33,11 @@ ChatService::ChatService(const Bundle& bundle) : vlm_(bundle), hash_(bundle.mani
                    {"intended_use", all.value("intended_use", "")}});
 }
 
+std::string ChatService::listed() const {
+    return dump({{"object", "list"},
+                 {"data", ordered_json::array({{{"id", name_}, {"object", "model"}, {"created", 0}, {"owned_by", "vesalius"}}})}});
+}
+
 std::vector<Route> ChatService::routes() {
     return {{"/v1/chat/completions", 1, [this](std::span<const Request> requests) { return std::vector{answer(requests[0])}; }}};
 }

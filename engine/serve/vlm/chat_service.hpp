@@ -15,6 +15,7 @@ class ChatService : public Model {
 
     std::vector<Route> routes() override;
     std::string hash() const override { return hash_; }
+    std::string listed() const override;
     std::string about() const override { return about_; }
 
  private:

@@ -18,7 +18,12 @@ constexpr std::size_t MOST_STOPS = 4, LONGEST_STOP = 1 << 10;  // of bytes
 constexpr double HIGHEST_TEMPERATURE = 100;
 constexpr std::array READ{"messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "stop", "seed", "stream",
                           "stream_options"};
-constexpr std::array WITHOUT_EFFECT{"model", "user", "metadata", "store"};
+constexpr std::array WITHOUT_EFFECT{"model", "user", "metadata", "store", "service_tier", "parallel_tool_calls"};
+
+// What clients send to ask for what happens anyway.
+const json USUAL = json::parse(R"({"n": [1], "presence_penalty": [0], "frequency_penalty": [0], "logprobs": [false], "tools": [[]],
+    "top_logprobs": [0], "tool_choice": ["none", "auto"], "logit_bias": [{}], "response_format": [{"type": "text"}],
+    "modalities": [["text"]]})");
 
 template <std::size_t N>
 bool has(const std::array<const char*, N>& names, const std::string& name) {
@@ -27,8 +32,9 @@ bool has(const std::array<const char*, N>& names, const std::string& name) {
 
 void check_names(const json& body) {
     for (const auto& [name, value] : body.items()) {
-        const bool one_of_one = name == "n" && value == 1;
-        if (!has(READ, name) && !has(WITHOUT_EFFECT, name) && !one_of_one && !value.is_null()) {
+        const auto usual = USUAL.find(name);
+        const bool as_usual = usual != USUAL.end() && std::ranges::find(*usual, value) != usual->end();
+        if (!has(READ, name) && !has(WITHOUT_EFFECT, name) && !as_usual && !value.is_null()) {
             throw InputError("'" + one_line(name, 40) + "' is not supported here");
         }
     }
@@ -81,6 +87,7 @@ void read_messages(const json& body, CompletionRequest& request) {
     }
     for (const json& entry : *messages) {
         ChatMessage message{text(entry, "role", "messages: expected a role and a content each"), {}};
+        if (message.role == "developer") message.role = "system";  // OpenAI's newer name
         const auto content = entry.find("content");
         if (content != entry.end() && content->is_string()) {
             message.parts.push_back({false, content->get<std::string>()});

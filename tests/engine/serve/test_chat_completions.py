@@ -102,6 +102,15 @@ def test_the_smallest_nucleus_is_the_likeliest_token_at_any_temperature(server):
     assert drawn == greedy != other
 
 
+def test_what_clients_send_to_ask_for_nothing_changes_nothing(server):
+    usual = {"presence_penalty": 0.0, "logprobs": False, "tools": [], "tool_choice": "auto", "response_format": {"type": "text"}}
+    system, alone, with_usual = (
+        post(server, {"messages": [{"role": role, "content": "Brief."}, *pictured()], "max_tokens": 4, **more})[1]["choices"]
+        for role, more in (("system", {}), ("developer", {}), ("developer", usual | {"n": 1, "logit_bias": {}}))
+    )
+    assert system == alone == with_usual
+
+
 def test_a_conversation_goes_on_from_what_was_said(server):
     first = [{"role": "user", "content": "Hello?"}]
     further = [*first, {"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Hello?"}]
@@ -129,7 +138,8 @@ def test_a_conversation_goes_on_from_what_was_said(server):
         ({"messages": pictured(), "top_p": 1.5}, "top_p: expected a number from 0"),
         ({"messages": pictured(), "stop": ""}, "stop: expected a text"),
         ({"messages": pictured(), "stream": "yes"}, "stream: expected true or false"),
-        ({"messages": pictured(), "n": 2}, "'n' is not supported here"),
+        ({"messages": pictured(), "n": 2, "presence_penalty": 0}, "'n' is not supported here"),
+        ({"messages": pictured(), "logprobs": True}, "'logprobs' is not supported here"),
         ({"messages": pictured(), "tools": [{}]}, "'tools' is not supported here"),
         ({"messages": pictured("word " * 3000)}, "together"),
     ],
@@ -150,7 +160,11 @@ def test_a_link_to_elsewhere_is_not_followed(server):
 
 def test_health_says_which_model_answers(server):
     connection = http.client.HTTPConnection(server, timeout=60)
+    connection.request("HEAD", "/healthz")
+    assert connection.getresponse().read() == b""
     connection.request("GET", "/healthz")
     told = json.loads(connection.getresponse().read())
+    connection.request("GET", "/v1/models")
+    assert [entry["id"] for entry in json.loads(connection.getresponse().read())["data"]] == [told["model"]["name"]]
     connection.close()
     assert told["kind"] == "vlm" and told["model"]["name"] == "policy"
