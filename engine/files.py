@@ -85,11 +85,15 @@ def read_bounded(path: str | Path, limit: int) -> bytes:
 
 
 def refuse_overwriting(outputs: Mapping[str, str | Path | None], inputs: Mapping[str, str | Path | None]) -> None:
-    """InputError if a file to be written is one that is read, also by a link or another spelling; {flag: file, or None}."""
+    """InputError if a file to be written is one that is read, or in a folder that is, also by a link or another spelling;
+    {flag: path, or None}."""
     for flag, written in outputs.items():
         for other, read in inputs.items():
             if written and read and _is_same_file(written, read):
                 raise InputError(f"{flag} {written}: is the file that {other} names (expected another; nothing was written)")
+            inside = visible_files(Path(read), "**/*") if read and os.path.isfile(written or "") and os.path.isdir(read) else []
+            if any(_is_same_file(written or "", file) for file in inside):
+                raise InputError(f"{flag} {written}: is in the folder that {other} names (expected another; nothing was written)")
 
 
 def _is_same_file(first: str | Path, second: str | Path) -> bool:

@@ -27,7 +27,8 @@ def carried(ask: Ask, volume: Volume, prompts: Mapping[int, Prompt], name: str, 
     if only is not None or not prompts:
         drawn: Iterable[Drawn] = (Drawn(place, *segment(place, prompts.get(place, Prompt()))) for place in places)
     else:
-        drawn = propagate(segment, volume.shape[0], prompts, grey=None if volume.is_colour else volume.voxels.__getitem__)
+        grey = None if volume.is_colour else lambda index: np.nan_to_num(volume.voxels[index], posinf=0, neginf=0)
+        drawn = propagate(segment, volume.shape[0], prompts, grey=grey)
     for each in progress(drawn, desc=name, total=len(places), unit="slice", delay=2):
         levels[each.slice] = answered[each.slice]
     return levels

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.data.volumes.dicom.segmentation import write_segmentation
+from engine.data.volumes.dicom.segmentation import check_source, write_segmentation
 from engine.data.volumes.labels import INSIDE, label_map
 from engine.data.volumes.nifti import ENDINGS, NiftiSource, is_nifti, write_nifti
 from engine.data.volumes.volume import Volume
@@ -18,6 +18,8 @@ DICOM_ENDINGS = (".dcm", ".dicom")
 
 def check_output(out: str | None, inputs: Mapping[str, str | None], volume: Volume | None = None) -> Path | None:
     """`--out` as a path; InputError if its ending is unknown, it is a folder, a file that is read, or not for such a volume."""
+    if volume is not None and not is_nifti(name := out or default_name(volume)):
+        check_source(f"--out {name}", volume)
     if not out:
         return None
     if not out.lower().endswith((*DICOM_ENDINGS, *ENDINGS)):
@@ -25,8 +27,6 @@ def check_output(out: str | None, inputs: Mapping[str, str | None], volume: Volu
     if os.path.isdir(out):
         raise InputError(f"--out {out}: is a folder (expected a file to write)")
     refuse_overwriting({"--out": out, "the overlay of --out,": overlay_beside(Path(out))}, inputs)
-    if volume is not None and isinstance(volume.source, NiftiSource) and not is_nifti(out):
-        raise InputError(f"--out {out}: a DICOM segmentation refers to DICOM images (expected .nii or .nii.gz for NIfTI)")
     return Path(out)
 
 

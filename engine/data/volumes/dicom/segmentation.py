@@ -23,6 +23,7 @@ from engine.errors import InputError
 from engine.files import read_bounded, write_whole
 
 FORMS = ("labelmap", "binary", "fractional")
+EMPTY = "PatientID PatientName PatientBirthDate PatientSex AccessionNumber StudyID StudyDate StudyTime".split()  # may be (type 2)
 SERIES_NUMBER = 9000  # on from the source's, far from those that a scanner gives
 
 
@@ -32,13 +33,9 @@ def write_segmentation(
     """Levels [slices, rows, columns] uint8 (0 to 255) of each structure as one DICOM file, written whole.
 
     `form`: labelmap (one label a voxel), binary (structures may overlap) or fractional (the levels as probabilities). `algorithm`:
-    the model's name. InputError where the volume was no DICOM, or its headers lack what a segmentation has to say.
+    the model's name. Of a volume that `check_source` let pass.
     """
-    highdicom = _highdicom()
-    if not isinstance(volume.source, DicomSource):
-        raise InputError(f"{path}: a DICOM segmentation refers to DICOM images (expected .nii or .nii.gz for a NIfTI volume)")
-    if not volume.placed and volume.shape[0] > 1:
-        raise InputError(f"{path}: frames without a place in the patient, which no segmentation can refer to (expected .nii.gz)")
+    assert isinstance(volume.source, DicomSource)  # `check_source` was asked
     if form == "labelmap":
         pixels = label_map(levels)
     elif form == "binary":
@@ -47,14 +44,33 @@ def write_segmentation(
         pixels = np.stack(levels, axis=-1).astype(np.float32) / 255
     if len(volume.source.instances) == 1:  # its frames may lie in another order
         pixels = pixels[np.argsort(volume.source.frames, kind="stable")]
+    write_whole(path, _encoded(_made(path, volume.source.instances, pixels, names, form, algorithm)))
+
+
+def check_source(path: str | Path, volume: Volume) -> None:
+    """InputError, before anything is segmented: the volume was no DICOM, or its headers lack what a segmentation says."""
+    if not isinstance(volume.source, DicomSource):
+        raise InputError(f"{path}: a DICOM segmentation refers to DICOM images (expected .nii or .nii.gz for a NIfTI volume)")
+    if not volume.placed and volume.shape[0] > 1:
+        raise InputError(f"{path}: frames without a place in the patient, which no segmentation can refer to (expected .nii.gz)")
+    first = volume.source.instances[:1]
+    empty = np.zeros((int(first[0].get("NumberOfFrames") or 1), *volume.shape[1:]), np.uint8)
+    _made(path, first, empty, ["empty"], "labelmap", "empty")
+
+
+def _made(path: str | Path, instances: list[Any], pixels: np.ndarray, names: Sequence[str], form: str, algorithm: str) -> Any:
+    """highdicom's, which takes what may be empty for granted."""
+    highdicom = _highdicom()
+    for name in EMPTY:
+        instances[0].setdefault(name, "")
     try:
-        made = highdicom.seg.Segmentation(
-            source_images=volume.source.instances,
+        return highdicom.seg.Segmentation(
+            source_images=instances,
             pixel_array=pixels,
             segmentation_type=form.upper(),
             segment_descriptions=[_description(highdicom, number, name, algorithm) for number, name in enumerate(names, 1)],
             series_instance_uid=highdicom.UID(),
-            series_number=SERIES_NUMBER + int(volume.source.instances[0].get("SeriesNumber") or 0) % SERIES_NUMBER,
+            series_number=SERIES_NUMBER + int(instances[0].get("SeriesNumber") or 0) % SERIES_NUMBER,
             sop_instance_uid=highdicom.UID(),
             instance_number=1,
             manufacturer="Vesalius",
@@ -67,10 +83,11 @@ def write_segmentation(
     except (AttributeError, KeyError) as error:
         lacking = re.findall(r"'([A-Z]\w+)'$|attribute '(\w+)'", str(error))
         what = "".join(lacking[0]) if lacking else "whole header"
-        raise InputError(f"{path}: the source has no {what}, which a segmentation needs") from None
+        raise InputError(f"{path}: the source has no {what}, which a segmentation needs (expected .nii.gz)") from None
     except (ValueError, TypeError) as error:  # whose text may hold values of the patient's
-        raise InputError(f"{path}: the source's header is not as the standard has it ({type(error).__name__})") from None
-    write_whole(path, _encoded(made))
+        raise InputError(
+            f"{path}: the source's header is not as the standard has it ({type(error).__name__}, expected .nii.gz)"
+        ) from None
 
 
 def read_segmentation(path: str | Path) -> tuple[np.ndarray, np.ndarray]:

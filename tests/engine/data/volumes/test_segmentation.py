@@ -11,7 +11,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
-from engine.data.volumes.dicom.segmentation import write_segmentation
+from engine.data.volumes.dicom.segmentation import EMPTY, check_source, write_segmentation
 from engine.data.volumes.grids import onto, read_mask_volume
 from engine.data.volumes.nifti import LPS
 from engine.data.volumes.output import write_labels
@@ -108,15 +108,16 @@ def test_real_files_are_segmented(tmp_path, name):
 def test_frames_without_a_place_go_to_nifti_only(tmp_path):
     volume = read_volume(get_testdata_file("emri_small.dcm"))
     with pytest.raises(InputError, match="frames without a place in the patient"):
-        write(tmp_path / "seg.dcm", volume, levels_of(volume.shape))
+        check_source("seg.dcm", volume)
     write_labels(tmp_path / "seg.nii.gz", volume, levels_of(volume.shape)[:1], ["a"], form="binary", algorithm="x")
     marked = nibabel.load(tmp_path / "seg.nii.gz").get_fdata().transpose(2, 1, 0)
     assert np.array_equal(marked, levels_of(volume.shape)[0] >= 128) and volume.counted(marked > 0)["volume_ml"] is None
 
 
 def test_nothing_found_is_written_as_such(tmp_path):
-    write_series(tmp_path / "s", voxels_of(), AXIAL)
+    write_series(tmp_path / "s", voxels_of(), AXIAL, lambda _, dataset: [dataset.__delitem__(name) for name in EMPTY])
     volume = read_volume(tmp_path / "s")
+    check_source("seg.dcm", volume)
     for form in FORMS:
         assert not write(tmp_path / "seg.dcm", volume, [np.zeros(volume.shape, np.uint8)], form).pixel_array.any()
 
@@ -139,7 +140,7 @@ def test_dciodvfy_finds_no_error(tmp_path, form, source):
     assert not errors, "\n".join(errors)
 
 
-@pytest.mark.parametrize("attribute", ["StudyInstanceUID", "PatientID"])
+@pytest.mark.parametrize("attribute", ["StudyInstanceUID", "PixelSpacing"])
 def test_a_source_that_lacks_what_a_segmentation_says_is_one_line(tmp_path, attribute):
     write_series(tmp_path / "s", voxels_of(), AXIAL, lambda _, dataset: dataset.__delitem__(attribute))
     volume = read_volume(tmp_path / "s")
