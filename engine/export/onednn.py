@@ -37,9 +37,8 @@ def use_onednn(program: ExportedProgram) -> None:
             made.meta = dict(last.meta)
             last.replace_all_uses_with(made)
             program.graph_signature.replace_all_uses(last.name, made.name)
-            graph.erase_node(last)
-            if gelu:
-                graph.erase_node(node)
+            for old in (user, node) if gelu else (node,):
+                graph.erase_node(old)
     program.graph_module.recompile()
 
 
