@@ -89,18 +89,16 @@ def in_floors(rooms: list[Room], imports: Counter) -> list[Room]:
     return sorted(rooms, key=lambda room: (-level(room), room))
 
 
-def says(room: Room, files: list[Path], root: Path) -> tuple[str, str, str]:
-    """A room's name, what it is (the first sentence of its package), and its size; of a top floor, its modules."""
+def says(room: Room, files: list[Path], root: Path) -> tuple[str, str]:
+    """A room's name, and what it is (the first sentence of its package); of a top floor, its modules."""
     package, _, inner = room.partition(".")
-    lines = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
-    size = f"{len(files)} file{'s' * (len(files) > 1)}, {lines:,} lines"
     if not inner and package in ("engine", "models"):
-        return f"{package}/*.py", ", ".join(sorted(file.stem for file in files if file.stem != "__init__")), size
+        return f"{package}/*.py", ", ".join(sorted(file.stem for file in files if file.stem != "__init__"))
     file = root / package / inner / "__init__.py"
     file = file if file.exists() else file.parent.with_suffix(".py")
     docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     name = f"{package}/{inner}".rstrip("/") + (".py" if file.name != "__init__.py" else "")
-    return name, docstring.splitlines()[0].split(". ")[0].rstrip(".:").replace("`", ""), size
+    return name, docstring.splitlines()[0].split(". ")[0].rstrip(".:").replace("`", "")
 
 
 def wrapped(text: str, width: int, lines: int = 2) -> str:
@@ -112,14 +110,13 @@ def wrapped(text: str, width: int, lines: int = 2) -> str:
     return "\n".join(row.rstrip() for row in rows[:lines]) + (" ..." if len(rows) > lines else "")
 
 
-def draw_box(axes, x: float, y: float, width: float, color: str, words: tuple[str, str, str]) -> None:
+def draw_box(axes, x: float, y: float, width: float, color: str, words: tuple[str, str]) -> None:
     """A room whose upper left corner is (x, y)."""
     shape = f"round,pad=0,rounding_size={HEIGHT / 8}"
     axes.add_patch(FancyBboxPatch((x, y - HEIGHT), width, HEIGHT, boxstyle=shape, fc=PAPER, ec=color, lw=1.4, zorder=3))
     axes.add_patch(Rectangle((x, y - 0.88 * HEIGHT), 0.12, 0.76 * HEIGHT, fc=color, ec="none", zorder=4))
-    name, what, size = words
+    name, what = words
     axes.text(x + 0.27, y - 0.24, name, fontsize=12.5, fontweight="bold", color=color, va="center", zorder=5)
-    axes.text(x + width - 0.14, y - 0.24, size, fontsize=8.5, color="#6b7683", va="center", ha="right", zorder=5)
     axes.text(x + 0.27, y - 0.62, wrapped(what, round(13 * width)), fontsize=9, color=INK, va="center", linespacing=1.25, zorder=5)
 
 

@@ -1,6 +1,7 @@
 """List the recipes: `python -m recipes`. Their docstrings are read, not their imports, so that it answers at once."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -24,12 +25,16 @@ SYSTEMS = {
 
 
 def list_recipes() -> dict[str, dict[str, str]]:
-    """System -> {module: first line of its docstring}; a system that SYSTEMS does not know goes by its prefix."""
+    """System -> {module: first line of its docstring, without the system's name}; an unknown system goes by its prefix."""
     systems: dict[str, dict[str, str]] = {title: {} for title in SYSTEMS.values()}
     for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "(no docstring)"
         prefix = path.stem.split("_")[0]
-        systems.setdefault(SYSTEMS.get(prefix, prefix), {})[f"recipes.{path.stem}"] = docstring.splitlines()[0].rstrip(".")
+        title = SYSTEMS.get(prefix, prefix)
+        line = re.sub(
+            rf"^{title.split(' with ')[0]}[,:] (.)", lambda first: first[1].upper(), docstring.splitlines()[0].rstrip(".")
+        )
+        systems.setdefault(title, {})[f"recipes.{path.stem}"] = line
     return {title: recipes for title, recipes in systems.items() if recipes}
 
 
