@@ -8,6 +8,7 @@ import math
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
@@ -94,6 +95,15 @@ def refuse_overwriting(outputs: Mapping[str, str | Path | None], inputs: Mapping
             inside = visible_files(Path(read), "**/*") if read and os.path.isfile(written or "") and os.path.isdir(read) else []
             if any(_is_same_file(written or "", file) for file in inside):
                 raise InputError(f"{flag} {written}: is in the folder that {other} names (expected another; nothing was written)")
+
+
+def refuse_unwritable(flag: str, path: Path) -> None:
+    """InputError where nothing can be written to `path`; its folder is made where it is missing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise InputError(f"{flag} {path}: cannot be written ({error.strerror})") from None
 
 
 def _is_same_file(first: str | Path, second: str | Path) -> bool:

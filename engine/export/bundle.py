@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from engine.errors import InputError
-from engine.files import open_regular, read_bounded, write_json
+from engine.files import open_regular, read_bounded, refuse_unwritable, write_json
 from engine.json_names import each_once
 
 MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
@@ -34,7 +34,7 @@ def refuse_existing(out: Path) -> None:
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder to fill, beside `out`, which becomes `out` when the block ends well and is taken away when it does not."""
     refuse_existing(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    refuse_unwritable("--out", out)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
         whole = Path(staging) / "whole"
         whole.mkdir()

@@ -121,6 +121,7 @@ def test_prs_meds_mask_decoder_becomes_a_graph_that_reads_states(tmp_path):
         (["--model", "other.pth"], "--model: other.pth: its tensors are those of no SAM"),
         (["--model", "folder"], "--model: folder: no checkpoint there"),
         (["--out", "full"], "--out full: exists already (expected a folder that does not, or an empty one)"),
+        (["--out", "notes.txt/a"], "--out notes.txt/a: cannot be written"),
         (["--target", "openvino"], "argument --target: invalid choice: 'openvino'"),
         (["--evaluation", "folder"], "--evaluation folder: no evaluation.json there"),
         (["--gpu", "sm_86"], "--gpu is of --target tensorrt alone"),

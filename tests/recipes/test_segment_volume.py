@@ -194,6 +194,7 @@ def test_nothing_says_who_the_patient_is(ball, tmp_path, random_weights, monkeyp
         (["--out", "seg.png"], "--out seg.png: expected a name that ends in .dcm, .nii or .nii.gz"),
         (["--out", "truth.nii.gz", "--mask", "truth.nii.gz"], "is the file that --mask names"),
         (["--out", "scan/002.dcm"], "scan/002.dcm: is in the folder that --volume names"),
+        (["--out", "truth.nii.gz/x.nii"], "truth.nii.gz/x.nii: cannot be written"),
         (["--boxes", BOX, "--mask", "absent.nii"], "absent.nii"),
         (["--model", "tiny_sam"], "--checkpoint is missing: the published weights of tiny_sam"),
         (["--model", "prs_med"], "--model prs_med: --checkpoint and --question are missing"),

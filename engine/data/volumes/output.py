@@ -11,7 +11,7 @@ from engine.data.volumes.labels import INSIDE, label_map
 from engine.data.volumes.nifti import ENDINGS, NiftiSource, is_nifti, write_nifti
 from engine.data.volumes.volume import Volume
 from engine.errors import InputError
-from engine.files import refuse_overwriting
+from engine.files import refuse_overwriting, refuse_unwritable
 
 DICOM_ENDINGS = (".dcm", ".dicom")
 
@@ -27,6 +27,7 @@ def check_output(out: str | None, inputs: Mapping[str, str | None], volume: Volu
     if os.path.isdir(out):
         raise InputError(f"--out {out}: is a folder (expected a file to write)")
     refuse_overwriting({"--out": out, "the overlay of --out,": overlay_beside(Path(out))}, inputs)
+    refuse_unwritable("--out", Path(out))
     return Path(out)
 
 
