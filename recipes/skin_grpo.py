@@ -13,8 +13,8 @@ command takes a published settings file, whose values are the defaults; which of
 
 With no flags it trains the starter policy for skin lesions, whose boxes are too wide. The second command goes on from stage 1, as
 measured with seeds 42, 1 and 2, each after its own stage 1: mean IoU on 124 held-out lesions from 0.650, 0.665 and 0.700 to
-0.767, 0.764 and 0.770, boxes that overlap by more than a half from 85, 86 and 92 % to 98, 98 and 99 %, regions from 85.5, 90.3 and
-87.1 % to 90.3, 87.9 and 91.9 %, diagnoses from 81.5, 63.7 and 76.6 % to 79.8, 99.2 and 99.2 %; in about 240 CPU seconds.
+0.767, 0.770 and 0.770, boxes that overlap by more than a half from 85, 86 and 92 % to 98, 98 and 99 %, regions from 85.5, 90.3 and
+87.1 % to 90.3, 90.3 and 91.9 %, diagnoses from 81.5, 63.7 and 76.6 % to 79.8, 76.6 and 99.2 %; in 240 to 320 CPU seconds.
 
 The last line is JSON: diagnosis_accuracy, balanced_accuracy, region_accuracy, mean_iou and iou_over_50, each _before and _after
 (fractions), majority_accuracy, reward_first and _last, seconds, checkpoint, recall_before and
