@@ -22,7 +22,7 @@ from typing import Any
 from engine.command.arguments import parse_arguments
 from engine.command.main import run_command
 from engine.command.run_folder import open_run
-from engine.command.settings import ALLOW_BURNED_IN, setting
+from engine.command.settings import ALLOW_BURNED_IN, refuse, setting
 from engine.data.formats.text import is_unicode
 from engine.data.images import open_image
 from engine.data.options.answers import read_tagged
@@ -55,6 +55,7 @@ class DemoArguments:
 
 def main(argv: list[str]) -> dict:
     (args,) = parse_arguments(DemoArguments, argv, recipe="medvlm_r1_demo", description=__doc__)
+    refuse([(not (args.image and args.row), f"--row {args.row}: of the starter data, not of --image (expected one of the two)")])
     row = read_input(args)
     policy = load(args.model)
     start = time.perf_counter()
@@ -88,8 +89,6 @@ def read_input(args: DemoArguments) -> dict:
         if args.row >= len(questions):
             raise InputError(f"--row {args.row}: expected at most {len(questions) - 1}")
         return questions[args.row]
-    if args.row:
-        raise InputError(f"--row {args.row}: of the starter data, not of --image (expected one of the two)")
     if not all(map(is_unicode, [args.question or "", *(args.options or [])])):
         raise InputError("--question, --options: expected UTF-8 text")
     if not args.question or not args.question.strip():
