@@ -115,11 +115,8 @@ def test_fuzz_of_conversations(folder, drawn, place, damage):
         for text in (row["question"], row["answer"]):
             assert not any(tag in text for tag in ("<mask>", "</mask>", "<region>", "</region>", "<image>"))
         assert all((folder / name).is_file() and ".." not in name for name in row["mask_ids"])
-        assert not row["image_id"] or Path(row["image_id"]).relative_to(folder).as_posix() in (
-            "images/x.png",
-            "masks/m.png",
-            "m.png",
-        )
+        images = [folder / name for name in ("images/x.png", "masks/m.png", "m.png")]
+        assert not row["image_id"] or Path(row["image_id"]) in images
 
 
 @bounded()
