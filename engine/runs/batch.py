@@ -152,12 +152,9 @@ def _kept(path: Path) -> dict[str, Any] | None:
     """What a file of an earlier run holds; None where there is none, or a damaged one."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        parts = [share["overall"] for share in kept["shares"].values()]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    shares = kept.get("shares") if isinstance(kept, dict) else None
-    parts = (
-        [share.get("overall") if isinstance(share, dict) else None for share in shares.values()] if isinstance(shares, dict) else []
-    )
     return kept if parts and all(isinstance(part, dict) and COUNTED <= set(part) for part in parts) else None
 
 

@@ -95,10 +95,8 @@ def as_question(row: Any) -> dict:
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and not is_unicode(text):
                 raise BadRow(f"{key} has half a character ({ascii(text)[:60]})", "Unicode text")
-    two = [
-        _letters_of(named[key]) for key in ("question", "problem") if isinstance(named.get(key), str) and not _is_blank(named[key])
-    ]
-    if len(two) > 1 and two[0] not in two[1]:
+    texts = [named[key] for key in ("question", "problem") if isinstance(named.get(key), str) and not _is_blank(named[key])]
+    if len(texts) > 1 and _letters_of(texts[0]) not in _letters_of(texts[1]):
         raise BadRow("question and problem ask two things", "the question in the problem, beside its options, or one of the two")
     letters = {name: named.pop(name) for name in list(named) if len(name) == 1}
     listed = _read_list(named.pop("options", None))
